@@ -1,0 +1,132 @@
+//! The agent's socket: how the CNI plugin, and the command line, talk to the running `fairlead-proxy`.
+//!
+//! One request and one reply per connection, each a line of JSON over a unix stream socket
+//! ([`DEFAULT_SOCKET`]). The agent answers an [`Request::AddEndpoint`] only when the pod's entries are in
+//! the maps and its program is attached, so that a successful CNI ADD means a working pod.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the agent listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/fairlead/agent.sock";
+
+/// A pod's name in the API; empty fields where the runtime did not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodRef {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// The pod's UID: an address reused by another pod is another endpoint.
+    pub uid: String,
+}
+
+/// One attachment of a pod, as CNI ADD made it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Registration {
+    /// CNI_CONTAINERID.
+    pub container_id: String,
+    /// CNI_IFNAME: the interface's name inside the pod.
+    pub ifname: String,
+    /// The pod behind it.
+    pub pod: PodRef,
+    /// Name of the host side of the veth pair.
+    pub host_ifname: String,
+    /// Interface index of the host side.
+    pub host_ifindex: u32,
+    /// Ethernet address of the pod's end.
+    pub pod_mac: [u8; 6],
+    /// Ethernet address of the host's end.
+    pub host_mac: [u8; 6],
+    /// The pod's addresses, at most one of each family.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What may be asked of the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum Request {
+    /// Program a pod's endpoint and attach its program; idempotent.
+    AddEndpoint(Registration),
+    /// Remove an endpoint; succeeds if there is none.
+    DeleteEndpoint {
+        /// CNI_CONTAINERID.
+        container_id: String,
+        /// CNI_IFNAME.
+        ifname: String,
+    },
+    /// Compare an endpoint with the maps and the attached program; an error names what differs.
+    CheckEndpoint(Registration),
+    /// The agent's state, as `fairlead-proxy status -o json` prints it.
+    Status,
+    /// The programmed Services, as `fairlead-proxy services -o json` prints them.
+    Services,
+}
+
+/// The agent's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Reply {
+    /// Done; the value is null where nothing was asked for.
+    Ok(serde_json::Value),
+    /// Not done, and why.
+    Error(String),
+}
+
+/// Why the agent could not be asked, or would not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Nobody listens.
+    #[error("connect to the agent at {path}: {source}")]
+    Connect {
+        /// The socket's path.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The connection broke, or the agent took too long.
+    #[error("talk to the agent at {path}: {source}")]
+    Talk {
+        /// The socket's path.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The agent's answer was not one.
+    #[error("understand the agent's answer: {0}")]
+    Answer(#[from] serde_json::Error),
+    /// The agent answered that it could not.
+    #[error("the agent refused: {0}")]
+    Refused(String),
+}
+
+/// Asks the agent at `socket` and waits for its answer at most `timeout`.
+///
+/// # Errors
+/// When nobody listens, the connection breaks or times out, or the agent refuses.
+pub fn ask(socket: &Path, request: &Request, timeout: Duration) -> Result<serde_json::Value, AgentError> {
+    let path = || socket.display().to_string();
+    let stream =
+        UnixStream::connect(socket).map_err(|source| AgentError::Connect { path: path(), source })?;
+    let mut line = serde_json::to_string(request)?;
+    line.push('\n');
+    let talk = || -> std::io::Result<String> {
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
+        (&stream).write_all(line.as_bytes())?;
+        let mut answer = String::new();
+        BufReader::new(&stream).read_line(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = talk().map_err(|source| AgentError::Talk { path: path(), source })?;
+    match serde_json::from_str(&answer)? {
+        Reply::Ok(value) => Ok(value),
+        Reply::Error(why) => Err(AgentError::Refused(why)),
+    }
+}

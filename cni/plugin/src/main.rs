@@ -1,0 +1,3 @@
+//! Fairlead's CNI plugin and its node daemon.
+
+fn main() {}

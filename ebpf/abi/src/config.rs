@@ -1,0 +1,22 @@
+//! What the programs must know about their node.
+
+use crate::{Address, layout};
+
+/// The node's own addresses and limits. One entry, rewritten whole when the Node object changes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The node's primary IPv4 address: the source of masqueraded packets. `::` if it has none.
+    pub node_v4: Address,
+    /// The node's primary IPv6 address: the source of masqueraded packets. `::` if it has none.
+    pub node_v6: Address,
+    /// Cookie of the host's network namespace: socket hooks translate only for sockets in it.
+    pub host_netns: u64,
+    /// First port of the range that masqueraded flows use, in the host's byte order.
+    pub snat_first: u16,
+    /// How many ports that range has; a power of two.
+    pub snat_count: u16,
+    /// Zero.
+    pub reserved: u32,
+}
+layout!(Config, 48);

@@ -1,0 +1,72 @@
+//! Translated flows.
+
+use crate::{Address, Port, layout};
+
+/// A packet's tuple as it arrives, before translation. 40 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// The sender.
+    pub source: Address,
+    /// The receiver.
+    pub destination: Address,
+    /// The sender's port.
+    pub source_port: Port,
+    /// The receiver's port.
+    pub destination_port: Port,
+    /// An IP protocol number, see [`crate::protocol`].
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+layout!(FlowKey, 40);
+
+impl FlowKey {
+    /// The tuple of a packet that answers this one.
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+            reserved: [0; 3],
+        }
+    }
+}
+
+/// What a matching packet's tuple becomes. A translated connection has two entries: one for the client's
+/// packets (forward) and one for the backend's (reply, [`flow_flags::REPLY`]). 64 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// When a packet last matched, in nanoseconds of the monotonic clock, to about a second.
+    pub last_seen: u64,
+    /// The sender that the packet leaves with.
+    pub source: Address,
+    /// The receiver that the packet leaves with.
+    pub destination: Address,
+    /// The sender's port that the packet leaves with.
+    pub source_port: Port,
+    /// The receiver's port that the packet leaves with.
+    pub destination_port: Port,
+    /// The backend's id.
+    pub backend: u32,
+    /// The backend's generation when the flow was made; a forward packet that finds another one is
+    /// balanced anew.
+    pub generation: u32,
+    /// [`flow_flags`].
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+layout!(Flow, 64);
+
+/// Bits of [`Flow::flags`].
+pub mod flow_flags {
+    /// The entry is for packets from the backend.
+    pub const REPLY: u32 = 1;
+    /// A FIN or RST passed in this direction: the entry may be taken over soon.
+    pub const CLOSING: u32 = 2;
+}

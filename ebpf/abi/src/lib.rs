@@ -1,0 +1,100 @@
+//! Everything the eBPF programs and user space must agree on: map names, keys and values.
+//!
+//! Every type here is `repr(C)` with explicit padding, holds no enum, bool or Option, and has its size
+//! asserted, because the kernel side and the user side are compiled for different targets and meet only
+//! in memory. A change to any of them, or to a map's kind, is a new [`LAYOUT_VERSION`], which is part of
+//! the directory that maps and links are pinned under, so that two versions never share a map.
+//!
+//! | map | kind | key → value | written by |
+//! |---|---|---|---|
+//! | [`maps::CONFIG`] | array of 1 | 0 → [`Config`] | agent |
+//! | [`maps::FRONTENDS`] | hash | [`FrontendKey`] → [`Frontend`] | agent |
+//! | [`maps::SLOTS`] | array | slot → backend id | agent |
+//! | [`maps::BACKENDS`] | array | backend id → [`Backend`] | agent |
+//! | [`maps::ENDPOINTS`] | hash | [`Address`] → [`Endpoint`] | agent, at CNI ADD and DEL |
+//! | [`maps::MARKS`] | array | endpoint index → [`marks`] | programs; cleared by the agent |
+//! | [`maps::FLOWS`] | LRU hash | [`FlowKey`] → [`Flow`] | programs |
+//! | [`maps::SOCKETS`] | LRU hash | [`SocketKey`] → [`SocketPeer`] | programs |
+//! | [`maps::COUNTERS`] | per-CPU array | [`Counter`] → packets | programs |
+//! | [`maps::DROPS`] | per-CPU array | [`Reason`] → packets | programs |
+#![no_std]
+
+mod address;
+mod config;
+mod count;
+mod endpoint;
+mod flow;
+mod service;
+mod socket;
+
+pub use address::{Address, Port, protocol};
+pub use config::Config;
+pub use count::{Counter, Reason};
+pub use endpoint::{Endpoint, Mac, marks};
+pub use flow::{Flow, FlowKey, flow_flags};
+pub use service::{Backend, Frontend, FrontendKey, Region, frontend_flags};
+pub use socket::{SocketKey, SocketPeer};
+
+/// The version of every layout in this crate; maps and links are pinned under a directory named after it.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Map names, as they stand in the object file and under the pin directory. The kernel keeps 15 characters.
+pub mod maps {
+    /// [`Config`](crate::Config), one entry at index 0.
+    pub const CONFIG: &str = "CONFIG";
+    /// [`FrontendKey`](crate::FrontendKey) → [`Frontend`](crate::Frontend).
+    pub const FRONTENDS: &str = "FRONTENDS";
+    /// Slot number → backend id (`u32`). A frontend's backends are a contiguous [`Region`](crate::Region).
+    pub const SLOTS: &str = "SLOTS";
+    /// Backend id → [`Backend`](crate::Backend). Id 0 is never used.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// [`Address`](crate::Address) of a local pod → [`Endpoint`](crate::Endpoint).
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// Endpoint index → [`marks`](crate::marks) (`u32`).
+    pub const MARKS: &str = "MARKS";
+    /// [`FlowKey`](crate::FlowKey) → [`Flow`](crate::Flow).
+    pub const FLOWS: &str = "FLOWS";
+    /// [`SocketKey`](crate::SocketKey) → [`SocketPeer`](crate::SocketPeer).
+    pub const SOCKETS: &str = "SOCKETS";
+    /// [`Counter`](crate::Counter) → packets (`u64`), per CPU.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// [`Reason`](crate::Reason) → packets (`u64`), per CPU.
+    pub const DROPS: &str = "DROPS";
+}
+
+/// Program names, as they stand in the object file.
+pub mod programs {
+    /// tc ingress on the host side of a pod's veth: packets that the pod sends.
+    pub const POD: &str = "fairlead_pod";
+    /// tc ingress on an uplink: packets that arrive from outside the node.
+    pub const HOST: &str = "fairlead_host";
+    /// cgroup connect4.
+    pub const CONNECT4: &str = "fairlead_conn4";
+    /// cgroup connect6.
+    pub const CONNECT6: &str = "fairlead_conn6";
+    /// cgroup sendmsg4.
+    pub const SENDMSG4: &str = "fairlead_send4";
+    /// cgroup sendmsg6.
+    pub const SENDMSG6: &str = "fairlead_send6";
+    /// cgroup recvmsg4.
+    pub const RECVMSG4: &str = "fairlead_recv4";
+    /// cgroup recvmsg6.
+    pub const RECVMSG6: &str = "fairlead_recv6";
+    /// cgroup getpeername4.
+    pub const GETPEERNAME4: &str = "fairlead_peer4";
+    /// cgroup getpeername6.
+    pub const GETPEERNAME6: &str = "fairlead_peer6";
+}
+
+/// Asserts a layout's size at compile time, and, for user space, makes it a value that maps may hold.
+macro_rules! layout {
+    ($type:ty, $size:literal) => {
+        const _: () = assert!(core::mem::size_of::<$type>() == $size);
+
+        // SAFETY: repr(C), Copy, without padding (the size above is the sum of its fields), and any bit
+        // pattern is a valid value, since every field is an integer or a wrapper of integers.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $type {}
+    };
+}
+use layout;

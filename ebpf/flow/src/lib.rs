@@ -1,0 +1,1 @@
+//! Pure packet arithmetic for Fairlead: checksums, TCP state, port selection.

@@ -1,0 +1,3 @@
+//! Fairlead's eBPF programs.
+
+fn main() {}

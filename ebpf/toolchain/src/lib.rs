@@ -1,0 +1,1 @@
+//! Where the eBPF toolchain lives and how to call it.

@@ -1,0 +1,1 @@
+//! Fairlead's service proxy: watches the API and programs the eBPF maps.

@@ -1,0 +1,3 @@
+//! Fairlead's service proxy: watches the API and programs the eBPF maps.
+
+fn main() {}

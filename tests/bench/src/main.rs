@@ -1,0 +1,3 @@
+//! Fairlead's benchmarks, beside plain kernel routing.
+
+fn main() {}

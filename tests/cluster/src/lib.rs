@@ -1,0 +1,1 @@
+//! Fairlead's cluster tests: real binaries, namespaces, sockets and watches.

@@ -1,0 +1,1 @@
+//! Nodes, pods and a fabric in network namespaces, for Fairlead's demo, tests and benchmarks.

@@ -1,0 +1,1 @@
+//! Golden scripts: Kubernetes objects in, a readable map dump out.
