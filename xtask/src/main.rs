@@ -1,3 +1,61 @@
 //! Sets up the eBPF toolchain, builds, tests, demonstrates and measures Fairlead.
+//!
+//! The Makefile's targets are thin names over these commands.
 
-fn main() {}
+mod build;
+mod check;
+mod command;
+mod setup;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Sets up, builds, tests, demonstrates and measures Fairlead")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building needs: rust-src, bpf-linker and a few Debian packages
+    Setup,
+    /// Build everything, eBPF programs included
+    Build {
+        /// Optimised, as it is shipped and measured
+        #[arg(long)]
+        release: bool,
+    },
+    /// Check formatting and lints, the eBPF programs' included
+    Lint,
+    /// Run every test and close with the count
+    Test,
+    /// Start a two-node cluster on this machine and show that it works
+    Demo {
+        /// Leave the cluster up
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Remove everything that a demo left, also after a crash
+    DemoDown,
+    /// Measure against plain kernel routing; further arguments go to the benchmark
+    Bench {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Setup => setup::install(),
+        Task::Build { release } => build::all(release),
+        Task::Lint => check::lint(),
+        Task::Test => test::run(),
+        Task::Demo { keep } => build::demo(keep),
+        Task::DemoDown => build::demo_down(),
+        Task::Bench { arguments } => build::bench(&arguments),
+    }
+}

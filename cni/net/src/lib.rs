@@ -1,2 +1,30 @@
 //! Pod wiring for Fairlead: configuration, addresses, plans and their execution by rtnetlink.
+//!
+//! ```text
+//! config ─┐
+//!         ├─> store (ipam: addresses) ─> plan (pure) ─> exec (rtnetlink, undone on drop) ─> agent
+//! node ───┘
+//! node (the daemon's pieces) ─> routes (pure diff) ─> RouteTable (rtnetlink)
+//! ```
+//!
+//! The binary `fairlead-cni` is the caller; the agent uses [`agent`] and, like the test harness, [`netns`].
+//! Everything that decides ([`config`], [`ipam`], [`plan`], [`routes::diff`]) is a function of values; what
+//! touches the machine ([`store`], [`exec`], [`netns`], [`files`], [`routes::RouteTable`]) decides nothing.
+
 pub mod agent;
+pub mod attachment;
+pub mod config;
+pub mod exec;
+pub mod files;
+pub mod ipam;
+pub mod netns;
+pub mod node;
+pub mod plan;
+pub mod routes;
+pub mod store;
+
+mod netlink;
+
+/// The protocol number that marks every route of ours (`ip route show proto 250`): what carries another
+/// number is never touched.
+pub const ROUTE_PROTOCOL: u8 = 250;

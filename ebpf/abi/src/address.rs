@@ -91,7 +91,6 @@ impl From<Address> for IpAddr {
     }
 }
 
-#[cfg(not(target_arch = "bpf"))]
 impl core::fmt::Debug for Address {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         IpAddr::from(*self).fmt(f)
@@ -130,7 +129,6 @@ impl Port {
     }
 }
 
-#[cfg(not(target_arch = "bpf"))]
 impl core::fmt::Debug for Port {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         self.number().fmt(f)

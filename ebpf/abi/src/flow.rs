@@ -67,6 +67,8 @@ layout!(Flow, 64);
 pub mod flow_flags {
     /// The entry is for packets from the backend.
     pub const REPLY: u32 = 1;
-    /// A FIN or RST passed in this direction: the entry may be taken over soon.
+    /// A FIN passed, in either direction.
     pub const CLOSING: u32 = 2;
+    /// An RST passed, in either direction, and nothing since.
+    pub const RESET: u32 = 4;
 }

@@ -65,9 +65,13 @@ pub mod maps {
 /// Program names, as they stand in the object file.
 pub mod programs {
     /// tc ingress on the host side of a pod's veth: packets that the pod sends.
-    pub const POD: &str = "fairlead_pod";
+    pub const FROM_POD: &str = "fairlead_frpod";
+    /// tc egress on the host side of a pod's veth: packets that the node's own stack sends to the pod.
+    pub const TO_POD: &str = "fairlead_topod";
     /// tc ingress on an uplink: packets that arrive from outside the node.
-    pub const HOST: &str = "fairlead_host";
+    pub const FROM_WIRE: &str = "fairlead_frwire";
+    /// tc egress on an uplink: packets that the node's own stack sends out.
+    pub const TO_WIRE: &str = "fairlead_towire";
     /// cgroup connect4.
     pub const CONNECT4: &str = "fairlead_conn4";
     /// cgroup connect6.

@@ -1,31 +1,39 @@
 //! Sockets whose peer the socket hooks translated.
+//!
+//! A translated socket has two entries: from the backend to the frontend that the process dialled, so that
+//! it sees the address that it expects, and from the frontend to the backend that was chosen, so that a
+//! socket which sends datagrams one by one keeps its backend.
 
 use crate::{Address, Port, layout};
 
-/// A socket and the backend it really talks to. 32 bytes.
+/// A socket and one address of its peer. 32 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SocketKey {
     /// The kernel's cookie of the socket.
     pub cookie: u64,
-    /// The backend's address.
+    /// The frontend's or the backend's address.
     pub address: Address,
-    /// The backend's port.
+    /// Its port.
     pub port: Port,
     /// Zero.
     pub reserved: [u16; 3],
 }
 layout!(SocketKey, 32);
 
-/// The frontend that the process dialled. 20 bytes.
+/// The other address of that peer. 28 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SocketPeer {
-    /// The frontend's address.
+    /// The backend's address for a frontend's entry, and the other way round.
     pub address: Address,
-    /// The frontend's port.
+    /// Its port.
     pub port: Port,
     /// Zero.
     pub reserved: u16,
+    /// The backend's id.
+    pub backend: u32,
+    /// The backend's generation when it was chosen.
+    pub generation: u32,
 }
-layout!(SocketPeer, 20);
+layout!(SocketPeer, 28);

@@ -1,1 +1,6 @@
-//! Pure packet arithmetic for Fairlead: checksums, TCP state, port selection.
+//! Pure packet arithmetic, shared by the eBPF programs and the tests that run on the host.
+#![no_std]
+
+pub mod checksum;
+pub mod snat;
+pub mod tcp;

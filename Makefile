@@ -1,0 +1,23 @@
+# Thin names over `cargo xtask`, which says what each does.
+.PHONY: setup build lint test demo demo-down bench
+
+setup:
+	@cargo xtask setup
+
+build: setup
+	@cargo xtask build --release
+
+lint: setup
+	@cargo xtask lint
+
+test: setup
+	@cargo xtask test
+
+demo: setup
+	@cargo xtask demo $(if $(KEEP),--keep)
+
+demo-down:
+	@cargo xtask demo-down
+
+bench: setup
+	@cargo xtask bench -- $(ARGS)

@@ -1,0 +1,250 @@
+//! The address ledger on disk: one JSON file per network, changed under a file lock.
+//!
+//! Every change is: lock, read, change, write a temporary file, fsync, rename, unlock. A plugin killed at any
+//! point leaves the old file or the new one, and the kernel drops its lock. The rename itself is not synced:
+//! losing it takes a crash of the machine, after which the boot id differs and no address is in use anyway.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+
+use crate::attachment::Attachment;
+use crate::files::{self, FileError};
+use crate::ipam::{IpamError, Ledger};
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Why the ledger could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The ledger's files can't be used.
+    #[error("addresses in use: {0}")]
+    File(#[from] FileError),
+    /// The ledger says no.
+    #[error(transparent)]
+    Ipam(#[from] IpamError),
+    /// The reservation has gone before it was committed: DEL came in between.
+    #[error("the addresses of {0} were released while it was being attached")]
+    Released(Attachment),
+}
+
+/// The ledger of one network.
+#[derive(Clone, Debug)]
+pub struct Store {
+    directory: PathBuf,
+    boot_id: String,
+}
+
+impl Store {
+    /// The ledger of `network` under `data_dir`; nothing is made before the first reservation.
+    ///
+    /// # Errors
+    /// When the kernel's boot id can't be read.
+    pub fn open(data_dir: &Path, network: &str) -> Result<Self, StoreError> {
+        let path = Path::new(BOOT_ID);
+        let boot_id = fs::read_to_string(path).map_err(FileError::at("read", path))?;
+        Ok(Self::for_boot(data_dir, network, boot_id.trim()))
+    }
+
+    fn for_boot(data_dir: &Path, network: &str, boot_id: &str) -> Self {
+        Self { directory: data_dir.join(network), boot_id: boot_id.into() }
+    }
+
+    /// Reserves addresses for `attachment`; they are released when the result is dropped uncommitted.
+    ///
+    /// # Errors
+    /// When there is no free address, the attachment has some already, or the ledger can't be used.
+    pub fn reserve(&self, attachment: &Attachment, ranges: &[IpNet]) -> Result<Reserved<'_>, StoreError> {
+        let directory = &self.directory;
+        fs::create_dir_all(directory)
+            .and_then(|()| fs::set_permissions(directory, Permissions::from_mode(0o700)))
+            .map_err(FileError::at("write", directory))?;
+        let given = self.change(|ledger| ledger.reserve(attachment, ranges))??;
+        Ok(Reserved {
+            store: self,
+            attachment: attachment.clone(),
+            addresses: given.addresses,
+            resumed: given.resumed,
+            committed: false,
+        })
+    }
+
+    /// Frees what `attachment` holds; false if that is nothing.
+    ///
+    /// # Errors
+    /// When the ledger can't be used.
+    pub fn release(&self, attachment: &Attachment) -> Result<bool, StoreError> {
+        if !self.directory.exists() {
+            return Ok(false);
+        }
+        self.change(|ledger| ledger.release(attachment))
+    }
+
+    /// The addresses that `attachment` holds.
+    ///
+    /// # Errors
+    /// When the ledger can't be used.
+    pub fn addresses(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, StoreError> {
+        Ok(self.read()?.addresses(attachment).to_vec())
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> Result<T, StoreError> {
+        let lock = self.directory.join("lock");
+        // Held until the file is closed, at the end of this function.
+        let held = File::create(&lock).map_err(FileError::at("lock", &lock))?;
+        held.lock().map_err(FileError::at("lock", &lock))?;
+        let before = self.read()?;
+        let mut ledger = before.clone();
+        let outcome = change(&mut ledger);
+        if ledger != before {
+            let path = self.ledger();
+            let json = serde_json::to_vec(&ledger).map_err(FileError::at("write", &path))?;
+            files::replace(&path, &json, 0o600)?;
+        }
+        Ok(outcome)
+    }
+
+    fn read(&self) -> Result<Ledger, StoreError> {
+        let path = self.ledger();
+        let mut ledger: Ledger = match fs::read(&path) {
+            Ok(json) => serde_json::from_slice(&json).map_err(FileError::at("decode", &path))?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ledger::default(),
+            Err(e) => return Err(FileError::at("read", &path)(e).into()),
+        };
+        ledger.enter_boot(&self.boot_id);
+        Ok(ledger)
+    }
+
+    fn ledger(&self) -> PathBuf {
+        self.directory.join("ledger.json")
+    }
+}
+
+/// Addresses reserved for an ADD under way; dropping it gives them back.
+#[derive(Debug)]
+pub struct Reserved<'store> {
+    store: &'store Store,
+    attachment: Attachment,
+    addresses: Vec<IpAddr>,
+    resumed: bool,
+    committed: bool,
+}
+
+impl Reserved<'_> {
+    /// At most one address of each family.
+    #[must_use]
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// Whether an earlier ADD died half way and may have left its interface.
+    #[must_use]
+    pub fn resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Keeps the addresses: the ADD has succeeded.
+    ///
+    /// # Errors
+    /// When the ledger can't be used, or the addresses were released meanwhile.
+    pub fn commit(mut self) -> Result<(), StoreError> {
+        if !self.store.change(|ledger| ledger.commit(&self.attachment))? {
+            return Err(StoreError::Released(self.attachment.clone()));
+        }
+        self.committed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if !self.committed
+            && let Err(error) = self.store.release(&self.attachment)
+        {
+            tracing::warn!(%error, attachment = %self.attachment, "addresses stay reserved until DEL");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::thread;
+
+    use super::*;
+
+    fn pod(n: usize) -> Attachment {
+        Attachment::new(&format!("pod{n}"), "eth0").expect("valid")
+    }
+
+    fn range() -> Vec<IpNet> {
+        vec!["10.0.0.0/26".parse().expect("range")]
+    }
+
+    #[test]
+    fn a_reservation_dropped_uncommitted_leaves_nothing_in_use() {
+        let dir = tempfile::tempdir().expect("directory");
+        let store = Store::open(dir.path(), "pods").expect("open");
+        drop(store.reserve(&pod(1), &range()).expect("reserve"));
+        assert!(store.addresses(&pod(1)).expect("read").is_empty());
+        let kept = store.reserve(&pod(2), &range()).expect("reserve");
+        let addresses = kept.addresses().to_vec();
+        kept.commit().expect("commit");
+        assert_eq!(store.addresses(&pod(2)).expect("read"), addresses);
+        assert!(store.release(&pod(2)).expect("release"));
+        assert!(!store.release(&pod(2)).expect("release again"));
+    }
+
+    #[test]
+    fn releasing_before_the_first_reservation_makes_no_file() {
+        let dir = tempfile::tempdir().expect("directory");
+        let store = Store::open(&dir.path().join("none"), "pods").expect("open");
+        assert!(!store.release(&pod(1)).expect("release"));
+        assert!(!dir.path().join("none").exists());
+    }
+
+    #[test]
+    fn parallel_reservations_get_different_addresses() {
+        let dir = tempfile::tempdir().expect("directory");
+        let given: BTreeSet<IpAddr> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..40)
+                .map(|n| {
+                    let path = dir.path();
+                    scope.spawn(move || {
+                        let store = Store::open(path, "pods").expect("open");
+                        let reserved = store.reserve(&pod(n), &range()).expect("reserve");
+                        let address = reserved.addresses()[0];
+                        reserved.commit().expect("commit");
+                        address
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().expect("thread")).collect()
+        });
+        assert_eq!(given.len(), 40);
+    }
+
+    #[test]
+    fn a_corrupt_ledger_is_an_error_that_names_it_and_nothing_is_given_out() {
+        let dir = tempfile::tempdir().expect("directory");
+        let store = Store::open(dir.path(), "pods").expect("open");
+        store.reserve(&pod(1), &range()).expect("reserve").commit().expect("commit");
+        fs::write(store.ledger(), "{").expect("write");
+        let error = store.reserve(&pod(2), &range()).expect_err("corrupt");
+        assert!(error.to_string().contains("ledger.json"), "{error}");
+    }
+
+    #[test]
+    fn a_reboot_frees_the_addresses_on_disk() {
+        let dir = tempfile::tempdir().expect("directory");
+        let before = Store::for_boot(dir.path(), "pods", "one");
+        before.reserve(&pod(1), &range()).expect("reserve").commit().expect("commit");
+        let after = Store::for_boot(dir.path(), "pods", "two");
+        assert!(after.addresses(&pod(1)).expect("read").is_empty());
+        after.reserve(&pod(1), &range()).expect("the attachment is unknown again");
+    }
+}

@@ -1,0 +1,105 @@
+//! Sending a packet on: into a local pod, or by the kernel's routing table.
+
+use core::mem;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+    bpf_fib_lookup as FibLookup,
+};
+use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
+use aya_ebpf::programs::TcContext;
+use fairlead_abi::{Counter, Endpoint, Mac, Reason};
+
+use crate::packet::{ETHERNET, Ethernet, Ipv4, Ipv6, Packet, at};
+use crate::verdict::Verdict;
+use crate::{endpoint, nat, observe};
+
+/// Linux' number of IPv4, everywhere the same.
+const AF_INET: u8 = 2;
+/// Linux' number of IPv6.
+const AF_INET6: u8 = 10;
+
+/// Sends a packet to wherever its destination is.
+#[inline(always)]
+pub fn send(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
+    match endpoint::find(&packet.tuple.destination) {
+        Some(receiver) => deliver(ctx, packet, receiver),
+        None => route(ctx, packet),
+    }
+}
+
+/// Puts a packet straight into a local pod's namespace, past the host's stack (kernel 5.10).
+#[inline(always)]
+pub fn deliver(ctx: &TcContext, packet: &Packet, receiver: &Endpoint) -> Result<Verdict, Reason> {
+    nat::take_hop(ctx, packet.is_v4)?;
+    address_frame(ctx, receiver.host_mac, receiver.pod_mac)?;
+    observe::count(Counter::ToPod);
+    // SAFETY: the helper takes numbers only.
+    Ok(Verdict::Redirect(unsafe { bpf_redirect_peer(receiver.ifindex, 0) } as i32))
+}
+
+/// Sends a packet out by the kernel's routing table; one for the node itself goes up its stack.
+#[inline(always)]
+pub fn route(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
+    let (outcome, found) = look_up_route(ctx, packet)?;
+    match outcome {
+        BPF_FIB_LKUP_RET_SUCCESS => {
+            nat::take_hop(ctx, packet.is_v4)?;
+            address_frame(ctx, found.smac, found.dmac)?;
+            observe::count(Counter::Forwarded);
+            // SAFETY: the helper takes numbers only.
+            Ok(Verdict::Redirect(unsafe { bpf_redirect(found.ifindex, 0) } as i32))
+        }
+        BPF_FIB_LKUP_RET_NO_NEIGH => {
+            nat::take_hop(ctx, packet.is_v4)?;
+            observe::count(Counter::Forwarded);
+            // SAFETY: no parameters are passed, so the helper looks the next hop up and resolves it.
+            let code = unsafe { bpf_redirect_neigh(found.ifindex, core::ptr::null_mut(), 0, 0) };
+            Ok(Verdict::Redirect(code as i32))
+        }
+        // The node itself, or a case for the kernel: too large a packet, no route, a special one. It answers
+        // with the ICMP error that belongs to it.
+        _ => {
+            observe::count(Counter::ToStack);
+            Ok(Verdict::Stack)
+        }
+    }
+}
+
+#[inline(always)]
+fn look_up_route(ctx: &TcContext, packet: &Packet) -> Result<(u32, FibLookup), Reason> {
+    // SAFETY: a struct of integers and unions of them, for which zero is a value.
+    let mut fib: FibLookup = unsafe { mem::zeroed() };
+    // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
+    fib.ifindex = unsafe { (*ctx.skb.skb).ingress_ifindex };
+    fib.l4_protocol = packet.tuple.protocol;
+    if packet.is_v4 {
+        // SAFETY: `at` has checked the bounds.
+        let header = unsafe { &*at::<Ipv4>(ctx, ETHERNET)? };
+        fib.family = AF_INET;
+        fib.__bindgen_anon_2.tos = header.tos;
+        fib.__bindgen_anon_3.ipv4_src = header.source;
+        fib.__bindgen_anon_4.ipv4_dst = header.destination;
+    } else {
+        // SAFETY: `at` has checked the bounds.
+        let header = unsafe { &*at::<Ipv6>(ctx, ETHERNET)? };
+        fib.family = AF_INET6;
+        fib.__bindgen_anon_2.flowinfo = header.version_class_label & 0x0fff_ffff_u32.to_be();
+        fib.__bindgen_anon_3.ipv6_src = header.source;
+        fib.__bindgen_anon_4.ipv6_dst = header.destination;
+    }
+    let size = mem::size_of::<FibLookup>() as i32;
+    // SAFETY: the struct is ours, initialised, and of the size given.
+    let outcome = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size, 0) };
+    Ok((outcome as u32, fib))
+}
+
+#[inline(always)]
+fn address_frame(ctx: &TcContext, source: Mac, destination: Mac) -> Result<(), Reason> {
+    // SAFETY: `at` has checked the bounds.
+    let frame = unsafe { &mut *at::<Ethernet>(ctx, 0)? };
+    frame.source = source;
+    frame.destination = destination;
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! Refusing a packet with port unreachable, so that the client's connect() fails at once
+//! (RFC 792; RFC 4443, section 3.1).
+
+use core::mem;
+
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_redirect, bpf_skb_change_tail};
+use aya_ebpf::programs::TcContext;
+use fairlead_abi::{Counter, Reason, protocol};
+use fairlead_flow::checksum;
+
+use crate::observe;
+use crate::packet::{ETHERNET, Ethernet, Ipv4, Ipv6, Packet, at};
+use crate::verdict::Verdict;
+
+const IPV4: usize = mem::size_of::<Ipv4>();
+const IPV6: usize = mem::size_of::<Ipv6>();
+const ICMP: usize = 8;
+/// How much of a TCP header is quoted: all of it, since the kernel will not cut a packet off before a
+/// checksum that the device is still to complete.
+const TCP: usize = 20;
+/// How much of a UDP header is quoted.
+const UDP: usize = 8;
+/// Type and code, destination unreachable and port unreachable.
+const UNREACHABLE_V4: [u8; 2] = [3, 3];
+/// Type and code, destination unreachable and port unreachable.
+const UNREACHABLE_V6: [u8; 2] = [1, 4];
+const TTL: u8 = 64;
+const DO_NOT_FRAGMENT: u16 = 0x4000_u16.to_be();
+
+/// An ICMP or ICMPv6 header.
+#[repr(C)]
+struct Icmp {
+    kind: [u8; 2],
+    checksum: u16,
+    rest: u32,
+}
+
+/// Turns the packet into the answer and sends it back out of where it came from.
+#[inline(always)]
+pub fn refuse(ctx: &TcContext, packet: &Packet, reason: Reason) -> Result<Verdict, Reason> {
+    match (packet.is_v4, packet.tuple.protocol) {
+        (true, protocol::TCP) => refuse_v4::<{ IPV4 + TCP }>(ctx, packet, reason)?,
+        (true, _) => refuse_v4::<{ IPV4 + UDP }>(ctx, packet, reason)?,
+        (false, protocol::TCP) => refuse_v6::<{ IPV6 + TCP }>(ctx, packet, reason)?,
+        (false, _) => refuse_v6::<{ IPV6 + UDP }>(ctx, packet, reason)?,
+    }
+    turn_frame(ctx)?;
+    observe::drop(reason);
+    observe::count(Counter::Rejected);
+    // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave; the helper
+    // takes numbers only.
+    Ok(Verdict::Redirect(unsafe { bpf_redirect((*ctx.skb.skb).ifindex, 0) } as i32))
+}
+
+/// Cuts the packet off after the part to quote, and makes room for new headers before it.
+#[inline(always)]
+fn make_room(ctx: &TcContext, quoted: usize, headers: usize) -> Result<(), i64> {
+    // SAFETY: the helper checks the length; pointers into the packet are derived anew afterwards.
+    let cut = unsafe { bpf_skb_change_tail(ctx.skb.skb, (ETHERNET + quoted) as u32, 0) };
+    if cut != 0 {
+        return Err(cut);
+    }
+    ctx.skb.adjust_room(headers as i32, BPF_ADJ_ROOM_MAC, 0)
+}
+
+#[inline(always)]
+fn refuse_v4<const QUOTED: usize>(ctx: &TcContext, packet: &Packet, reason: Reason) -> Result<(), Reason> {
+    if packet.transport != ETHERNET + IPV4 {
+        return Err(reason);
+    }
+    make_room(ctx, QUOTED, IPV4 + ICMP).map_err(|_| reason)?;
+    // SAFETY: `at` has checked the bounds.
+    let header = unsafe { &mut *at::<Ipv4>(ctx, ETHERNET)? };
+    *header = Ipv4 {
+        version_ihl: 0x45,
+        tos: 0,
+        total_length: ((IPV4 + ICMP + QUOTED) as u16).to_be(),
+        identification: 0,
+        fragment: DO_NOT_FRAGMENT,
+        ttl: TTL,
+        protocol: protocol::ICMP,
+        checksum: 0,
+        source: packet.tuple.destination.v4_word(),
+        destination: packet.tuple.source.v4_word(),
+    };
+    // SAFETY: a header is twenty bytes, which are initialised.
+    let words: &[u16; IPV4 / 2] = unsafe { &*core::ptr::from_ref(header).cast() };
+    let mut sum = 0;
+    for word in words {
+        sum += u64::from(*word);
+    }
+    header.checksum = !checksum::fold(sum);
+    write_icmp::<QUOTED>(ctx, ETHERNET + IPV4, UNREACHABLE_V4, 0)
+}
+
+#[inline(always)]
+fn refuse_v6<const QUOTED: usize>(ctx: &TcContext, packet: &Packet, reason: Reason) -> Result<(), Reason> {
+    if packet.transport != ETHERNET + IPV6 {
+        return Err(reason);
+    }
+    make_room(ctx, QUOTED, IPV6 + ICMP).map_err(|_| reason)?;
+    let length = ((ICMP + QUOTED) as u16).to_be();
+    // SAFETY: `at` has checked the bounds.
+    let header = unsafe { &mut *at::<Ipv6>(ctx, ETHERNET)? };
+    *header = Ipv6 {
+        version_class_label: 0x6000_0000_u32.to_be(),
+        payload_length: length,
+        next_header: protocol::ICMPV6,
+        hop_limit: TTL,
+        source: packet.tuple.destination.words(),
+        destination: packet.tuple.source.words(),
+    };
+    // The pseudo-header: both addresses, the length and the protocol (RFC 8200, section 8.1).
+    let mut pseudo = u64::from(length) + u64::from(u16::from(protocol::ICMPV6).to_be());
+    let (source, destination) = (packet.tuple.source.words(), packet.tuple.destination.words());
+    for word in [source, destination].as_flattened() {
+        pseudo += u64::from(*word);
+    }
+    write_icmp::<QUOTED>(ctx, ETHERNET + IPV6, UNREACHABLE_V6, pseudo)
+}
+
+/// Writes the ICMP header before the quoted packet; `sum` is what the checksum covers besides.
+#[inline(always)]
+fn write_icmp<const QUOTED: usize>(ctx: &TcContext, offset: usize, kind: [u8; 2], sum: u64) -> Result<(), Reason> {
+    // SAFETY: `at` has checked the bounds.
+    let header = unsafe { &mut *at::<Icmp>(ctx, offset)? };
+    *header = Icmp { kind, checksum: 0, rest: 0 };
+    let quoted = at::<[u8; QUOTED]>(ctx, offset + ICMP)?;
+    // SAFETY: the helper reads QUOTED bytes, a multiple of four, whose bounds `at` has checked.
+    let quoted_sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, quoted.cast(), QUOTED as u32, 0) };
+    let kind = u64::from(u16::from_ne_bytes(kind));
+    header.checksum = !checksum::fold(sum + kind + (quoted_sum as u32 as u64));
+    Ok(())
+}
+
+/// Addresses the frame back to its sender.
+#[inline(always)]
+fn turn_frame(ctx: &TcContext) -> Result<(), Reason> {
+    // SAFETY: `at` has checked the bounds.
+    let frame = unsafe { &mut *at::<Ethernet>(ctx, 0)? };
+    let (source, destination) = (frame.source, frame.destination);
+    frame.source = destination;
+    frame.destination = source;
+    Ok(())
+}

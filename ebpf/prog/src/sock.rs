@@ -1,0 +1,168 @@
+//! Host processes: their sockets are connected to a backend before the first packet exists.
+//!
+//! Only sockets of the host's own network namespace are touched. The process goes on to see the frontend
+//! that it dialled: getpeername() and recvmsg() translate back.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::LruHashMap;
+use aya_ebpf::programs::SockAddrContext;
+use fairlead_abi::{Address, Counter, Port, Reason, SocketKey, SocketPeer, protocol};
+
+use crate::lb::{self, Choice, Client};
+use crate::{config, observe};
+
+#[map]
+static SOCKETS: LruHashMap<SocketKey, SocketPeer> = LruHashMap::pinned(65_536, 0);
+
+const REFUSE: i32 = 0;
+const ALLOW: i32 = 1;
+const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
+
+/// The family of the hook: a v6 socket may well dial a mapped IPv4 address.
+#[derive(Clone, Copy)]
+pub enum Family {
+    /// A hook for IPv4 addresses.
+    V4,
+    /// A hook for IPv6 addresses.
+    V6,
+}
+
+/// connect(), and sendmsg() with an address: dials a backend in place of a frontend.
+#[inline(always)]
+pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
+    if !is_host(ctx) {
+        return ALLOW;
+    }
+    let (address, port) = read(ctx, family);
+    let protocol = protocol_of(ctx);
+    let Some(frontend) = lb::find(address, port, protocol) else {
+        return ALLOW;
+    };
+    // SAFETY: the helper reads the context that the kernel gave.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let dialled = SocketKey { cookie, address, port, reserved: [0; 3] };
+    if protocol == protocol::UDP
+        && let Some(peer) = chosen_before(&dialled)
+    {
+        write(ctx, family, peer.address, peer.port);
+        return ALLOW;
+    }
+    match lb::choose(&frontend, Client::Inside) {
+        Ok(choice) => {
+            remember(&dialled, &choice);
+            write(ctx, family, choice.backend.address, choice.backend.port);
+            observe::count(Counter::SocketTranslated);
+            ALLOW
+        }
+        Err(reason) => {
+            observe::drop(reason);
+            let error = if let Reason::NoEndpoint = reason { ECONNREFUSED } else { EHOSTUNREACH };
+            // SAFETY: the helper takes a number (kernel 5.18).
+            unsafe { bpf_set_retval(-error) };
+            REFUSE
+        }
+    }
+}
+
+/// recvmsg() and getpeername(): names the frontend in place of the backend.
+#[inline(always)]
+pub fn name_peer(ctx: &SockAddrContext, family: Family) -> i32 {
+    if !is_host(ctx) {
+        return ALLOW;
+    }
+    let (address, port) = read(ctx, family);
+    // SAFETY: the helper reads the context that the kernel gave.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let key = SocketKey { cookie, address, port, reserved: [0; 3] };
+    // SAFETY: the value is copied out at once; a racing write gives a stale address at worst.
+    if let Some(peer) = unsafe { SOCKETS.get(&key) } {
+        write(ctx, family, peer.address, peer.port);
+    }
+    ALLOW
+}
+
+/// Whether the socket lives in the host's network namespace.
+#[inline(always)]
+fn is_host(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the helper reads the context that the kernel gave (kernel 5.8).
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    config::get().is_ok_and(|config| config.host_netns == netns)
+}
+
+/// The backend that this socket's datagrams to the frontend went to before, if it is still there.
+#[inline(always)]
+fn chosen_before(dialled: &SocketKey) -> Option<SocketPeer> {
+    // SAFETY: the value is copied out at once; a racing write gives a stale address at worst.
+    let peer = unsafe { SOCKETS.get(dialled) }.copied()?;
+    (peer.generation != 0 && lb::generation(peer.backend) == peer.generation).then_some(peer)
+}
+
+#[inline(always)]
+fn remember(dialled: &SocketKey, choice: &Choice) {
+    let backend = choice.backend;
+    let there = SocketPeer {
+        address: backend.address,
+        port: backend.port,
+        reserved: 0,
+        backend: choice.id,
+        generation: backend.generation,
+    };
+    let back = SocketPeer { address: dialled.address, port: dialled.port, ..there };
+    let from = SocketKey { address: backend.address, port: backend.port, ..*dialled };
+    // A table that refuses an entry costs the process the familiar name of its peer, not its connection.
+    let _ = SOCKETS.insert(dialled, &there, 0);
+    let _ = SOCKETS.insert(&from, &back, 0);
+}
+
+#[inline(always)]
+fn protocol_of(ctx: &SockAddrContext) -> u8 {
+    // SAFETY: the field is read through the context pointer that the kernel gave.
+    unsafe { (&raw const (*ctx.sock_addr).protocol).read_volatile() as u8 }
+}
+
+/// The address that the process named.
+#[inline(always)]
+fn read(ctx: &SockAddrContext, family: Family) -> (Address, Port) {
+    let named = ctx.sock_addr;
+    // SAFETY: the fields are read through the context pointer that the kernel gave, one word at a time,
+    // which is the width that the verifier admits.
+    unsafe {
+        let address = match family {
+            Family::V4 => Address::from_v4_word((&raw const (*named).user_ip4).read_volatile()),
+            Family::V6 => {
+                let words = (&raw const (*named).user_ip6).cast::<u32>();
+                Address::from_v6_words([
+                    words.read_volatile(),
+                    words.add(1).read_volatile(),
+                    words.add(2).read_volatile(),
+                    words.add(3).read_volatile(),
+                ])
+            }
+        };
+        (address, Port::from_wire((&raw const (*named).user_port).read_volatile() as u16))
+    }
+}
+
+/// Puts another address in its place.
+#[inline(always)]
+fn write(ctx: &SockAddrContext, family: Family, address: Address, port: Port) {
+    let named = ctx.sock_addr;
+    // SAFETY: as in `read`.
+    unsafe {
+        match family {
+            Family::V4 => (&raw mut (*named).user_ip4).write_volatile(address.v4_word()),
+            Family::V6 => {
+                let words = (&raw mut (*named).user_ip6).cast::<u32>();
+                let [first, second, third, fourth] = address.words();
+                words.write_volatile(first);
+                words.add(1).write_volatile(second);
+                words.add(2).write_volatile(third);
+                words.add(3).write_volatile(fourth);
+            }
+        }
+        (&raw mut (*named).user_port).write_volatile(u32::from(port.wire()));
+    }
+}

@@ -1,0 +1,115 @@
+//! The baselines: what Linux alone does, without netfilter and without Fairlead.
+//!
+//! ```text
+//! limit    client ──veth── server
+//!
+//! direct   client ──veth── node ──veth── server       pods, wired as fairlead-cni wires them
+//!                           │
+//!          outside ───veth──┘                         direct_outside: outside → server
+//! ```
+//!
+//! *limit* is the least that two namespaces can be apart. *direct* is plain routing through the node:
+//! each pod has a /32, a link-local next hop and permanent neighbours on both sides of its veth.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::Result;
+
+use crate::cell::Target;
+use crate::place::Request;
+use crate::topology::{End, Path, Topology};
+use crate::worker::Place;
+
+/// Names of the baselines, which the report refers to.
+pub(crate) const LIMIT: &str = "limit";
+/// Pod to pod.
+pub(crate) const DIRECT: &str = "direct";
+/// From outside of the node to a pod.
+pub(crate) const DIRECT_OUTSIDE: &str = "direct_outside";
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 2);
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 3);
+const NODE: Ipv4Addr = Ipv4Addr::new(10, 202, 0, 1);
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 202, 0, 2);
+
+/// Builds the two ends of a single veth pair.
+pub(crate) fn add_limit(topology: &mut Topology) -> Result<()> {
+    let client = topology.add_client("limit client", Place::default())?;
+    let server = topology.add_server("limit server", Place::default())?;
+    let peer = topology.worker(server).pid();
+    ip(topology, client, &[
+        format!("link add eth0 type veth peer name eth0 netns {peer}"),
+        format!("addr add {CLIENT}/24 dev eth0"),
+        "link set lo up".into(),
+        "link set eth0 up".into(),
+    ])?;
+    ip(topology, server, &[
+        format!("addr add {SERVER}/24 dev eth0"),
+        "link set lo up".into(),
+        "link set eth0 up".into(),
+    ])?;
+    let target = Target::itself(IpAddr::V4(SERVER));
+    topology.add_path(Path { name: LIMIT, direct: None, client, server, target });
+    Ok(())
+}
+
+/// Builds a node with two pods, and a client outside of it.
+pub(crate) fn add_direct(topology: &mut Topology) -> Result<()> {
+    let node = topology.add_node("direct node")?;
+    for (path, value) in [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/default/rp_filter", "0")] {
+        topology
+            .worker(node)
+            .tell(Request::Sysctl { path: format!("net/ipv4/{path}"), value: value.into() })?;
+    }
+    ip(topology, node, &["link set lo up".into()])?;
+    let client = topology.add_client("direct client", Place::default())?;
+    let server = topology.add_server("direct server", Place::default())?;
+    let outside = topology.add_client("direct outside", Place::default())?;
+    add_pod(topology, node, client, CLIENT)?;
+    add_pod(topology, node, server, SERVER)?;
+    let peer = topology.worker(outside).pid();
+    ip(topology, node, &[
+        format!("link add uplink type veth peer name eth0 netns {peer}"),
+        format!("addr add {NODE}/24 dev uplink"),
+        "link set uplink up".into(),
+    ])?;
+    ip(topology, outside, &[
+        "link set lo up".into(),
+        format!("addr add {OUTSIDE}/24 dev eth0"),
+        "link set eth0 up".into(),
+        format!("route add default via {NODE}"),
+    ])?;
+    let target = Target::itself(IpAddr::V4(SERVER));
+    topology.add_path(Path { name: DIRECT, direct: None, client, server, target });
+    topology.add_path(Path { name: DIRECT_OUTSIDE, direct: None, client: outside, server, target });
+    Ok(())
+}
+
+/// Joins a pod to its node by a veth pair, as `fairlead-cni` would.
+fn add_pod(topology: &mut Topology, node: End, pod: End, address: Ipv4Addr) -> Result<()> {
+    const NEXT_HOP: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+    let last = address.octets()[3];
+    let (host, near, far) =
+        (format!("pod{last}"), format!("02:00:00:00:01:{last:02x}"), format!("02:00:00:00:02:{last:02x}"));
+    let pid = topology.worker(pod).pid();
+    ip(topology, node, &[
+        format!("link add {host} address {near} type veth peer name eth0 address {far} netns {pid}"),
+        format!("link set {host} up"),
+    ])?;
+    ip(topology, pod, &[
+        "link set lo up".into(),
+        "link set eth0 up".into(),
+        format!("addr add {address}/32 dev eth0"),
+        format!("route add {NEXT_HOP} dev eth0 scope link"),
+        format!("route add default via {NEXT_HOP} dev eth0"),
+        format!("neigh add {NEXT_HOP} lladdr {near} dev eth0 nud permanent"),
+    ])?;
+    ip(topology, node, &[
+        format!("route add {address}/32 dev {host} scope link"),
+        format!("neigh add {address} lladdr {far} dev {host} nud permanent"),
+    ])
+}
+
+fn ip(topology: &mut Topology, end: End, commands: &[String]) -> Result<()> {
+    topology.worker(end).tell(Request::Ip(commands.join("\n")))
+}

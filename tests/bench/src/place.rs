@@ -1,0 +1,136 @@
+//! A worker's own side: a process in one network namespace, on one processor, that does as it is told.
+//!
+//! The benchmark starts itself again for each end of each path (`fairlead-bench worker`, with a socket as
+//! standard input) and speaks to it by lines of JSON, one [`Request`] and one [`Reply`] at a time. Client
+//! and server are processes, not threads, so that each has a namespace, a cgroup and a descriptor table
+//! of its own, as pods have. A worker ends with its standard input, and a namespace that it made ends
+//! with it: nothing stays behind, however the benchmark dies.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+use crate::cell::{Cell, Order, Sample};
+use crate::{cpu, crr, rr, server, throughput, udp};
+
+/// What a worker is asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// Go where the work is; the first request.
+    Enter {
+        /// The namespace's file; `None` makes a namespace.
+        netns: Option<PathBuf>,
+        /// The cgroup's directory; `None` stays.
+        cgroup: Option<PathBuf>,
+        /// The processor; `None` runs on any.
+        cpu: Option<usize>,
+    },
+    /// Run a batch of `ip` commands in the namespace.
+    Ip(String),
+    /// Write a value to a file below /proc/sys.
+    Sysctl {
+        /// The path below /proc/sys.
+        path: String,
+        /// The value.
+        value: String,
+    },
+    /// Start the servers.
+    Serve,
+    /// Tell the processor time used so far.
+    CpuTime,
+    /// Be the client of a cell.
+    Measure(Order),
+}
+
+/// What it answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    /// Done.
+    Done,
+    /// To [`Request::CpuTime`].
+    CpuTime(Duration),
+    /// To [`Request::Measure`].
+    Measured(Sample),
+    /// Not done, and why.
+    Failed(String),
+}
+
+/// Serves requests from standard input until it ends.
+pub(crate) fn run() -> Result<()> {
+    set_pdeathsig(Signal::SIGKILL).context("ask to end with the benchmark")?;
+    let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut replies = stream.try_clone()?;
+    for line in BufReader::new(stream).lines() {
+        let request = serde_json::from_str(&line?)?;
+        let reply = perform(request).unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
+        let mut line = serde_json::to_string(&reply)?;
+        line.push('\n');
+        replies.write_all(line.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn perform(request: Request) -> Result<Reply> {
+    match request {
+        Request::Enter { netns, cgroup, cpu } => enter(netns, cgroup, cpu)?,
+        Request::Ip(batch) => ip(&batch)?,
+        Request::Sysctl { path, value } => {
+            fs::write(format!("/proc/sys/{path}"), &value).with_context(|| format!("write {value} to {path}"))?;
+        }
+        Request::Serve => server::start().context("start the servers")?,
+        Request::CpuTime => return Ok(Reply::CpuTime(cpu::own_time()?)),
+        Request::Measure(order) => {
+            let measure = match order.cell {
+                Cell::Crr => crr::run(&order, true),
+                Cell::CrrClose => crr::run(&order, false),
+                Cell::Rr => rr::one(&order),
+                Cell::Rr16 => rr::many(&order),
+                Cell::Throughput => throughput::run(&order),
+                Cell::Udp => udp::run(&order),
+            };
+            return Ok(Reply::Measured(measure?));
+        }
+    }
+    Ok(Reply::Done)
+}
+
+fn enter(netns: Option<PathBuf>, cgroup: Option<PathBuf>, cpu: Option<usize>) -> Result<()> {
+    match netns {
+        Some(path) => File::open(&path)
+            .and_then(|namespace| Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?))
+            .with_context(|| format!("enter the namespace {}", path.display()))?,
+        None => unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?,
+    }
+    if let Some(directory) = cgroup {
+        fs::write(directory.join("cgroup.procs"), "0")
+            .with_context(|| format!("join the cgroup {}", directory.display()))?;
+    }
+    if let Some(cpu) = cpu {
+        cpu::pin(cpu).with_context(|| format!("pin to processor {cpu}"))?;
+    }
+    Ok(())
+}
+
+fn ip(batch: &str) -> Result<()> {
+    let mut child = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("run ip")?;
+    child.stdin.take().context("ip has no standard input")?.write_all(batch.as_bytes())?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "ip: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}

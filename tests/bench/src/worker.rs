@@ -1,0 +1,114 @@
+//! The benchmark's handle on a worker process (see [`crate::place`] for the other side).
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::cell::{Order, Sample};
+use crate::place::{Reply, Request};
+
+/// Longest answer to anything but a measurement, and what a measurement may take beyond its own time.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A worker process; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    name: String,
+    child: Child,
+    stream: BufReader<UnixStream>,
+}
+
+/// Where a worker goes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Place {
+    /// The namespace's file; `None` makes a new one, which lasts as long as the worker.
+    pub(crate) netns: Option<PathBuf>,
+    /// The cgroup's directory; `None` stays in the benchmark's.
+    pub(crate) cgroup: Option<PathBuf>,
+}
+
+impl Worker {
+    /// Starts a worker in a place; `name` is for messages.
+    ///
+    /// # Errors
+    /// When the process cannot be started or refuses to go there.
+    pub(crate) fn start(name: &str, place: Place, cpu: Option<usize>) -> Result<Self> {
+        let (stream, theirs) = UnixStream::pair()?;
+        let child = Command::new(std::env::current_exe()?)
+            .arg("worker")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .spawn()
+            .with_context(|| format!("start worker {name}"))?;
+        let mut worker = Self { name: name.to_owned(), child, stream: BufReader::new(stream) };
+        worker.tell(Request::Enter { netns: place.netns, cgroup: place.cgroup, cpu })?;
+        Ok(worker)
+    }
+
+    /// The process's id, by which others find its namespace.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Has it do something that has no result.
+    ///
+    /// # Errors
+    /// When the worker could not do it; the error names the worker.
+    pub(crate) fn tell(&mut self, request: Request) -> Result<()> {
+        match self.ask(&request, PATIENCE)? {
+            Reply::Done => Ok(()),
+            other => bail!("worker {} answered {request:?} by {other:?}", self.name),
+        }
+    }
+
+    /// Processor time that it has used so far.
+    ///
+    /// # Errors
+    /// When the worker is gone.
+    pub(crate) fn cpu_time(&mut self) -> Result<Duration> {
+        match self.ask(&Request::CpuTime, PATIENCE)? {
+            Reply::CpuTime(time) => Ok(time),
+            other => bail!("worker {} answered {other:?} when asked for its processor time", self.name),
+        }
+    }
+
+    /// Has it be the client of a cell.
+    ///
+    /// # Errors
+    /// When the target cannot be reached, stops answering, or the worker is gone.
+    pub(crate) fn measure(&mut self, order: Order) -> Result<Sample> {
+        match self.ask(&Request::Measure(order), PATIENCE + order.warm_up + order.measured)? {
+            Reply::Measured(sample) => Ok(sample),
+            other => bail!("worker {} answered {other:?} to a measurement", self.name),
+        }
+    }
+
+    fn ask(&mut self, request: &Request, patience: Duration) -> Result<Reply> {
+        let mut line = serde_json::to_string(request)?;
+        line.push('\n');
+        let stream = self.stream.get_mut();
+        stream.set_read_timeout(Some(patience))?;
+        stream.write_all(line.as_bytes()).with_context(|| format!("write to worker {}", self.name))?;
+        line.clear();
+        self.stream
+            .read_line(&mut line)
+            .with_context(|| format!("no answer from worker {} in {patience:?} to {request:?}", self.name))?;
+        ensure!(!line.is_empty(), "worker {} ended before it answered {request:?}", self.name);
+        match serde_json::from_str(&line)? {
+            Reply::Failed(why) => bail!("worker {}: {why}", self.name),
+            reply => Ok(reply),
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It holds nothing that needs an orderly end, and may be in the middle of a blocking call.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,99 @@
+//! The uplink fabric: a bridge in a namespace of its own, and a veth pair to everyone on it.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+
+use anyhow::{Context, Result};
+use fairlead_net::netns::Netns;
+use futures::TryStreamExt;
+use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
+
+use crate::layout::{FABRIC_V4, FABRIC_V6, fabric_address};
+
+const BRIDGE: &str = "fabric";
+/// The interface by which everyone is on the fabric.
+pub const UPLINK: &str = "eth0";
+
+/// Makes the bridge, with the addresses of host `host` on it.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn create(fabric: &Netns, host: u8) -> Result<()> {
+    netlink(fabric, async move |netlink| {
+        netlink.link().add(LinkBridge::new(BRIDGE).up().build()).execute().await?;
+        add_fabric_addresses(&netlink, BRIDGE, host).await
+    })
+    .context("make the fabric's bridge")
+}
+
+/// Joins a namespace to the fabric by an interface [`UPLINK`] with the addresses of host `host`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn join(fabric: &Netns, netns: &Netns, host: u8) -> Result<()> {
+    let port = format!("port{host}");
+    let far = LinkMessageBuilder::<LinkUnspec>::new()
+        .name(port.clone())
+        .setns_by_fd(fabric.as_fd().as_raw_fd())
+        .build();
+    netlink(netns, async move |netlink| {
+        let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(rtnetlink::packet_route::link::InfoKind::Veth)
+            .name(UPLINK)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(far)))
+            .up()
+            .build();
+        netlink.link().add(pair).execute().await?;
+        add_fabric_addresses(&netlink, UPLINK, host).await
+    })
+    .with_context(|| format!("make the interface of host {host} on the fabric"))?;
+    netlink(fabric, async move |netlink| {
+        let bridge = index_of(&netlink, BRIDGE).await?;
+        let member = LinkMessageBuilder::<LinkUnspec>::new().name(port).controller(bridge).up().build();
+        Ok(netlink.link().set(member).execute().await?)
+    })
+    .with_context(|| format!("plug host {host} into the fabric"))
+}
+
+/// Gives an interface inside the namespace one more address.
+///
+/// # Errors
+/// When there is no such interface or the kernel refuses.
+pub fn add_address(netns: &Netns, interface: &str, address: IpAddr, prefix_length: u8) -> Result<()> {
+    let interface = interface.to_owned();
+    netlink(netns, async move |netlink| {
+        let index = index_of(&netlink, &interface).await?;
+        Ok(netlink.address().add(index, address, prefix_length).execute().await?)
+    })
+    .with_context(|| format!("add address {address}"))
+}
+
+async fn add_fabric_addresses(netlink: &Handle, interface: &str, host: u8) -> Result<()> {
+    let index = index_of(netlink, interface).await?;
+    let (v4, v6) = fabric_address(host);
+    netlink.address().add(index, v4, FABRIC_V4.1).execute().await?;
+    netlink.address().add(index, v6, FABRIC_V6.1).execute().await?;
+    Ok(())
+}
+
+async fn index_of(netlink: &Handle, interface: &str) -> Result<u32> {
+    let found = netlink.link().get().match_name(interface.to_owned()).execute().try_next().await;
+    let link = found.with_context(|| format!("look for {interface}"))?;
+    Ok(link.with_context(|| format!("no interface {interface}"))?.header.index)
+}
+
+/// Talks rtnetlink inside the namespace.
+fn netlink<F>(netns: &Netns, work: impl FnOnce(Handle) -> F + Send) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    netns.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection()?;
+            tokio::spawn(connection);
+            work(handle).await
+        })
+    })?
+}

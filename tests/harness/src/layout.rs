@@ -1,0 +1,225 @@
+//! Where everything of a cluster is: names, paths and addresses, all derived from a prefix and a directory.
+//!
+//! The layout is written to the directory before anything else is made, so that [`crate::down`] finds
+//! everything again, also after a crash.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::{cgroup, netns};
+
+/// The fabric's IPv4 network, with the prefix length of every address on it.
+pub const FABRIC_V4: ([u8; 3], u8) = ([10, 90, 0], 24);
+/// The fabric's IPv6 network, likewise; the host part is the last group.
+pub const FABRIC_V6: ([u16; 7], u8) = ([0xfd00, 0x90, 0, 0, 0, 0, 0], 64);
+/// The Service networks, as the API server takes them.
+pub const SERVICE_CIDRS: &str = "10.96.0.0/16,fd00:10:96::/112";
+/// Where the API server listens on the fabric.
+pub const API_PORT: u16 = 6443;
+
+const FILE: &str = "cluster.json";
+
+/// One cluster's names and places.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// What the names of namespaces and control groups begin with; unique among live clusters.
+    pub prefix: String,
+    /// The directory for state, sockets and logs.
+    pub dir: PathBuf,
+    /// The control group above all others of the cluster.
+    pub cgroup: PathBuf,
+    /// How many nodes there are.
+    pub nodes: u8,
+    /// The process that takes the cluster down when it ends; none for a cluster that is kept.
+    pub owner: Option<u32>,
+}
+
+impl Layout {
+    /// The layout of a cluster of `nodes` nodes.
+    ///
+    /// # Errors
+    /// When no cgroup2 hierarchy is mounted.
+    pub fn new(prefix: &str, dir: &Path, nodes: u8) -> Result<Self> {
+        Ok(Self {
+            prefix: prefix.to_owned(),
+            dir: dir.to_owned(),
+            cgroup: cgroup::root()?.join(prefix),
+            nodes,
+            owner: Some(std::process::id()),
+        })
+    }
+
+    /// Reads the layout that a cluster left in its directory.
+    ///
+    /// # Errors
+    /// When there is none, or it is not one.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let file = dir.join(FILE);
+        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("understand {}", file.display()))
+    }
+
+    /// Writes the layout into its directory, which is made.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn write(&self) -> Result<()> {
+        fs::create_dir_all(&self.dir).with_context(|| format!("create {}", self.dir.display()))?;
+        let file = self.dir.join(FILE);
+        fs::write(&file, serde_json::to_vec_pretty(self)?).with_context(|| format!("write {}", file.display()))
+    }
+
+    /// The kubeconfig for the user's shell: through the relay on a loopback port.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("kubeconfig")
+    }
+
+    /// The kubeconfig for processes on the fabric.
+    pub fn node_kubeconfig(&self) -> PathBuf {
+        self.dir.join("node.kubeconfig")
+    }
+
+    /// The namespace that holds the fabric's bridge and the API server.
+    pub fn fabric_netns(&self) -> String {
+        format!("{}-fabric", self.prefix)
+    }
+
+    /// The namespace of the client outside the cluster.
+    pub fn client_netns(&self) -> String {
+        format!("{}-client", self.prefix)
+    }
+
+    /// The control group of what belongs to no node: API server, kubelet, relay, outside client.
+    pub fn outside_cgroup(&self) -> PathBuf {
+        self.cgroup.join("outside")
+    }
+
+    /// The file that a process logs to.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.dir.join("logs").join(format!("{name}.log"))
+    }
+
+    /// Where the API server is on the fabric.
+    pub fn api_address(&self) -> SocketAddr {
+        SocketAddr::new(fabric_address(1).0, API_PORT)
+    }
+
+    /// The nodes, the first one `node1`.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeLayout> + '_ {
+        (1..=self.nodes).map(|number| NodeLayout::new(self, number))
+    }
+}
+
+/// The host's addresses on the fabric, IPv4 and IPv6.
+pub fn fabric_address(host: u8) -> (IpAddr, IpAddr) {
+    let ([a, b, c], _) = FABRIC_V4;
+    let ([g0, g1, g2, g3, g4, g5, g6], _) = FABRIC_V6;
+    // 10.90.0.11 and fd00:90::11 read alike: the decimal digits of the host, taken as hexadecimal ones.
+    let digits = u16::from(host / 100) << 8 | u16::from(host / 10 % 10) << 4 | u16::from(host % 10);
+    (Ipv4Addr::new(a, b, c, host).into(), Ipv6Addr::new(g0, g1, g2, g3, g4, g5, g6, digits).into())
+}
+
+/// One node's names and places.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeLayout {
+    /// The Node object's name.
+    pub name: String,
+    /// Its number, from 1.
+    pub number: u8,
+    /// Name of its network namespace.
+    pub netns: String,
+    /// The control group above `host` and `pods`.
+    pub cgroup: PathBuf,
+    /// The directory for its state.
+    pub dir: PathBuf,
+    /// Its IPv4 address on the fabric.
+    pub ipv4: IpAddr,
+    /// Its IPv6 address on the fabric.
+    pub ipv6: IpAddr,
+    /// Its pods' networks, IPv4 and IPv6.
+    pub pod_cidrs: [String; 2],
+}
+
+impl NodeLayout {
+    fn new(layout: &Layout, number: u8) -> Self {
+        let name = format!("node{number}");
+        let (ipv4, ipv6) = fabric_address(10 + number);
+        Self {
+            netns: format!("{}-{name}", layout.prefix),
+            cgroup: layout.cgroup.join(&name),
+            dir: layout.dir.join(&name),
+            ipv4,
+            ipv6,
+            pod_cidrs: [format!("10.244.{number}.0/24"), format!("fd00:10:244:{number}::/64")],
+            name,
+            number,
+        }
+    }
+
+    /// The file that names the node's network namespace.
+    pub fn netns_path(&self) -> PathBuf {
+        netns::path(&self.netns)
+    }
+
+    /// The control group of the node's own processes.
+    pub fn host_cgroup(&self) -> PathBuf {
+        self.cgroup.join("host")
+    }
+
+    /// The control group of its pods.
+    pub fn pods_cgroup(&self) -> PathBuf {
+        self.cgroup.join("pods")
+    }
+
+    /// The agent's bpffs directory.
+    pub fn bpffs(&self) -> PathBuf {
+        self.dir.join("bpf")
+    }
+
+    /// The agent's state.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    /// The agent's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.state_dir().join("agent.sock")
+    }
+
+    /// Where CNI plugins are installed.
+    pub fn cni_bin_dir(&self) -> PathBuf {
+        self.dir.join("cni/bin")
+    }
+
+    /// Where CNI configuration is installed.
+    pub fn cni_conf_dir(&self) -> PathBuf {
+        self.dir.join("cni/net.d")
+    }
+
+    /// Where the plugin keeps its addresses.
+    pub fn cni_data_dir(&self) -> PathBuf {
+        self.dir.join("cni/data")
+    }
+
+    /// What `fairlead-cni node` tells the plugin about the node.
+    pub fn node_file(&self) -> PathBuf {
+        self.dir.join("cni/node.json")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_addresses_of_a_host_read_alike() {
+        let (v4, v6) = fabric_address(11);
+        assert_eq!((v4.to_string(), v6.to_string()), ("10.90.0.11".into(), "fd00:90::11".into()));
+        let (v4, v6) = fabric_address(100);
+        assert_eq!((v4.to_string(), v6.to_string()), ("10.90.0.100".into(), "fd00:90::100".into()));
+    }
+}
