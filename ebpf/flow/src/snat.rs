@@ -3,7 +3,7 @@
 use fairlead_abi::{Flow, Port, flow_flags, protocol};
 
 /// How many ports are tried before the flow is dropped.
-pub const ATTEMPTS: u32 = 32;
+pub const ATTEMPTS: u32 = 16;
 
 const SECOND: u64 = 1_000_000_000;
 /// A connection's port rests this long after a FIN, so that its last segments find their way.

@@ -8,7 +8,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::LruHashMap;
-use fairlead_abi::{Address, Flow, FlowKey, Port, Reason, flow_flags, protocol};
+use fairlead_abi::{Address, Config, Flow, FlowKey, Reason, flow_flags, protocol};
 use fairlead_flow::snat;
 
 use crate::lb::{self, Choice};
@@ -133,7 +133,7 @@ pub fn open(packet: &Packet, choice: &Choice) -> Result<Flow, Reason> {
     // frontend of the same backend, has it.
     let kept = !masquerade && claim(&reply, &back);
     if !kept {
-        reply.destination_port = masquerade_port(&mut reply, &back, config.snat_first, config.snat_count)?;
+        masquerade_port(&mut reply, &back, config)?;
     }
     let forward = Flow {
         source,
@@ -155,15 +155,16 @@ fn mark(forward: &Flow, client: &Address) {
     endpoint::mark_translated(&forward.destination);
 }
 
-/// Enters the first reply key that is free, trying one port of the range after the other.
-#[inline(always)]
-fn masquerade_port(reply: &mut FlowKey, back: &Flow, first: u16, count: u16) -> Result<Port, Reason> {
+/// Enters the first reply key that is free, trying one port of the range after the other. Out of line, so that
+/// the verifier does not carry the callers' state through the search.
+#[inline(never)]
+fn masquerade_port(reply: &mut FlowKey, back: &Flow, config: &Config) -> Result<(), Reason> {
     // SAFETY: the helper takes nothing and returns a number.
     let seed = unsafe { bpf_get_prandom_u32() };
     for attempt in 0..snat::ATTEMPTS {
-        reply.destination_port = snat::candidate(first, count, seed, attempt);
+        reply.destination_port = snat::candidate(config.snat_first, config.snat_count, seed, attempt);
         if claim(reply, back) {
-            return Ok(reply.destination_port);
+            return Ok(());
         }
     }
     Err(Reason::NoSnatPort)
@@ -179,12 +180,12 @@ fn claim(reply: &FlowKey, back: &Flow) -> bool {
         return false;
     };
     // SAFETY: as in `find`.
-    let held = unsafe { *entry };
+    let held = unsafe { &*entry };
     let own = held.destination == back.destination
         && held.destination_port == back.destination_port
         && held.source == back.source
         && held.source_port == back.source_port;
-    if !own && !snat::may_take_over(&held, reply.protocol, back.last_seen) {
+    if !own && !snat::may_take_over(held, reply.protocol, back.last_seen) {
         return false;
     }
     FLOWS.insert(reply, back, 0).is_ok()

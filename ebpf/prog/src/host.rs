@@ -1,14 +1,15 @@
 //! Packets at the node's edge: from the wire, and from the node's own stack.
 
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Counter, Reason};
+use fairlead_abi::{Counter, Flow, Reason};
 
 use crate::lb::{self, Client};
 use crate::packet::{self, Packet};
 use crate::verdict::Verdict;
 use crate::{config, ct, endpoint, forward, icmp, nat, observe};
 
-/// A packet that arrives from outside the node.
+/// A packet that arrives from outside the node. Only what a local pod or a Service claims is ours; all else
+/// is left to the node's stack.
 #[inline(always)]
 pub fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
     let Some(mut packet) = packet::parse(ctx)? else {
@@ -23,13 +24,23 @@ pub fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
     {
         return forward::deliver(ctx, &packet, receiver);
     }
-    if let Some(flow) = ct::find(&packet) {
-        nat::translate(ctx, &mut packet, &flow)?;
-        return forward::send(ctx, &packet);
+    match flow_of(&packet, receiver.is_none()) {
+        Ok(Some(flow)) => {
+            nat::translate(ctx, &mut packet, &flow)?;
+            forward::send(ctx, &packet)
+        }
+        Ok(None) => receiver.map_or(Ok(Verdict::Stack), |receiver| forward::deliver(ctx, &packet, receiver)),
+        Err(Reason::NoEndpoint) => icmp::refuse(ctx, &packet, Reason::NoEndpoint),
+        Err(reason) => Err(reason),
     }
-    match receiver {
-        Some(receiver) => forward::deliver(ctx, &packet, receiver),
-        None => balance(ctx, &mut packet, Client::Outside),
+}
+
+/// The flow that a packet from outside belongs to, or begins if it is not for a pod.
+#[inline(always)]
+fn flow_of(packet: &Packet, may_begin: bool) -> Result<Option<Flow>, Reason> {
+    match ct::find(packet) {
+        None if may_begin => begin(packet, Client::Outside),
+        found => Ok(found),
     }
 }
 
@@ -49,31 +60,17 @@ pub fn from_stack(ctx: &TcContext) -> Result<Verdict, Reason> {
     Ok(Verdict::Stack)
 }
 
-/// A packet of no known flow, for no local pod: the first of a flow to a Service, or one to route.
-///
-/// From outside, only what a Service claims is ours; all else is left to the node's stack.
+/// The flow to a Service that this packet is the first of, if its destination is a frontend.
 #[inline(always)]
-pub fn balance(ctx: &TcContext, packet: &mut Packet, client: Client) -> Result<Verdict, Reason> {
-    let tuple = &packet.tuple;
-    let frontend = if packet.has_ports() {
-        lb::find(tuple.destination, tuple.destination_port, tuple.protocol)
-    } else {
-        None
-    };
-    let Some(frontend) = frontend else {
-        return match client {
-            Client::Inside => forward::route(ctx, packet),
-            Client::Outside => Ok(Verdict::Stack),
-        };
-    };
-    match lb::choose(&frontend, client) {
-        Ok(choice) => {
-            let flow = ct::open(packet, &choice)?;
-            observe::count(Counter::FlowCreated);
-            nat::translate(ctx, packet, &flow)?;
-            forward::send(ctx, packet)
-        }
-        Err(Reason::NoEndpoint) => icmp::refuse(ctx, packet, Reason::NoEndpoint),
-        Err(reason) => Err(reason),
+pub fn begin(packet: &Packet, client: Client) -> Result<Option<Flow>, Reason> {
+    if !packet.has_ports() {
+        return Ok(None);
     }
+    let tuple = &packet.tuple;
+    let Some(frontend) = lb::find(tuple.destination, tuple.destination_port, tuple.protocol) else {
+        return Ok(None);
+    };
+    let flow = ct::open(packet, &lb::choose(&frontend, client)?)?;
+    observe::count(Counter::FlowCreated);
+    Ok(Some(flow))
 }

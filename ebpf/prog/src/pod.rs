@@ -6,7 +6,7 @@ use fairlead_abi::{Counter, Reason, protocol};
 use crate::lb::Client;
 use crate::packet::{self, Packet};
 use crate::verdict::Verdict;
-use crate::{ct, endpoint, forward, host, nat, observe};
+use crate::{ct, endpoint, forward, host, icmp, nat, observe};
 
 /// From parse to verdict. A packet between two pods that no Service touches costs two look-ups.
 #[inline(always)]
@@ -22,16 +22,25 @@ pub fn from_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
     if packet.ttl <= 1 {
         return Ok(Verdict::Stack);
     }
-    if endpoint::is_translated(sender)
-        && let Some(flow) = ct::find(&packet)
+    let known = if endpoint::is_translated(sender) { ct::find(&packet) } else { None };
+    if known.is_none()
+        && let Some(receiver) = endpoint::find(&packet.tuple.destination)
     {
-        nat::translate(ctx, &mut packet, &flow)?;
-        return forward::send(ctx, &packet);
-    }
-    if let Some(receiver) = endpoint::find(&packet.tuple.destination) {
         return forward::deliver(ctx, &packet, receiver);
     }
-    host::balance(ctx, &mut packet, Client::Inside)
+    let flow = match known {
+        Some(flow) => Ok(Some(flow)),
+        None => host::begin(&packet, Client::Inside),
+    };
+    match flow {
+        Ok(Some(flow)) => {
+            nat::translate(ctx, &mut packet, &flow)?;
+            forward::send(ctx, &packet)
+        }
+        Ok(None) => forward::route(ctx, &packet),
+        Err(Reason::NoEndpoint) => icmp::refuse(ctx, &packet, Reason::NoEndpoint),
+        Err(reason) => Err(reason),
+    }
 }
 
 /// A packet whose source is not the pod's own address. Only neighbour and multicast listener discovery
