@@ -9,21 +9,21 @@ static CONFIG: Array<Config> = Array::pinned(1, 0);
 
 /// The node's configuration; all zero until the agent has written it.
 #[inline(always)]
-pub fn get() -> Result<&'static Config, Reason> {
+pub(crate) fn get() -> Result<&'static Config, Reason> {
     CONFIG.get(0).ok_or(Reason::NoNodeAddress)
 }
 
 /// The node's address of the same family as `like`.
 #[inline(always)]
-pub fn node_address(config: &Config, like: Address) -> Result<Address, Reason> {
+pub(crate) fn node_address(config: &Config, like: Address) -> Result<Address, Reason> {
     let address = if like.is_v4() { config.node_v4 } else { config.node_v6 };
     if address.is_unspecified() { Err(Reason::NoNodeAddress) } else { Ok(address) }
 }
 
 /// Whether this is the node's own primary address.
 #[inline(always)]
-pub fn is_node_address(address: Address) -> bool {
-    CONFIG.get(0).is_some_and(|config| {
-        address == if address.is_v4() { config.node_v4 } else { config.node_v6 }
-    })
+pub(crate) fn is_node_address(address: Address) -> bool {
+    CONFIG
+        .get(0)
+        .is_some_and(|config| address == if address.is_v4() { config.node_v4 } else { config.node_v6 })
 }

@@ -31,7 +31,7 @@ fn now() -> u64 {
 /// The flow that this packet belongs to, noted as seen. A forward flow whose backend is gone is none:
 /// its packet is balanced anew.
 #[inline(always)]
-pub fn find(packet: &Packet) -> Option<Flow> {
+pub(crate) fn find(packet: &Packet) -> Option<Flow> {
     let entry = FLOWS.get_ptr_mut(&packet.tuple)?;
     // SAFETY: the pointer is to a live element; all fields are integers, so that a racing write, or the
     // element's reuse, can only give a stale value, never an invalid one.
@@ -101,14 +101,15 @@ fn end_partner(packet: &Packet, flow: &Flow, seen: u64) {
 
 /// Enters a new flow to the chosen backend, in both directions.
 #[inline(always)]
-pub fn open(packet: &Packet, choice: &Choice) -> Result<Flow, Reason> {
+pub(crate) fn open(packet: &Packet, choice: &Choice) -> Result<Flow, Reason> {
     let config = config::get()?;
     let backend = choice.backend.address;
     // A backend that is the node itself answers through the node's stack, where the reply is seen anyhow,
     // and would refuse a packet that claims to come from its own address. A pod that reaches itself must
     // not see its own address either.
     let masquerade = backend == packet.tuple.source || choice.masquerade && !config::is_node_address(backend);
-    let source = if masquerade { config::node_address(config, packet.tuple.source)? } else { packet.tuple.source };
+    let source =
+        if masquerade { config::node_address(config, packet.tuple.source)? } else { packet.tuple.source };
     let seen = now();
     let mut reply = FlowKey {
         source: choice.backend.address,

@@ -13,20 +13,20 @@ static MARKS: Array<u32> = Array::pinned(1024, 0);
 
 /// The local pod with this address.
 #[inline(always)]
-pub fn find(address: &Address) -> Option<&'static Endpoint> {
+pub(crate) fn find(address: &Address) -> Option<&'static Endpoint> {
     // SAFETY: the map is not preallocated, so an element that is read is not reused before the program ends.
     unsafe { ENDPOINTS.get(address) }
 }
 
 /// Whether the pod takes part in a translated flow, or did.
 #[inline(always)]
-pub fn is_translated(endpoint: &Endpoint) -> bool {
+pub(crate) fn is_translated(endpoint: &Endpoint) -> bool {
     MARKS.get(endpoint.index).is_some_and(|mark| *mark & marks::TRANSLATED != 0)
 }
 
 /// Marks the pod with this address, if it is a local one, as part of a translated flow.
 #[inline(always)]
-pub fn mark_translated(address: &Address) {
+pub(crate) fn mark_translated(address: &Address) {
     if let Some(endpoint) = find(address)
         && let Some(mark) = MARKS.get_ptr_mut(endpoint.index)
     {

@@ -3,10 +3,7 @@
 use core::mem;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
-    bpf_fib_lookup as FibLookup,
-};
+use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Counter, Endpoint, Mac, Reason};
@@ -22,7 +19,7 @@ const AF_INET6: u8 = 10;
 
 /// Sends a packet to wherever its destination is.
 #[inline(always)]
-pub fn send(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
+pub(crate) fn send(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
     match endpoint::find(&packet.tuple.destination) {
         Some(receiver) => deliver(ctx, packet, receiver),
         None => route(ctx, packet),
@@ -31,7 +28,7 @@ pub fn send(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
 
 /// Puts a packet straight into a local pod's namespace, past the host's stack (kernel 5.10).
 #[inline(always)]
-pub fn deliver(ctx: &TcContext, packet: &Packet, receiver: &Endpoint) -> Result<Verdict, Reason> {
+pub(crate) fn deliver(ctx: &TcContext, packet: &Packet, receiver: &Endpoint) -> Result<Verdict, Reason> {
     nat::take_hop(ctx, packet.is_v4)?;
     address_frame(ctx, receiver.host_mac, receiver.pod_mac)?;
     observe::count(Counter::ToPod);
@@ -41,7 +38,7 @@ pub fn deliver(ctx: &TcContext, packet: &Packet, receiver: &Endpoint) -> Result<
 
 /// Sends a packet out by the kernel's routing table; one for the node itself goes up its stack.
 #[inline(always)]
-pub fn route(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
+pub(crate) fn route(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
     let (outcome, found) = look_up_route(ctx, packet)?;
     match outcome {
         BPF_FIB_LKUP_RET_SUCCESS => {
@@ -89,7 +86,7 @@ fn look_up_route(ctx: &TcContext, packet: &Packet) -> Result<(u32, FibLookup), R
         fib.__bindgen_anon_3.ipv6_src = header.source;
         fib.__bindgen_anon_4.ipv6_dst = header.destination;
     }
-    let size = mem::size_of::<FibLookup>() as i32;
+    let size = size_of::<FibLookup>() as i32;
     // SAFETY: the struct is ours, initialised, and of the size given.
     let outcome = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size, 0) };
     Ok((outcome as u32, fib))

@@ -11,7 +11,7 @@ use crate::{config, ct, endpoint, forward, icmp, nat, observe};
 /// A packet that arrives from outside the node. Only what a local pod or a Service claims is ours; all else
 /// is left to the node's stack.
 #[inline(always)]
-pub fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
+pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
     let Some(mut packet) = packet::parse(ctx)? else {
         return Ok(Verdict::Stack);
     };
@@ -47,7 +47,7 @@ fn flow_of(packet: &Packet, may_begin: bool) -> Result<Option<Flow>, Reason> {
 /// A packet that the node's own stack sends: perhaps the reply of a backend that is the node itself.
 /// Packets that are only forwarded have another source, and pass.
 #[inline(always)]
-pub fn from_stack(ctx: &TcContext) -> Result<Verdict, Reason> {
+pub(crate) fn from_stack(ctx: &TcContext) -> Result<Verdict, Reason> {
     let Some(mut packet) = packet::parse(ctx)? else {
         return Ok(Verdict::Stack);
     };
@@ -62,7 +62,7 @@ pub fn from_stack(ctx: &TcContext) -> Result<Verdict, Reason> {
 
 /// The flow to a Service that this packet is the first of, if its destination is a frontend.
 #[inline(always)]
-pub fn begin(packet: &Packet, client: Client) -> Result<Option<Flow>, Reason> {
+pub(crate) fn begin(packet: &Packet, client: Client) -> Result<Option<Flow>, Reason> {
     if !packet.has_ports() {
         return Ok(None);
     }

@@ -1,8 +1,6 @@
 //! Refusing a packet with port unreachable, so that the client's connect() fails at once
 //! (RFC 792; RFC 4443, section 3.1).
 
-use core::mem;
-
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_redirect, bpf_skb_change_tail};
 use aya_ebpf::programs::TcContext;
@@ -13,8 +11,8 @@ use crate::observe;
 use crate::packet::{ETHERNET, Ethernet, Ipv4, Ipv6, Packet, at};
 use crate::verdict::Verdict;
 
-const IPV4: usize = mem::size_of::<Ipv4>();
-const IPV6: usize = mem::size_of::<Ipv6>();
+const IPV4: usize = size_of::<Ipv4>();
+const IPV6: usize = size_of::<Ipv6>();
 const ICMP: usize = 8;
 /// How much of a TCP header is quoted: all of it, since the kernel will not cut a packet off before a
 /// checksum that the device is still to complete.
@@ -38,7 +36,7 @@ struct Icmp {
 
 /// Turns the packet into the answer and sends it back out of where it came from.
 #[inline(always)]
-pub fn refuse(ctx: &TcContext, packet: &Packet, reason: Reason) -> Result<Verdict, Reason> {
+pub(crate) fn refuse(ctx: &TcContext, packet: &Packet, reason: Reason) -> Result<Verdict, Reason> {
     match (packet.is_v4, packet.tuple.protocol) {
         (true, protocol::TCP) => refuse_v4::<{ IPV4 + TCP }>(ctx, packet, reason)?,
         (true, _) => refuse_v4::<{ IPV4 + UDP }>(ctx, packet, reason)?,
@@ -122,7 +120,12 @@ fn refuse_v6<const QUOTED: usize>(ctx: &TcContext, packet: &Packet, reason: Reas
 
 /// Writes the ICMP header before the quoted packet; `sum` is what the checksum covers besides.
 #[inline(always)]
-fn write_icmp<const QUOTED: usize>(ctx: &TcContext, offset: usize, kind: [u8; 2], sum: u64) -> Result<(), Reason> {
+fn write_icmp<const QUOTED: usize>(
+    ctx: &TcContext,
+    offset: usize,
+    kind: [u8; 2],
+    sum: u64,
+) -> Result<(), Reason> {
     // SAFETY: `at` has checked the bounds.
     let header = unsafe { &mut *at::<Icmp>(ctx, offset)? };
     *header = Icmp { kind, checksum: 0, rest: 0 };

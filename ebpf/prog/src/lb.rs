@@ -17,7 +17,7 @@ static BACKENDS: Array<Backend> = Array::pinned(131_072, 0);
 
 /// Where a new flow comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Client {
+pub(crate) enum Client {
     /// A pod or a process of this node.
     Inside,
     /// Anyone else: the packet came over an uplink.
@@ -25,18 +25,18 @@ pub enum Client {
 }
 
 /// A backend for a new flow.
-pub struct Choice {
+pub(crate) struct Choice {
     /// The backend's id.
-    pub id: u32,
+    pub(crate) id: u32,
     /// The backend.
-    pub backend: Backend,
+    pub(crate) backend: Backend,
     /// Whether the flow must leave with the node's address.
-    pub masquerade: bool,
+    pub(crate) masquerade: bool,
 }
 
 /// The frontend with this address, port and protocol.
 #[inline(always)]
-pub fn find(address: Address, port: Port, protocol: u8) -> Option<Frontend> {
+pub(crate) fn find(address: Address, port: Port, protocol: u8) -> Option<Frontend> {
     let key = FrontendKey { address, port, protocol, reserved: 0 };
     // SAFETY: the map is not preallocated, so an element that is read is not reused before the program ends.
     unsafe { FRONTENDS.get(&key) }.copied()
@@ -44,13 +44,13 @@ pub fn find(address: Address, port: Port, protocol: u8) -> Option<Frontend> {
 
 /// The present generation of a backend id; 0 if it has no tenant.
 #[inline(always)]
-pub fn generation(id: u32) -> u32 {
+pub(crate) fn generation(id: u32) -> u32 {
     BACKENDS.get(id).map_or(0, |backend| backend.generation)
 }
 
 /// Chooses a backend at random among those that such a client may get.
 #[inline(always)]
-pub fn choose(frontend: &Frontend, client: Client) -> Result<Choice, Reason> {
+pub(crate) fn choose(frontend: &Frontend, client: Client) -> Result<Choice, Reason> {
     let region = if client == Client::Inside { frontend.internal } else { frontend.external };
     if region.len == 0 {
         let live = frontend.flags & frontend_flags::HAS_ENDPOINTS != 0;

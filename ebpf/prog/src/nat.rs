@@ -18,7 +18,7 @@ const UDP_CHECKSUM: usize = 6;
 
 /// Gives the packet the flow's tuple. Pointers into the packet are void afterwards.
 #[inline(always)]
-pub fn translate(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Result<(), Reason> {
+pub(crate) fn translate(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Result<(), Reason> {
     let old = packet.tuple;
     let addresses =
         Difference::NONE.address(old.source, flow.source).address(old.destination, flow.destination);
@@ -38,7 +38,8 @@ pub fn translate(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Result<()
         header.destination = flow.destination.words();
     }
     // SAFETY: `at` has checked the bounds.
-    unsafe { *at::<[u16; 2]>(ctx, packet.transport)? = [flow.source_port.wire(), flow.destination_port.wire()] };
+    let ports_in_packet = unsafe { &mut *at::<[u16; 2]>(ctx, packet.transport)? };
+    *ports_in_packet = [flow.source_port.wire(), flow.destination_port.wire()];
     packet.tuple.source = flow.source;
     packet.tuple.destination = flow.destination;
     packet.tuple.source_port = flow.source_port;
@@ -75,10 +76,11 @@ fn fix_transport_checksum(
 
 /// Takes one hop from the packet, as a router does (RFC 1812, section 5.3.1; RFC 8200, section 3).
 #[inline(always)]
-pub fn take_hop(ctx: &TcContext, is_v4: bool) -> Result<(), Reason> {
+pub(crate) fn take_hop(ctx: &TcContext, is_v4: bool) -> Result<(), Reason> {
     if !is_v4 {
         // SAFETY: `at` has checked the bounds.
-        unsafe { *at::<u8>(ctx, ETHERNET + offset_of!(Ipv6, hop_limit))? -= 1 };
+        let hop_limit = unsafe { &mut *at::<u8>(ctx, ETHERNET + offset_of!(Ipv6, hop_limit))? };
+        *hop_limit -= 1;
         return Ok(());
     }
     // SAFETY: `at` has checked the bounds.

@@ -12,13 +12,13 @@ static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(Reason::COUNT, 0);
 
 /// Counts one packet.
 #[inline(always)]
-pub fn count(counter: Counter) {
+pub(crate) fn count(counter: Counter) {
     add_one(&COUNTERS, counter as u32);
 }
 
 /// Counts one packet that was dropped or refused.
 #[inline(always)]
-pub fn drop(reason: Reason) {
+pub(crate) fn drop(reason: Reason) {
     add_one(&DROPS, reason as u32);
 }
 

@@ -1,17 +1,15 @@
 //! A packet, parsed once.
 
-use core::mem;
-
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Address, FlowKey, Port, Reason, protocol};
 use fairlead_flow::tcp;
 
 /// Length of an Ethernet header.
-pub const ETHERNET: usize = 14;
+pub(crate) const ETHERNET: usize = 14;
 /// EtherType of IPv4, as it stands in memory.
-pub const IPV4: u16 = 0x0800_u16.to_be();
+pub(crate) const IPV4: u16 = 0x0800_u16.to_be();
 /// EtherType of IPv6, as it stands in memory.
-pub const IPV6: u16 = 0x86dd_u16.to_be();
+pub(crate) const IPV6: u16 = 0x86dd_u16.to_be();
 
 /// How many IPv6 extension headers are walked; a packet with more is handled by its addresses alone.
 const EXTENSIONS: usize = 4;
@@ -22,86 +20,86 @@ const DESTINATION: u8 = 60;
 
 /// An Ethernet header.
 #[repr(C, packed)]
-pub struct Ethernet {
+pub(crate) struct Ethernet {
     /// To whom.
-    pub destination: [u8; 6],
+    pub(crate) destination: [u8; 6],
     /// From whom.
-    pub source: [u8; 6],
+    pub(crate) source: [u8; 6],
     /// What follows.
-    pub kind: u16,
+    pub(crate) kind: u16,
 }
 
 /// An IPv4 header without options (RFC 791, section 3.1), in words as they stand in memory.
 #[repr(C)]
-pub struct Ipv4 {
+pub(crate) struct Ipv4 {
     /// Version and header length.
-    pub version_ihl: u8,
+    pub(crate) version_ihl: u8,
     /// DSCP and ECN.
-    pub tos: u8,
+    pub(crate) tos: u8,
     /// Length of header and payload.
-    pub total_length: u16,
+    pub(crate) total_length: u16,
     /// Identification.
-    pub identification: u16,
+    pub(crate) identification: u16,
     /// Flags and fragment offset.
-    pub fragment: u16,
+    pub(crate) fragment: u16,
     /// Time to live.
-    pub ttl: u8,
+    pub(crate) ttl: u8,
     /// What follows.
-    pub protocol: u8,
+    pub(crate) protocol: u8,
     /// Checksum of this header.
-    pub checksum: u16,
+    pub(crate) checksum: u16,
     /// From whom.
-    pub source: u32,
+    pub(crate) source: u32,
     /// To whom.
-    pub destination: u32,
+    pub(crate) destination: u32,
 }
 
 /// An IPv6 header (RFC 8200, section 3), in words as they stand in memory.
 #[repr(C)]
-pub struct Ipv6 {
+pub(crate) struct Ipv6 {
     /// Version, traffic class and flow label.
-    pub version_class_label: u32,
+    pub(crate) version_class_label: u32,
     /// Length of what follows.
-    pub payload_length: u16,
+    pub(crate) payload_length: u16,
     /// What follows.
-    pub next_header: u8,
+    pub(crate) next_header: u8,
     /// Time to live.
-    pub hop_limit: u8,
+    pub(crate) hop_limit: u8,
     /// From whom.
-    pub source: [u32; 4],
+    pub(crate) source: [u32; 4],
     /// To whom.
-    pub destination: [u32; 4],
+    pub(crate) destination: [u32; 4],
 }
 
 /// A parsed packet. Ports are 0 where the protocol has none or the fragment does not carry them.
-pub struct Packet {
+pub(crate) struct Packet {
     /// Addresses, ports and protocol.
-    pub tuple: FlowKey,
+    pub(crate) tuple: FlowKey,
     /// Where the transport header begins, in bytes from the Ethernet header's first.
-    pub transport: usize,
+    pub(crate) transport: usize,
     /// Whether it is IPv4.
-    pub is_v4: bool,
+    pub(crate) is_v4: bool,
     /// Remaining hops.
-    pub ttl: u8,
+    pub(crate) ttl: u8,
     /// The flags of a TCP segment.
-    pub tcp: tcp::Flags,
+    pub(crate) tcp: tcp::Flags,
     /// Whether it is a fragment other than the first, and so without a transport header.
-    pub is_later_fragment: bool,
+    pub(crate) is_later_fragment: bool,
 }
 
 impl Packet {
     /// Whether the tuple's ports mean something: a Service can only be found with them.
     #[inline(always)]
-    pub fn has_ports(&self) -> bool {
+    pub(crate) fn has_ports(&self) -> bool {
         self.tuple.destination_port.wire() != 0
     }
 }
 
 /// A pointer to a `T` that lies `offset` bytes into the packet, if the packet's linear part holds it.
 #[inline(always)]
-pub fn at<T>(ctx: &TcContext, offset: usize) -> Result<*mut T, Reason> {
+pub(crate) fn at<T>(ctx: &TcContext, offset: usize) -> Result<*mut T, Reason> {
     let (start, end) = (ctx.data(), ctx.data_end());
-    if start + offset + mem::size_of::<T>() > end {
+    if start + offset + size_of::<T>() > end {
         return Err(Reason::Malformed);
     }
     Ok((start + offset) as *mut T)
@@ -109,7 +107,7 @@ pub fn at<T>(ctx: &TcContext, offset: usize) -> Result<*mut T, Reason> {
 
 /// Parses the packet; `None` if it is neither IPv4 nor IPv6.
 #[inline(always)]
-pub fn parse(ctx: &TcContext) -> Result<Option<Packet>, Reason> {
+pub(crate) fn parse(ctx: &TcContext) -> Result<Option<Packet>, Reason> {
     // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
     let kind = unsafe { (*ctx.skb.skb).protocol } as u16;
     match kind {
@@ -130,11 +128,11 @@ fn pull(ctx: &TcContext, headers: usize) {
 
 #[inline(always)]
 fn parse_v4(ctx: &TcContext) -> Result<Packet, Reason> {
-    pull(ctx, ETHERNET + mem::size_of::<Ipv4>() + 20);
+    pull(ctx, ETHERNET + size_of::<Ipv4>() + 20);
     // SAFETY: `at` has checked the bounds; nothing changes the packet while the header is read.
     let header = unsafe { &*at::<Ipv4>(ctx, ETHERNET)? };
     let length = usize::from(header.version_ihl & 0x0f) * 4;
-    if header.version_ihl >> 4 != 4 || length < mem::size_of::<Ipv4>() {
+    if header.version_ihl >> 4 != 4 || length < size_of::<Ipv4>() {
         return Err(Reason::Malformed);
     }
     let mut packet = Packet {
@@ -156,7 +154,7 @@ fn parse_v4(ctx: &TcContext) -> Result<Packet, Reason> {
 
 #[inline(always)]
 fn parse_v6(ctx: &TcContext) -> Result<Packet, Reason> {
-    pull(ctx, ETHERNET + mem::size_of::<Ipv6>() + 20);
+    pull(ctx, ETHERNET + size_of::<Ipv6>() + 20);
     // SAFETY: `at` has checked the bounds; nothing changes the packet while the header is read.
     let header = unsafe { &*at::<Ipv6>(ctx, ETHERNET)? };
     let mut packet = Packet {
@@ -166,7 +164,7 @@ fn parse_v6(ctx: &TcContext) -> Result<Packet, Reason> {
             protocol: header.next_header,
             ..FlowKey::default()
         },
-        transport: ETHERNET + mem::size_of::<Ipv6>(),
+        transport: ETHERNET + size_of::<Ipv6>(),
         is_v4: false,
         ttl: header.hop_limit,
         tcp: tcp::Flags::default(),
@@ -194,7 +192,7 @@ fn skip_extensions(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
         }
         packet.tuple.protocol = header[0];
     }
-    pull(ctx, ETHERNET + mem::size_of::<Ipv6>() + 20);
+    pull(ctx, ETHERNET + size_of::<Ipv6>() + 20);
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use crate::{ct, endpoint, forward, host, icmp, nat, observe};
 
 /// From parse to verdict. A packet between two pods that no Service touches costs two look-ups.
 #[inline(always)]
-pub fn from_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
+pub(crate) fn from_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
     let Some(mut packet) = packet::parse(ctx)? else {
         return Ok(Verdict::Stack);
     };

@@ -23,7 +23,7 @@ const EHOSTUNREACH: i32 = 113;
 
 /// The family of the hook: a v6 socket may well dial a mapped IPv4 address.
 #[derive(Clone, Copy)]
-pub enum Family {
+pub(crate) enum Family {
     /// A hook for IPv4 addresses.
     V4,
     /// A hook for IPv6 addresses.
@@ -32,7 +32,7 @@ pub enum Family {
 
 /// connect(), and sendmsg() with an address: dials a backend in place of a frontend.
 #[inline(always)]
-pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
+pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     if !is_host(ctx) {
         return ALLOW;
     }
@@ -69,7 +69,7 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
 
 /// recvmsg() and getpeername(): names the frontend in place of the backend.
 #[inline(always)]
-pub fn name_peer(ctx: &SockAddrContext, family: Family) -> i32 {
+pub(crate) fn name_peer(ctx: &SockAddrContext, family: Family) -> i32 {
     if !is_host(ctx) {
         return ALLOW;
     }

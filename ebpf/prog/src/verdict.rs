@@ -7,7 +7,7 @@ use crate::observe;
 
 /// What becomes of a packet.
 #[derive(Clone, Copy)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The kernel's stack, or the next program at this hook, goes on with it.
     Stack,
     /// A redirect helper has taken it; the value is what the helper answered.
@@ -16,7 +16,7 @@ pub enum Verdict {
 
 /// The return code of a tc program. `TC_ACT_UNSPEC` leaves other programs at the hook their turn.
 #[inline(always)]
-pub fn code(verdict: Result<Verdict, Reason>) -> i32 {
+pub(crate) fn code(verdict: Result<Verdict, Reason>) -> i32 {
     match verdict {
         Ok(Verdict::Stack) => TC_ACT_UNSPEC,
         Ok(Verdict::Redirect(code)) => code,
