@@ -115,9 +115,8 @@ impl NetConf {
         let version = Version::parse(&version).ok_or(ConfigError::Version(version))?;
         let name: String = required(&object, "name")?;
         if !is_identifier(&name) {
-            let problem = format!(
-                "{name:?} must start with a letter or digit and hold only those, '_', '.' and '-'"
-            );
+            let problem =
+                format!("{name:?} must start with a letter or digit and hold only those, '_', '.' and '-'");
             return Err(ConfigError::field("name", problem));
         }
         let kind: String = required(&object, "type")?;
@@ -228,10 +227,7 @@ fn path(object: &Map<String, Value>, field: &'static str, default: &str) -> Resu
     }
 }
 
-fn required<T: DeserializeOwned>(
-    object: &Map<String, Value>,
-    field: &'static str,
-) -> Result<T, ConfigError> {
+fn required<T: DeserializeOwned>(object: &Map<String, Value>, field: &'static str) -> Result<T, ConfigError> {
     optional(object, field)?.ok_or_else(|| ConfigError::field(field, "is missing"))
 }
 

@@ -1,4 +1,6 @@
 //! Whole files replaced in one step: a reader sees the old content or the new, never a part.
+//!
+//! A file has one writer at a time: the ledger by its lock, the rest by belonging to the node's one daemon.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
@@ -49,10 +51,10 @@ fn put(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> io::Result<()>) -
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
-        // The name carries the process: two processes replacing one file must not share a temporary.
+        // Always the same name: what a killed process left is overwritten by the next, not added to.
         let mut name = OsString::from(".");
         name.push(path.file_name().unwrap_or_default());
-        name.push(format!(".{}", std::process::id()));
+        name.push(".new");
         let temporary = path.with_file_name(name);
         let filled = || -> io::Result<()> {
             let mut file = File::create(&temporary)?;

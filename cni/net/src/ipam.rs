@@ -90,11 +90,7 @@ impl Ledger {
     ///
     /// # Errors
     /// When a family is used up, or the attachment's ADD has succeeded before; nothing has changed then.
-    pub fn reserve(
-        &mut self,
-        attachment: &Attachment,
-        ranges: &[IpNet],
-    ) -> Result<Reservation, IpamError> {
+    pub fn reserve(&mut self, attachment: &Attachment, ranges: &[IpNet]) -> Result<Reservation, IpamError> {
         let key = attachment.to_string();
         let resumed = match self.leases.get(&key) {
             Some(lease) if lease.committed => return Err(IpamError::Attached(attachment.clone())),
@@ -114,7 +110,8 @@ impl Ledger {
             if taken.iter().any(|(_, address)| same_family(range, address)) {
                 continue;
             }
-            let family: Vec<IpNet> = ranges.iter().filter(|r| same_family(r, &range.addr())).copied().collect();
+            let family: Vec<IpNet> =
+                ranges.iter().filter(|r| same_family(r, &range.addr())).copied().collect();
             let next = family.iter().find_map(|range| Some((*range, self.next(range)?)));
             taken.push(next.ok_or_else(|| self.exhausted(family))?);
         }
@@ -163,9 +160,8 @@ impl Ledger {
             .map(|number| address(range, number))
             .find(|address| !in_use.contains(address) && !recent.contains(address))
             .or_else(|| {
-                let free = |a: &&IpAddr| {
-                    range.contains(*a) && usable.contains(&number(**a)) && !in_use.contains(a)
-                };
+                let free =
+                    |a: &&IpAddr| range.contains(*a) && usable.contains(&number(**a)) && !in_use.contains(a);
                 self.freed.iter().find(free).copied()
             })
     }
@@ -297,10 +293,7 @@ mod tests {
     fn a_committed_attachment_is_not_given_addresses_twice() {
         let mut ledger = Ledger::default();
         give(&mut ledger, 1, &["10.0.0.0/24"]);
-        assert_eq!(
-            ledger.reserve(&pod(1), &ranges(&["10.0.0.0/24"])),
-            Err(IpamError::Attached(pod(1)))
-        );
+        assert_eq!(ledger.reserve(&pod(1), &ranges(&["10.0.0.0/24"])), Err(IpamError::Attached(pod(1))));
     }
 
     #[test]

@@ -290,10 +290,8 @@ mod tests {
     #[ignore = "needs root: run make test"]
     fn a_command_starts_inside() {
         let netns = NamedNetns::create(&unique("command")).expect("create");
-        let output = netns
-            .enter(Command::new("readlink").arg("/proc/self/ns/net"))
-            .output()
-            .expect("run readlink");
+        let output =
+            netns.enter(Command::new("readlink").arg("/proc/self/ns/net")).output().expect("run readlink");
         let expected = format!("net:[{}]\n", netns.inode().expect("inode"));
         assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
     }

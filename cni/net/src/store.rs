@@ -151,7 +151,7 @@ impl Reserved<'_> {
     ///
     /// # Errors
     /// When the ledger can't be used, or the addresses were released meanwhile.
-    pub fn commit(mut self) -> Result<(), StoreError> {
+    pub fn commit(&mut self) -> Result<(), StoreError> {
         if !self.store.change(|ledger| ledger.commit(&self.attachment))? {
             return Err(StoreError::Released(self.attachment.clone()));
         }
@@ -191,7 +191,7 @@ mod tests {
         let store = Store::open(dir.path(), "pods").expect("open");
         drop(store.reserve(&pod(1), &range()).expect("reserve"));
         assert!(store.addresses(&pod(1)).expect("read").is_empty());
-        let kept = store.reserve(&pod(2), &range()).expect("reserve");
+        let mut kept = store.reserve(&pod(2), &range()).expect("reserve");
         let addresses = kept.addresses().to_vec();
         kept.commit().expect("commit");
         assert_eq!(store.addresses(&pod(2)).expect("read"), addresses);
@@ -216,7 +216,7 @@ mod tests {
                     let path = dir.path();
                     scope.spawn(move || {
                         let store = Store::open(path, "pods").expect("open");
-                        let reserved = store.reserve(&pod(n), &range()).expect("reserve");
+                        let mut reserved = store.reserve(&pod(n), &range()).expect("reserve");
                         let address = reserved.addresses()[0];
                         reserved.commit().expect("commit");
                         address

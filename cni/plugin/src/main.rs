@@ -1,3 +1,57 @@
-//! Fairlead's CNI plugin and its node daemon.
+//! Fairlead's CNI plugin and its node daemon, in one binary.
+//!
+//! Without arguments it is the plugin: one verb per process, from the environment and stdin, as the CNI
+//! specification has it ([`verbs`]). `fairlead-cni node` is the daemon that prepares the node ([`daemon`]).
+//! The plugin's way is short on purpose: it parses no command line and starts no threads but the one that
+//! enters the pod.
 
-fn main() {}
+mod daemon;
+mod environment;
+mod failure;
+mod nodes;
+mod success;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+#[derive(Parser)]
+#[command(name = "fairlead-cni", version, about = "Fairlead's CNI plugin and its node daemon")]
+#[command(
+    after_help = "Without a command it is the CNI plugin: CNI_COMMAND and the other CNI_ variables in the \
+                        environment, the network configuration on stdin."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Prepare this node for the plugin and keep the routes to the other nodes' pods.
+    Node(daemon::Options),
+}
+
+fn main() -> ExitCode {
+    if std::env::args_os().len() <= 1 {
+        log_to_stderr("warn");
+        return verbs::run();
+    }
+    let Command::Node(options) = Arguments::parse().command;
+    log_to_stderr("info");
+    match daemon::run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Stdout is the plugin's answer; `RUST_LOG` overrides the level.
+fn log_to_stderr(level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -1,1 +1,23 @@
 //! The pure half of the Fairlead proxy: what the maps should hold, from what the API holds.
+//!
+//! No sockets, no clocks of its own, no kernel: objects go in, map writes come out through a trait.
+//!
+//! ```text
+//! watch ──► convert ──► index ──► endpoints ──► frontends ──► reconcile ──► dataplane (maps)
+//!           objects     state,    who may       what each     ids, regions, order of writes,
+//!           checked     dirty     serve         client dials  retries, adoption
+//!                       Services                    (tables)
+//! ```
+//!
+//! The agent feeds [`index::Index`] from its watches and calls [`reconcile::Reconciler::reconcile`]; the
+//! golden scripts do the same from files.
+
+pub mod convert;
+pub mod dataplane;
+pub mod endpoints;
+pub mod frontends;
+pub mod index;
+pub mod model;
+pub mod reconcile;
+pub mod tables;
+pub mod view;

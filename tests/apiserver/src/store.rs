@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::clock;
 use crate::object::Object;
-use crate::resource::Resource;
+use crate::resource::{self, Resource};
 
 /// One change of one object.
 #[derive(Debug, Clone)]
@@ -59,7 +59,9 @@ impl Store {
         // Starting at the wall clock makes every revision of an earlier run too old rather than from the future,
         // so that clients that outlive a restart of the server list again, as they would after a restored backup.
         let revision = clock::since_epoch().as_micros() as u64;
-        Self { revision, history, collections: HashMap::new() }
+        let empty = || Collection { objects: BTreeMap::new(), changes: VecDeque::new(), oldest: revision };
+        let collections = resource::ALL.into_iter().map(|resource| (resource.plural, empty())).collect();
+        Self { revision, history, collections }
     }
 
     /// The revision of the last change.
@@ -71,7 +73,7 @@ impl Store {
     /// One object. `namespace` is empty for cluster-scoped kinds.
     #[must_use]
     pub fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Option<&Arc<Object>> {
-        self.collections.get(resource.plural)?.objects.get(&(namespace.to_owned(), name.to_owned()))
+        self.collection(resource).objects.get(&(namespace.to_owned(), name.to_owned()))
     }
 
     /// The objects of one namespace, or of all, in order of namespace and name.
@@ -81,10 +83,9 @@ impl Store {
         namespace: Option<&'a str>,
     ) -> impl Iterator<Item = &'a Arc<Object>> {
         let first = (namespace.unwrap_or_default().to_owned(), String::new());
-        self.collections
-            .get(resource.plural)
-            .into_iter()
-            .flat_map(move |c| c.objects.range(first.clone()..))
+        self.collection(resource)
+            .objects
+            .range(first..)
             .take_while(move |((of, _), _)| namespace.is_none_or(|namespace| namespace == of))
             .map(|(_, object)| object)
     }
@@ -95,8 +96,7 @@ impl Store {
         value["metadata"]["resourceVersion"] = json!(revision.to_string());
         let object = Arc::new(Object::new(value));
         let key = (object.namespace().to_owned(), object.name().to_owned());
-        let collection = self.collection(resource);
-        let before = collection.objects.insert(key, Arc::clone(&object));
+        let before = self.collection_mut(resource).objects.insert(key, Arc::clone(&object));
         self.record(resource, Change { revision, before, object: Arc::clone(&object), removed: false });
         object
     }
@@ -104,7 +104,7 @@ impl Store {
     /// Removes an object; its last state, if it was there.
     pub fn remove(&mut self, resource: &Resource, namespace: &str, name: &str) -> Option<Arc<Object>> {
         let key = (namespace.to_owned(), name.to_owned());
-        let before = self.collections.get_mut(resource.plural)?.objects.remove(&key)?;
+        let before = self.collection_mut(resource).objects.remove(&key)?;
         let revision = self.advance();
         let mut value = before.value.clone();
         value["metadata"]["resourceVersion"] = json!(revision.to_string());
@@ -121,7 +121,7 @@ impl Store {
     /// # Errors
     /// [`Compacted`] if some of them are no longer kept.
     pub fn changes_after(&self, resource: &Resource, revision: u64) -> Result<Vec<Change>, Compacted> {
-        let Some(collection) = self.collections.get(resource.plural) else { return Ok(Vec::new()) };
+        let collection = self.collection(resource);
         if revision < collection.oldest {
             return Err(Compacted { requested: revision, oldest: collection.oldest });
         }
@@ -144,19 +144,18 @@ impl Store {
         self.revision
     }
 
-    /// The collection of a kind; one that is new knows nothing from before now.
-    fn collection(&mut self, resource: &Resource) -> &mut Collection {
-        let oldest = self.revision - 1;
-        self.collections.entry(leaked_name(resource)).or_insert_with(|| Collection {
-            objects: BTreeMap::new(),
-            changes: VecDeque::new(),
-            oldest,
-        })
+    fn collection(&self, resource: &Resource) -> &Collection {
+        &self.collections[resource.plural]
+    }
+
+    fn collection_mut(&mut self, resource: &Resource) -> &mut Collection {
+        // Every resource of the table got its collection in `new`, and a `Resource` outside it can't be found.
+        self.collections.get_mut(resource.plural).expect("a collection per known resource")
     }
 
     fn record(&mut self, resource: &Resource, change: Change) {
         let history = self.history;
-        let collection = self.collection(resource);
+        let collection = self.collection_mut(resource);
         collection.changes.push_back(change);
         while collection.changes.len() > history {
             if let Some(dropped) = collection.changes.pop_front() {

@@ -68,9 +68,7 @@ impl Cell {
         }
         match self {
             Self::Crr => {
-                const {
-                    &[metric("crr", Quantity::Rate), metric("crr_cpu_per_op", Quantity::CpuPerOperation)]
-                }
+                const { &[metric("crr", Quantity::Rate), metric("crr_cpu_per_op", Quantity::CpuPerOperation)] }
             }
             Self::CrrClose => const { &[metric("crr_close", Quantity::Rate)] },
             Self::Rr => {
@@ -87,9 +85,7 @@ impl Cell {
             }
             Self::Throughput => const { &[metric("throughput", Quantity::Bits)] },
             Self::Udp => {
-                const {
-                    &[metric("udp", Quantity::Rate), metric("udp_cpu_per_op", Quantity::CpuPerOperation)]
-                }
+                const { &[metric("udp", Quantity::Rate), metric("udp_cpu_per_op", Quantity::CpuPerOperation)] }
             }
         }
     }

@@ -109,10 +109,9 @@ impl Core {
     pub(crate) fn new(cpu: usize) -> Self {
         let name = format!("ksoftirqd/{cpu}\n");
         let ksoftirqd = fs::read_dir("/proc").ok().and_then(|processes| {
-            processes
-                .flatten()
-                .filter_map(|process| process.file_name().to_str()?.parse().ok())
-                .find(|pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == name))
+            processes.flatten().filter_map(|process| process.file_name().to_str()?.parse().ok()).find(
+                |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == name),
+            )
         });
         Self { cpu, ksoftirqd: ksoftirqd.map(Pid::from_raw) }
     }

@@ -5,11 +5,14 @@
 //!
 //! direct   client ──veth── node ──veth── server       pods, wired as fairlead-cni wires them
 //!                           │
-//!          outside ───veth──┘                         direct_outside: outside → server
+//!                          veth
+//!                           │
+//!          outside ──veth─ fabric                     direct_outside: outside → server
 //! ```
 //!
 //! *limit* is the least that two namespaces can be apart. *direct* is plain routing through the node:
-//! each pod has a /32, a link-local next hop and permanent neighbours on both sides of its veth.
+//! each pod has a /32, a link-local next hop and permanent neighbours on both sides of its veth. The fabric is
+//! a bridge in a namespace of its own, as in the harness's clusters.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -20,11 +23,11 @@ use crate::place::Request;
 use crate::topology::{End, Path, Topology};
 use crate::worker::Place;
 
-/// Names of the baselines, which the report refers to.
+/// Name of the path over a single veth pair.
 pub(crate) const LIMIT: &str = "limit";
-/// Pod to pod.
+/// Name of the path from pod to pod.
 pub(crate) const DIRECT: &str = "direct";
-/// From outside of the node to a pod.
+/// Name of the path from outside of the node to a pod.
 pub(crate) const DIRECT_OUTSIDE: &str = "direct_outside";
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 2);
@@ -37,17 +40,21 @@ pub(crate) fn add_limit(topology: &mut Topology) -> Result<()> {
     let client = topology.add_client("limit client", Place::default())?;
     let server = topology.add_server("limit server", Place::default())?;
     let peer = topology.worker(server).pid();
-    ip(topology, client, &[
-        format!("link add eth0 type veth peer name eth0 netns {peer}"),
-        format!("addr add {CLIENT}/24 dev eth0"),
-        "link set lo up".into(),
-        "link set eth0 up".into(),
-    ])?;
-    ip(topology, server, &[
-        format!("addr add {SERVER}/24 dev eth0"),
-        "link set lo up".into(),
-        "link set eth0 up".into(),
-    ])?;
+    ip(
+        topology,
+        client,
+        &[
+            format!("link add eth0 type veth peer name eth0 netns {peer}"),
+            format!("addr add {CLIENT}/24 dev eth0"),
+            "link set lo up".into(),
+            "link set eth0 up".into(),
+        ],
+    )?;
+    ip(
+        topology,
+        server,
+        &[format!("addr add {SERVER}/24 dev eth0"), "link set lo up".into(), "link set eth0 up".into()],
+    )?;
     let target = Target::itself(IpAddr::V4(SERVER));
     topology.add_path(Path { name: LIMIT, direct: None, client, server, target });
     Ok(())
@@ -55,6 +62,7 @@ pub(crate) fn add_limit(topology: &mut Topology) -> Result<()> {
 
 /// Builds a node with two pods, and a client outside of it.
 pub(crate) fn add_direct(topology: &mut Topology) -> Result<()> {
+    let fabric = topology.add_node("direct fabric")?;
     let node = topology.add_node("direct node")?;
     for (path, value) in [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/default/rp_filter", "0")] {
         topology
@@ -67,18 +75,27 @@ pub(crate) fn add_direct(topology: &mut Topology) -> Result<()> {
     let outside = topology.add_client("direct outside", Place::default())?;
     add_pod(topology, node, client, CLIENT)?;
     add_pod(topology, node, server, SERVER)?;
-    let peer = topology.worker(outside).pid();
-    ip(topology, node, &[
-        format!("link add uplink type veth peer name eth0 netns {peer}"),
-        format!("addr add {NODE}/24 dev uplink"),
-        "link set uplink up".into(),
-    ])?;
-    ip(topology, outside, &[
-        "link set lo up".into(),
-        format!("addr add {OUTSIDE}/24 dev eth0"),
-        "link set eth0 up".into(),
-        format!("route add default via {NODE}"),
-    ])?;
+    let (node_pid, outside_pid) = (topology.worker(node).pid(), topology.worker(outside).pid());
+    ip(
+        topology,
+        fabric,
+        &[
+            "link add fabric up type bridge".into(),
+            format!("link add port1 up master fabric type veth peer name eth0 netns {node_pid}"),
+            format!("link add port2 up master fabric type veth peer name eth0 netns {outside_pid}"),
+        ],
+    )?;
+    ip(topology, node, &[format!("addr add {NODE}/24 dev eth0"), "link set eth0 up".into()])?;
+    ip(
+        topology,
+        outside,
+        &[
+            "link set lo up".into(),
+            format!("addr add {OUTSIDE}/24 dev eth0"),
+            "link set eth0 up".into(),
+            format!("route add default via {NODE}"),
+        ],
+    )?;
     let target = Target::itself(IpAddr::V4(SERVER));
     topology.add_path(Path { name: DIRECT, direct: None, client, server, target });
     topology.add_path(Path { name: DIRECT_OUTSIDE, direct: None, client: outside, server, target });
@@ -92,22 +109,34 @@ fn add_pod(topology: &mut Topology, node: End, pod: End, address: Ipv4Addr) -> R
     let (host, near, far) =
         (format!("pod{last}"), format!("02:00:00:00:01:{last:02x}"), format!("02:00:00:00:02:{last:02x}"));
     let pid = topology.worker(pod).pid();
-    ip(topology, node, &[
-        format!("link add {host} address {near} type veth peer name eth0 address {far} netns {pid}"),
-        format!("link set {host} up"),
-    ])?;
-    ip(topology, pod, &[
-        "link set lo up".into(),
-        "link set eth0 up".into(),
-        format!("addr add {address}/32 dev eth0"),
-        format!("route add {NEXT_HOP} dev eth0 scope link"),
-        format!("route add default via {NEXT_HOP} dev eth0"),
-        format!("neigh add {NEXT_HOP} lladdr {near} dev eth0 nud permanent"),
-    ])?;
-    ip(topology, node, &[
-        format!("route add {address}/32 dev {host} scope link"),
-        format!("neigh add {address} lladdr {far} dev {host} nud permanent"),
-    ])
+    ip(
+        topology,
+        node,
+        &[
+            format!("link add {host} address {near} type veth peer name eth0 address {far} netns {pid}"),
+            format!("link set {host} up"),
+        ],
+    )?;
+    ip(
+        topology,
+        pod,
+        &[
+            "link set lo up".into(),
+            "link set eth0 up".into(),
+            format!("addr add {address}/32 dev eth0"),
+            format!("route add {NEXT_HOP} dev eth0 scope link"),
+            format!("route add default via {NEXT_HOP} dev eth0"),
+            format!("neigh add {NEXT_HOP} lladdr {near} dev eth0 nud permanent"),
+        ],
+    )?;
+    ip(
+        topology,
+        node,
+        &[
+            format!("route add {address}/32 dev {host} scope link"),
+            format!("neigh add {address} lladdr {far} dev {host} nud permanent"),
+        ],
+    )
 }
 
 fn ip(topology: &mut Topology, end: End, commands: &[String]) -> Result<()> {

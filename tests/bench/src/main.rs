@@ -1,3 +1,187 @@
-//! Fairlead's benchmarks, beside plain kernel routing.
+//! Fairlead's benchmarks, beside plain kernel routing: what `make bench` runs.
+//!
+//! ```text
+//! main ── topology ── kernel (limit, direct)          who is connected to whom
+//!   │          └───── cluster (Fairlead)
+//!   │          └───── worker ═══ place ── server      one process per end
+//!   │                              └───── crr, rr, throughput, udp ── pace
+//!   └──── rounds ── cpu                               what is measured when
+//!   └──── report ── stats                             what it means
+//! ```
+//!
+//! Clients and servers share one processor, which they keep busy: an operation's cost is then all that
+//! both ends and everything between them do for it, and no wake-up of a sleeping processor is part of it. The
+//! benchmark itself, and whatever a cluster needs to run, are left to the other processors.
 
-fn main() {}
+mod cell;
+mod cpu;
+mod crr;
+mod kernel;
+mod pace;
+mod place;
+mod report;
+mod rounds;
+mod rr;
+mod server;
+mod stats;
+mod throughput;
+mod topology;
+mod udp;
+mod worker;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+
+use crate::cell::Cell;
+use crate::cpu::Core;
+use crate::report::Report;
+use crate::rounds::Amount;
+use crate::topology::{Path, Topology};
+
+/// Measures Fairlead's paths beside plain kernel routing and prints `name value unit` lines.
+///
+/// Names ending in `_ratio` compare with the kernel's direct path, those in `_limit_ratio` with two
+/// namespaces joined by a single veth pair; above 1 is better, whatever is compared.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// How often everything is measured; results are medians.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Seconds per measurement.
+    #[arg(long, default_value_t = 1.0)]
+    seconds: f64,
+    /// A short look: three rounds of a fifth of a second.
+    #[arg(long, conflicts_with_all = ["rounds", "seconds"])]
+    quick: bool,
+    /// Measure only what has this in its name (`clusterip`, `_crr`, `nodeport_udp`), and its baselines.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// Measure the kernel's paths alone; no cluster is started.
+    #[arg(long)]
+    baselines: bool,
+    /// The processor that clients and servers share; by default the last one.
+    #[arg(long)]
+    cpu: Option<usize>,
+    /// Where the results are written.
+    #[arg(long, value_name = "PATH", default_value = "target/bench/results.json")]
+    json: PathBuf,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// One end of a path, told what to do through its standard input.
+    #[command(hide = true)]
+    Worker,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    match arguments.role {
+        Some(Role::Worker) => place::run(),
+        None => bench(&arguments),
+    }
+}
+
+fn bench(arguments: &Arguments) -> Result<()> {
+    let cpus = cpu::usable().context("find the processors")?;
+    let cpu = arguments.cpu.or(cpus.last().copied()).context("there is no processor")?;
+    ensure!(cpus.contains(&cpu), "processor {cpu} is none of {cpus:?}");
+    let mut topology = Topology::new(cpu);
+    kernel::add_limit(&mut topology).context("build the limit path")?;
+    kernel::add_direct(&mut topology).context("build the direct paths")?;
+    let plan = plan(topology.paths(), &arguments.only);
+    ensure!(!plan.is_empty(), "nothing that is measured has {:?} in its name", arguments.only);
+    let amount = amount(arguments);
+    let measurements = plan.iter().map(|(_, paths)| paths.len()).sum::<usize>() * amount.rounds;
+    eprintln!(
+        "{measurements} measurements of {:?} each on processor {cpu}, in {} rounds",
+        amount.measured, amount.rounds
+    );
+    let samples = rounds::run(&mut topology, Core::new(cpu), &plan, amount)?;
+    let report = Report::new(&plan, &samples);
+    report.print();
+    report.write(&arguments.json)
+}
+
+fn amount(arguments: &Arguments) -> Amount {
+    if arguments.quick {
+        return Amount { rounds: 3, measured: Duration::from_millis(200) };
+    }
+    Amount { rounds: arguments.rounds, measured: Duration::from_secs_f64(arguments.seconds) }
+}
+
+/// The cells to measure, each with the paths that have `only` in a result's name, and their baselines.
+fn plan(paths: &[Path], only: &str) -> Vec<(Cell, Vec<Path>)> {
+    let asked = |cell: Cell, path: &Path| {
+        let ratios = ["_ratio", "_limit_ratio"];
+        cell.metrics().iter().any(|metric| {
+            let name = format!("{}_{}", path.name, metric.name);
+            ratios.iter().any(|ratio| format!("{name}{ratio}").contains(only))
+        })
+    };
+    let of_cell = |cell: Cell| -> Vec<Path> {
+        let chosen: Vec<_> = paths.iter().filter(|path| asked(cell, path)).collect();
+        let needed = |path: &&Path| {
+            chosen.iter().any(|chosen| {
+                chosen.name == path.name || chosen.direct == Some(path.name) || path.name == kernel::LIMIT
+            })
+        };
+        paths.iter().filter(needed).copied().collect()
+    };
+    Cell::ALL.into_iter().map(|cell| (cell, of_cell(cell))).filter(|(_, paths)| !paths.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::cell::Target;
+    use crate::topology::End;
+
+    fn paths() -> Vec<Path> {
+        let path = |name, direct| Path {
+            name,
+            direct,
+            client: End::default(),
+            server: End::default(),
+            target: Target::itself(Ipv4Addr::LOCALHOST.into()),
+        };
+        vec![
+            path(kernel::LIMIT, None),
+            path(kernel::DIRECT, None),
+            path(kernel::DIRECT_OUTSIDE, None),
+            path("clusterip", Some(kernel::DIRECT)),
+            path("nodeport", Some(kernel::DIRECT_OUTSIDE)),
+        ]
+    }
+
+    fn names(only: &str) -> Vec<(Cell, Vec<&'static str>)> {
+        let names = |paths: Vec<Path>| paths.iter().map(|path| path.name).collect();
+        plan(&paths(), only).into_iter().map(|(cell, paths)| (cell, names(paths))).collect()
+    }
+
+    #[test]
+    fn everything_is_measured_unless_something_is_asked_for() {
+        let all = names("");
+        assert_eq!(all.len(), Cell::ALL.len());
+        assert!(all.iter().all(|(_, names)| names.len() == 5), "{all:?}");
+    }
+
+    #[test]
+    fn what_is_asked_for_brings_its_own_baselines_along() {
+        assert_eq!(names("clusterip_crr_close"), [(Cell::CrrClose, vec!["limit", "direct", "clusterip"])]);
+        assert_eq!(names("nodeport_udp_ratio"), [(Cell::Udp, vec!["limit", "direct_outside", "nodeport"])]);
+    }
+
+    #[test]
+    fn nothing_is_measured_for_a_name_that_does_not_exist() {
+        assert!(names("clusterip_sctp").is_empty());
+    }
+}

@@ -85,7 +85,8 @@ fn perform(request: Request) -> Result<Reply> {
         Request::Enter { netns, cgroup, cpu } => enter(netns, cgroup, cpu)?,
         Request::Ip(batch) => ip(&batch)?,
         Request::Sysctl { path, value } => {
-            fs::write(format!("/proc/sys/{path}"), &value).with_context(|| format!("write {value} to {path}"))?;
+            fs::write(format!("/proc/sys/{path}"), &value)
+                .with_context(|| format!("write {value} to {path}"))?;
         }
         Request::Serve => server::start().context("start the servers")?,
         Request::CpuTime => return Ok(Reply::CpuTime(cpu::own_time()?)),

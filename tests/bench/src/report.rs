@@ -84,7 +84,8 @@ impl Report {
     }
 
     fn warn_of_losses(&mut self, cell: Cell, path: &'static str, samples: &Samples) {
-        let lost: u64 = samples.by_cell.get(&(cell, path)).into_iter().flatten().map(|sample| sample.lost).sum();
+        let lost: u64 =
+            samples.by_cell.get(&(cell, path)).into_iter().flatten().map(|sample| sample.lost).sum();
         if lost > 0 {
             self.warnings.push(format!("{lost} requests of {path} {cell:?} were never answered"));
         }
@@ -122,5 +123,71 @@ impl Report {
         let mut json = serde_json::to_string_pretty(&self.entries)?;
         json.push('\n');
         fs::write(file, json).with_context(|| format!("write {}", file.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::cell::{Sample, Target};
+    use crate::kernel::DIRECT;
+    use crate::topology::End;
+
+    fn path(name: &'static str, direct: Option<&'static str>) -> Path {
+        let target = Target::itself(Ipv4Addr::LOCALHOST.into());
+        Path { name, direct, client: End::default(), server: End::default(), target }
+    }
+
+    fn latencies(microseconds: [f64; 3]) -> Vec<Sample> {
+        let sample = |p99: f64| Sample { operations: 100, seconds: 1.0, p99: p99 * 1e3, ..Sample::default() };
+        microseconds.map(sample).into()
+    }
+
+    fn report(limit: [f64; 3], direct: [f64; 3], clusterip: [f64; 3]) -> Report {
+        let paths = vec![path(LIMIT, None), path(DIRECT, None), path("clusterip", Some(DIRECT))];
+        let all = [(LIMIT, limit), (DIRECT, direct), ("clusterip", clusterip)];
+        let by_cell = all.map(|(name, values)| ((Cell::Rr, name), latencies(values))).into();
+        Report::new(&[(Cell::Rr, paths)], &Samples { by_cell, ..Samples::default() })
+    }
+
+    fn value(report: &Report, name: &str) -> Option<f64> {
+        report.entries.iter().find(|entry| entry.name == name).map(|entry| entry.value)
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_round_so_that_a_slow_round_cancels_out() {
+        let report = report([5.0, 50.0, 10.0], [10.0, 100.0, 20.0], [8.0, 80.0, 16.0]);
+        assert_eq!(value(&report, "clusterip_rr_p99"), Some(16.0));
+        assert_eq!(value(&report, "clusterip_rr_p99_ratio"), Some(1.25));
+        assert_eq!(value(&report, "clusterip_rr_p99_limit_ratio"), Some(0.625));
+        assert_eq!(value(&report, "direct_rr_p99_limit_ratio"), Some(0.5));
+        assert_eq!(report.warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_baseline_is_not_compared_with_itself() {
+        let report = report([1.0; 3], [1.0; 3], [1.0; 3]);
+        assert_eq!(value(&report, "limit_rr_limit_ratio"), None);
+        assert_eq!(value(&report, "direct_rr_ratio"), None);
+        assert_eq!(value(&report, "clusterip_rr_ratio"), Some(1.0));
+    }
+
+    #[test]
+    fn rounds_that_disagree_are_warned_of() {
+        let report = report([1.0; 3], [1.0; 3], [1.0, 2.0, 3.0]);
+        assert!(report.warnings.iter().any(|w| w.starts_with("clusterip_rr_p99_ratio")), "{report:?}");
+    }
+
+    #[test]
+    fn a_busy_machine_and_lost_requests_are_warned_of() {
+        let lossy = Sample { operations: 1, seconds: 1.0, lost: 3, ..Sample::default() };
+        let by_cell = [((Cell::Udp, LIMIT), vec![lossy])].into();
+        let samples = Samples { by_cell, others: vec![0.01, 0.3], stolen: vec![0.0, 0.0] };
+        let report = Report::new(&[(Cell::Udp, vec![path(LIMIT, None)])], &samples);
+        assert_eq!(report.warnings.len(), 2, "{:?}", report.warnings);
+        assert!(report.warnings[0].contains("3 requests of limit"));
+        assert!(report.warnings[1].contains("at worst 30%"));
     }
 }

@@ -53,7 +53,14 @@ pub(crate) fn run(
 ) -> Result<Samples> {
     let mut samples = Samples::default();
     for round in 0..amount.rounds {
-        samples.others.push(busy_without_us()?);
+        let others = busy_without_us()?;
+        eprintln!(
+            "round {} of {}; others use {:.0}% of the machine",
+            round + 1,
+            amount.rounds,
+            others * 100.0
+        );
+        samples.others.push(others);
         let before = Times::read(None)?;
         for (cell, paths) in plan {
             for index in order(round, paths.len()) {
@@ -65,7 +72,6 @@ pub(crate) fn run(
         }
         let spent = Times::read(None)?.since(before);
         samples.stolen.push(spent.stolen.as_secs_f64() / spent.total.as_secs_f64());
-        eprintln!("round {} of {}", round + 1, amount.rounds);
     }
     Ok(samples)
 }
@@ -86,7 +92,13 @@ fn order(round: usize, count: usize) -> impl Iterator<Item = usize> {
     })
 }
 
-fn measure(topology: &mut Topology, core: Core, path: Path, cell: Cell, measured: Duration) -> Result<Sample> {
+fn measure(
+    topology: &mut Topology,
+    core: Core,
+    path: Path,
+    cell: Cell,
+    measured: Duration,
+) -> Result<Sample> {
     let order = Order { cell, target: path.target.of(cell), warm_up: measured / 10, measured };
     let workers = |topology: &mut Topology| -> Result<Duration> {
         Ok(topology.worker(path.client).cpu_time()? + topology.worker(path.server).cpu_time()?)

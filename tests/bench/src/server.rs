@@ -50,8 +50,10 @@ fn answer_many(listener: &TcpListener) -> io::Result<()> {
             if event.data() == listening {
                 while let Ok((stream, _)) = listener.accept() {
                     let fd = stream.as_raw_fd();
-                    epoll
-                        .add(&stream, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, fd as u64))?;
+                    epoll.add(
+                        &stream,
+                        EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, fd as u64),
+                    )?;
                     connections[fd as usize] = Some(stream);
                 }
                 continue;

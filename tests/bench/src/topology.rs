@@ -7,7 +7,7 @@ use crate::place::Request;
 use crate::worker::{Place, Worker};
 
 /// A worker of a [`Topology`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct End(usize);
 
 /// A way from a client to a server: a variant of every cell.
@@ -40,7 +40,7 @@ impl Topology {
         Self { cpu, workers: Vec::new(), paths: Vec::new() }
     }
 
-    /// Adds a worker that only keeps a namespace, whose links and routes it can change.
+    /// Adds a worker that is no end of any path and only keeps a namespace, whose links and routes it can change.
     pub(crate) fn add_node(&mut self, name: &str) -> Result<End> {
         self.push(Worker::start(name, Place::default(), None)?)
     }

@@ -1,8 +1,17 @@
 //! Packets through Fairlead's loaded programs, by BPF_PROG_TEST_RUN: the fixture.
 //!
-//! A [`Node`] is the programs, loaded into the kernel with their maps pinned in a bpffs of their own, and
-//! the map entries that a test gives it. Nothing is attached: packets are handed to the programs directly.
+//! A [`Node`] is the programs, loaded into the kernel with their maps pinned in a bpffs of their own, in a
+//! network namespace with two pods and an uplink ([`place`]). Nothing is attached: a test hands a
+//! [`Packet`](packet::Packet) to a program directly, and compares what becomes of it with a
+//! [`Case`](case::Case): verdict, packet, counters and flow entries, each exactly.
 
+pub mod case;
 pub mod node;
+pub mod packet;
+pub mod place;
+pub mod random;
 
-pub use node::Node;
+pub use case::{Case, Then};
+pub use node::{Hook, Node, Outcome};
+pub use packet::{Packet, Transport};
+pub use place::{FAMILIES, Family, Pod};

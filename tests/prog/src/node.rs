@@ -1,19 +1,101 @@
-//! The loaded programs and their maps.
+//! The loaded programs, their maps, and a way to hand them a packet.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{CgroupSockAddr, SchedClassifier};
-use aya::{Ebpf, EbpfLoader};
-use fairlead_abi::programs;
+use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
+use fairlead_abi::{
+    Address, Backend, Config, Counter, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Port, Reason, Region,
+    maps, marks, programs,
+};
+use fairlead_net::netns::NamedNetns;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::net::if_::if_nametoindex;
 use tempfile::TempDir;
 
-/// The programs, loaded, with a bpffs of their own that goes when this goes.
+use crate::packet::Packet;
+use crate::place::{self, FAMILIES, Family, GATEWAY_MAC, Pod, UPLINK_MAC};
+
+/// First port of the range that a new [`Node`] masquerades with.
+pub const SNAT_FIRST: u16 = 50_000;
+
+/// The tc programs.
+const CLASSIFIERS: [&str; 4] = [programs::FROM_POD, programs::TO_POD, programs::FROM_WIRE, programs::TO_WIRE];
+/// The socket programs.
+const SOCKETS: [&str; 8] = [
+    programs::CONNECT4,
+    programs::CONNECT6,
+    programs::SENDMSG4,
+    programs::SENDMSG6,
+    programs::RECVMSG4,
+    programs::RECVMSG6,
+    programs::GETPEERNAME4,
+    programs::GETPEERNAME6,
+];
+/// Maps are smaller than on a node: they are made and cleared for every test.
+const CAPACITY: u32 = 1024;
+
+/// Where a packet meets a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// The pod sends it.
+    FromPod(Pod),
+    /// The node's stack sends it to the pod.
+    ToPod(Pod),
+    /// It arrives at the uplink.
+    FromWire,
+    /// The node's stack sends it out of the uplink.
+    ToWire,
+}
+
+impl Hook {
+    fn program(self) -> &'static str {
+        match self {
+            Self::FromPod(_) => programs::FROM_POD,
+            Self::ToPod(_) => programs::TO_POD,
+            Self::FromWire => programs::FROM_WIRE,
+            Self::ToWire => programs::TO_WIRE,
+        }
+    }
+
+    fn interface(self) -> &'static str {
+        match self {
+            Self::FromPod(pod) | Self::ToPod(pod) => pod.interface(),
+            Self::FromWire | Self::ToWire => "uplink",
+        }
+    }
+
+    /// The packet in the frame that it arrives in here.
+    #[must_use]
+    pub fn frame(self, packet: Packet) -> Packet {
+        match self {
+            Self::FromPod(pod) => packet.frame(pod.pod_mac(), pod.host_mac()),
+            Self::ToPod(pod) => packet.frame(pod.host_mac(), pod.pod_mac()),
+            Self::FromWire => packet.frame(GATEWAY_MAC, UPLINK_MAC),
+            Self::ToWire => packet.frame(UPLINK_MAC, GATEWAY_MAC),
+        }
+    }
+}
+
+/// What a program made of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The program's return code.
+    pub code: i32,
+    /// The packet as the program left it.
+    pub packet: Vec<u8>,
+}
+
+/// A node with two pods: programs, maps and surroundings. All of it goes when this goes.
 pub struct Node {
     /// The loaded object.
     pub ebpf: Ebpf,
-    mounted: Mounted,
+    netns: NamedNetns,
+    next_slot: u32,
+    _pins: Mounted,
 }
 
 /// A bpffs mounted on a temporary directory.
@@ -41,40 +123,258 @@ impl Drop for Mounted {
 }
 
 impl Node {
-    /// Loads every program of the object.
+    /// A node with its own addresses, its two pods, and one port to masquerade with, so that tests know
+    /// which; no Services.
     ///
-    /// # Errors
-    /// When the object is missing from the build, or the kernel refuses a program; the error holds the
-    /// verifier's log.
-    pub fn load() -> Result<Self> {
-        let mounted = Mounted::new()?;
-        let mut ebpf = EbpfLoader::new()
-            .default_map_pin_directory(mounted.path())
+    /// # Panics
+    /// Without root or the object, or when the kernel refuses a program: then with the verifier's log.
+    #[must_use]
+    pub fn start() -> Self {
+        let mut node = Self::load().unwrap_or_else(|error| panic!("{error:?}"));
+        node.set_snat_ports(SNAT_FIRST, 1);
+        let mut endpoints: HashMap<_, Address, Endpoint> = hash(&mut node.ebpf, maps::ENDPOINTS);
+        for pod in Pod::ALL {
+            let endpoint = Endpoint {
+                ifindex: index_of(&node.netns, pod.interface()),
+                index: pod as u32,
+                pod_mac: pod.pod_mac(),
+                host_mac: pod.host_mac(),
+                reserved: 0,
+            };
+            for family in FAMILIES {
+                endpoints.insert(Address::from(pod.ip(family)), endpoint, 0).expect("insert an endpoint");
+            }
+        }
+        node
+    }
+
+    fn load() -> Result<Self> {
+        let pins = Mounted::new()?;
+        let netns = place::build()?;
+        let mut loader = EbpfLoader::new();
+        for map in [maps::FRONTENDS, maps::SLOTS, maps::BACKENDS, maps::FLOWS, maps::SOCKETS] {
+            loader.map_max_entries(map, CAPACITY);
+        }
+        let mut ebpf = loader
+            .default_map_pin_directory(pins.path())
             .load(fairlead_object::OBJECT)
             .context("load the object (built without eBPF programs? make setup)")?;
-        for name in [programs::FROM_POD, programs::TO_POD, programs::FROM_WIRE, programs::TO_WIRE] {
+        for name in CLASSIFIERS {
             let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
         }
-        let sockets = [
-            programs::CONNECT4,
-            programs::CONNECT6,
-            programs::SENDMSG4,
-            programs::SENDMSG6,
-            programs::RECVMSG4,
-            programs::RECVMSG6,
-            programs::GETPEERNAME4,
-            programs::GETPEERNAME6,
-        ];
-        for name in sockets {
-            let program: &mut CgroupSockAddr = ebpf.program_mut(name).context(name)?.try_into()?;
-            program.load().with_context(|| format!("load {name}"))?;
-        }
-        Ok(Self { ebpf, mounted })
+        Ok(Self { ebpf, netns, next_slot: 0, _pins: pins })
     }
 
-    /// Where its maps are pinned.
-    pub fn pins(&self) -> &Path {
-        self.mounted.path()
+    /// Loads the socket programs too.
+    ///
+    /// # Errors
+    /// When the kernel refuses one: then with the verifier's log.
+    pub fn load_socket_programs(&mut self) -> Result<()> {
+        for name in SOCKETS {
+            let program: &mut CgroupSockAddr = self.ebpf.program_mut(name).context(name)?.try_into()?;
+            program.load().with_context(|| format!("load {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Hands `packet` to the program at `hook`. The kernel takes no frame shorter than its header.
+    ///
+    /// # Panics
+    /// When the kernel does not run the program.
+    pub fn send(&self, hook: Hook, packet: &[u8]) -> Outcome {
+        self.netns.run(|| self.send_inside(hook, packet)).expect("enter the namespace")
+    }
+
+    /// Runs `work` in the node's namespace, where [`Self::send_inside`] is at home.
+    ///
+    /// # Panics
+    /// When the namespace can't be entered.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.netns.run(work).expect("enter the namespace")
+    }
+
+    /// As [`Self::send`], from a thread that is in the node's namespace already: see [`Self::inside`].
+    ///
+    /// # Panics
+    /// When the kernel does not run the program.
+    pub fn send_inside(&self, hook: Hook, packet: &[u8]) -> Outcome {
+        let program = self.ebpf.program(hook.program()).expect("the object has the program");
+        let program: &SchedClassifier = program.try_into().expect("it is for tc");
+        let interface = if_nametoindex(hook.interface()).expect("the namespace has the interface");
+        let context = context(interface);
+        let mut out = vec![0; packet.len() + 256];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let result = program.test_run(options).unwrap_or_else(|error| panic!("{hook:?}: {error:?}"));
+        out.truncate(result.data_size_out as usize);
+        Outcome { code: result.return_value.cast_signed(), packet: out }
+    }
+
+    /// Rewrites the node's configuration.
+    ///
+    /// # Panics
+    /// When the map refuses it.
+    pub fn set_snat_ports(&mut self, first: u16, count: u16) {
+        self.set_config(Config {
+            node_v4: Family::V4.node().into(),
+            node_v6: Family::V6.node().into(),
+            snat_first: first,
+            snat_count: count,
+            ..Config::default()
+        });
+    }
+
+    /// Rewrites the node's configuration.
+    ///
+    /// # Panics
+    /// When the map refuses it.
+    pub fn set_config(&mut self, config: Config) {
+        array(&mut self.ebpf, maps::CONFIG).set(0, config, 0).expect("write the configuration");
+    }
+
+    /// Gives the id to a backend of this address and generation; generation 0 vacates it.
+    ///
+    /// # Panics
+    /// When the map refuses it.
+    pub fn set_backend(&mut self, id: u32, address: SocketAddr, generation: u32) {
+        let (address, port) = split(address);
+        let backend = Backend { address, port, generation, ..Backend::default() };
+        array(&mut self.ebpf, maps::BACKENDS).set(id, backend, 0).expect("write a backend");
+    }
+
+    /// Makes `address` a frontend of these backends for clients inside and outside of the cluster.
+    ///
+    /// # Panics
+    /// When a map refuses it.
+    pub fn set_frontend(&mut self, protocol: u8, address: SocketAddr, backends: [&[u32]; 2], flags: u32) {
+        let [internal, external] = backends.map(|ids| self.add_region(ids));
+        let (address, port) = split(address);
+        let key = FrontendKey { address, port, protocol, reserved: 0 };
+        let value = Frontend { service: 1, flags, internal, external };
+        hash(&mut self.ebpf, maps::FRONTENDS).insert(key, value, 0).expect("insert a frontend");
+    }
+
+    fn add_region(&mut self, ids: &[u32]) -> Region {
+        let mut slots = array::<u32>(&mut self.ebpf, maps::SLOTS);
+        for (slot, id) in (self.next_slot..).zip(ids) {
+            slots.set(slot, *id, 0).expect("write a slot");
+        }
+        let region = Region { base: self.next_slot, len: ids.len() as u32 };
+        self.next_slot += region.len;
+        region
+    }
+
+    /// Forgets every frontend, flow and mark.
+    ///
+    /// # Panics
+    /// When a map refuses.
+    pub fn forget(&mut self) {
+        clear::<FrontendKey, Frontend>(&mut self.ebpf, maps::FRONTENDS);
+        clear::<FlowKey, Flow>(&mut self.ebpf, maps::FLOWS);
+        let mut marks = array::<u32>(&mut self.ebpf, maps::MARKS);
+        for pod in Pod::ALL {
+            marks.set(pod as u32, 0, 0).expect("clear a mark");
+        }
+        self.next_slot = 0;
+    }
+
+    /// Whether the pod is marked as part of a translated flow.
+    ///
+    /// # Panics
+    /// When the map can't be read.
+    #[must_use]
+    pub fn is_marked(&self, pod: Pod) -> bool {
+        let map = self.ebpf.map(maps::MARKS).expect("the map");
+        let map: Array<_, u32> = map.try_into().expect("an array");
+        map.get(&(pod as u32), 0).expect("read a mark") & marks::TRANSLATED != 0
+    }
+
+    /// Every flow entry.
+    ///
+    /// # Panics
+    /// When the map can't be read.
+    #[must_use]
+    pub fn flows(&self) -> Vec<(FlowKey, Flow)> {
+        let map: HashMap<_, FlowKey, Flow> =
+            self.ebpf.map(maps::FLOWS).expect("the map").try_into().expect("a hash");
+        map.iter().map(|entry| entry.expect("read a flow")).collect()
+    }
+
+    /// The flow entry that matches this packet as it arrives.
+    #[must_use]
+    pub fn flow(&self, packet: &Packet) -> Option<Flow> {
+        let (source, source_port) = split(packet.source);
+        let (destination, destination_port) = split(packet.destination);
+        let matches = |key: &FlowKey| {
+            (key.source, key.source_port, key.destination, key.destination_port)
+                == (source, source_port, destination, destination_port)
+        };
+        self.flows().into_iter().find(|(key, _)| matches(key)).map(|(_, flow)| flow)
+    }
+
+    /// Changes every flow entry, as time or a full table would.
+    ///
+    /// # Panics
+    /// When the map refuses.
+    pub fn edit_flows(&mut self, edit: impl Fn(&mut Flow)) {
+        for (key, mut flow) in self.flows() {
+            edit(&mut flow);
+            hash(&mut self.ebpf, maps::FLOWS).insert(key, flow, 0).expect("write a flow");
+        }
+    }
+
+    /// How often each counter has counted, in order of number.
+    #[must_use]
+    pub fn counters(&self) -> Vec<u64> {
+        self.sums(maps::COUNTERS, Counter::COUNT)
+    }
+
+    /// How often each reason has dropped, in order of number.
+    #[must_use]
+    pub fn drops(&self) -> Vec<u64> {
+        self.sums(maps::DROPS, Reason::COUNT)
+    }
+
+    fn sums(&self, name: &str, count: u32) -> Vec<u64> {
+        let map: PerCpuArray<_, u64> = self.ebpf.map(name).expect("the map").try_into().expect("an array");
+        (0..count).map(|index| map.get(&index, 0).expect("read a counter").iter().sum()).collect()
+    }
+}
+
+/// An address and port as the maps hold them.
+fn split(address: SocketAddr) -> (Address, Port) {
+    (address.ip().into(), Port::new(address.port()))
+}
+
+fn index_of(netns: &NamedNetns, interface: &str) -> u32 {
+    netns.run(|| if_nametoindex(interface)).expect("enter the namespace").expect("the interface")
+}
+
+/// The first members of `struct __sk_buff`; those after are zero. Two are set: `ingress_ifindex`, `ifindex`.
+fn context(interface: u32) -> [u8; 44] {
+    let mut context = [0; 44];
+    context[36..40].copy_from_slice(&interface.to_ne_bytes());
+    context[40..44].copy_from_slice(&interface.to_ne_bytes());
+    context
+}
+
+fn hash<'a, K: aya::Pod, V: aya::Pod>(ebpf: &'a mut Ebpf, name: &str) -> HashMap<&'a mut MapData, K, V> {
+    ebpf.map_mut(name).expect("the map").try_into().expect("a hash of these types")
+}
+
+fn array<'a, V: aya::Pod>(ebpf: &'a mut Ebpf, name: &str) -> Array<&'a mut MapData, V> {
+    ebpf.map_mut(name).expect("the map").try_into().expect("an array of this type")
+}
+
+fn clear<K: aya::Pod, V: aya::Pod>(ebpf: &mut Ebpf, name: &str) {
+    let mut map = hash::<K, V>(ebpf, name);
+    let keys: Vec<K> = map.keys().map(|key| key.expect("read a key")).collect();
+    for key in keys {
+        map.remove(&key).expect("remove a key");
     }
 }

@@ -1,0 +1,207 @@
+//! Carrying out a plan: one veth pair made across two namespaces, by rtnetlink, undone unless kept.
+//!
+//! Everything a plan makes hangs on the pair: addresses, routes, neighbours and settings go with the
+//! interface, and the pod's end goes with the host's. So undoing is removing one link.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::net::if_::if_nametoindex;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
+
+use crate::netlink::{Kernel, route_message};
+use crate::netns::{Netns, NetnsError};
+use crate::plan::{End, Plan, Step};
+
+/// What went wrong while wiring a pod.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// The pod's namespace can't be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// An interface of that name is there already.
+    #[error("interface {ifname} exists already {place}")]
+    Exists {
+        /// The interface.
+        ifname: String,
+        /// "in the pod" or "on the host".
+        place: &'static str,
+    },
+    /// The kernel refused a step.
+    #[error("{step}: {source}")]
+    Step {
+        /// The step and its object.
+        step: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl WireError {
+    fn step<E: Into<io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let step = step.into();
+        move |source| Self::Step { step, source: source.into() }
+    }
+}
+
+/// A pod's veth pair. Dropping it removes the pair, unless it is kept.
+#[must_use]
+pub struct Wiring {
+    kernel: Kernel,
+    host_ifname: String,
+    host_ifindex: u32,
+    kept: bool,
+}
+
+impl Wiring {
+    /// The interface index of the host side.
+    #[must_use]
+    pub fn host_ifindex(&self) -> u32 {
+        self.host_ifindex
+    }
+
+    /// Leaves the pair in place.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Wiring {
+    fn drop(&mut self) {
+        if false
+            && let Err(error) = delete(&self.kernel, self.host_ifindex)
+        {
+            tracing::warn!(%error, ifname = self.host_ifname, "a pod's interface is left behind");
+        }
+    }
+}
+
+/// Carries out `plan` between the calling thread's namespace and `pod`.
+///
+/// # Errors
+/// When either interface exists already, the pod can't be entered, or the kernel refuses a step; nothing
+/// of the plan is left then.
+pub fn wire(plan: &Plan, pod: &Netns) -> Result<Wiring, WireError> {
+    let kernel = Kernel::open().map_err(WireError::step("open rtnetlink"))?;
+    create(&kernel, plan, pod)?;
+    // Guarded from here on: whatever fails below, dropping the wiring removes the pair.
+    let index = index_of(&plan.host.ifname)?;
+    let wiring = Wiring { kernel, host_ifname: plan.host.ifname.clone(), host_ifindex: index, kept: false };
+    pod.run(|| {
+        let kernel = Kernel::open().map_err(WireError::step("open rtnetlink in the pod"))?;
+        apply(&kernel, &plan.pod, index_of(&plan.pod.ifname)?)
+    })??;
+    apply(&wiring.kernel, &plan.host, index)?;
+    Ok(wiring)
+}
+
+/// Removes the interface `host_ifname` from the calling thread's namespace, and with it the pod's end. False
+/// if there is none.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn unwire(host_ifname: &str) -> Result<bool, WireError> {
+    let Ok(index) = if_nametoindex(host_ifname) else {
+        return Ok(false);
+    };
+    let kernel = Kernel::open().map_err(WireError::step("open rtnetlink"))?;
+    delete(&kernel, index).map_err(WireError::step(format!("remove {host_ifname}")))
+}
+
+/// Both ends in one request: the pod's is born in its namespace, and never seen on the host.
+fn create(kernel: &Kernel, plan: &Plan, pod: &Netns) -> Result<(), WireError> {
+    let sized = |message: LinkMessageBuilder<LinkUnspec>| match plan.mtu {
+        Some(mtu) => message.mtu(mtu),
+        None => message,
+    };
+    let inside = sized(LinkUnspec::new_with_name(&plan.pod.ifname))
+        .address(plan.pod.mac.0.to_vec())
+        .setns_by_fd(pod.as_fd().as_raw_fd())
+        .build();
+    let mut outside = LinkMessageBuilder::<LinkVeth>::new(&plan.host.ifname, "")
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(inside)))
+        .address(plan.host.mac.0.to_vec());
+    if let Some(mtu) = plan.mtu {
+        outside = outside.mtu(mtu);
+    }
+    let message: LinkMessage = outside.build();
+    match kernel.ask(async |handle| handle.link().add(message).execute().await) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(which_exists(plan)),
+        outcome => outcome.map_err(WireError::step(format!(
+            "create the veth pair {} and {}",
+            plan.host.ifname, plan.pod.ifname
+        ))),
+    }
+}
+
+fn which_exists(plan: &Plan) -> WireError {
+    if if_nametoindex(plan.host.ifname.as_str()).is_ok() {
+        WireError::Exists { ifname: plan.host.ifname.clone(), place: "on the host" }
+    } else {
+        WireError::Exists { ifname: plan.pod.ifname.clone(), place: "in the pod" }
+    }
+}
+
+fn index_of(ifname: &str) -> Result<u32, WireError> {
+    if_nametoindex(ifname).map_err(WireError::step(format!("find {ifname}")))
+}
+
+fn delete(kernel: &Kernel, index: u32) -> io::Result<bool> {
+    match kernel.ask(async |handle| handle.link().del(index).execute().await) {
+        Ok(()) => Ok(true),
+        // Gone meanwhile: with the pod's namespace.
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn apply(kernel: &Kernel, end: &End, index: u32) -> Result<(), WireError> {
+    for step in &end.steps {
+        take(kernel, &end.ifname, index, step).map_err(WireError::step(format!(
+            "{}: {}",
+            end.ifname,
+            describe(step)
+        )))?;
+    }
+    Ok(())
+}
+
+fn take(kernel: &Kernel, ifname: &str, index: u32, step: &Step) -> io::Result<()> {
+    match step {
+        Step::Sysctl { family, key, value } => {
+            fs::write(format!("/proc/sys/net/{family}/conf/{ifname}/{key}"), value)
+        }
+        Step::Up => kernel.ask(async |handle| {
+            handle.link().change(LinkUnspec::new_with_index(index).up().build()).execute().await
+        }),
+        Step::Address(address) => kernel.ask(async |handle| {
+            let prefix = if address.is_ipv4() { 32 } else { 128 };
+            let mut request = handle.address().add(index, *address, prefix);
+            if address.is_ipv6() {
+                let message = request.message_mut();
+                message.header.flags = AddressHeaderFlags::Nodad;
+                message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            }
+            request.execute().await
+        }),
+        Step::Neighbour { address, mac } => kernel.ask(async |handle| {
+            handle.neighbours().add(index, *address).link_layer_address(&mac.0).execute().await
+        }),
+        Step::Route(route) => {
+            kernel.ask(async |handle| handle.route().add(route_message(route, Some(index))).execute().await)
+        }
+    }
+}
+
+fn describe(step: &Step) -> String {
+    match step {
+        Step::Sysctl { family, key, value } => format!("set {family} {key} to {value}"),
+        Step::Up => "set up".into(),
+        Step::Address(address) => format!("add address {address}"),
+        Step::Neighbour { address, mac } => format!("add neighbour {address} at {mac}"),
+        Step::Route(route) => format!("add route {route}"),
+    }
+}

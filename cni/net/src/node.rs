@@ -1,0 +1,212 @@
+//! The node daemon's pieces: what it installs on the node and how it sets the kernel up.
+//!
+//! `fairlead-cni node` decides when; each function here is idempotent and writes only what differs.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use futures::TryStreamExt;
+use nix::ifaddrs::getifaddrs;
+use rtnetlink::packet_route::link::LinkAttribute;
+use serde_json::json;
+
+use crate::config::{NodeFile, PLUGIN, Version};
+use crate::files::{self, FileError};
+use crate::netlink::{cause, open};
+
+/// The conflist's file name: early in the order, so that runtimes which take the first one take ours.
+pub const CONFLIST: &str = "10-fairlead.conflist";
+
+/// The network's name in the conflist.
+const NETWORK: &str = "fairlead";
+
+/// What the conflist tells the plugin.
+#[derive(Clone, Debug)]
+pub struct Conflist {
+    /// Where the node file is.
+    pub node_file: PathBuf,
+    /// Where addresses in use are recorded.
+    pub data_dir: PathBuf,
+    /// The agent's socket; None where only the kernel routes.
+    pub agent_socket: Option<PathBuf>,
+}
+
+impl Conflist {
+    /// The conflist's JSON text.
+    ///
+    /// It says version 1.0.0 although the plugin speaks 1.1.0: from 1.1.0 on runtimes call STATUS and GC,
+    /// which the plugin does not answer; and `disableCheck`, because neither does it answer CHECK.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let conflist = json!({
+            "cniVersion": Version::V1_0_0.as_str(),
+            "name": NETWORK,
+            "disableCheck": true,
+            "plugins": [{
+                "type": PLUGIN,
+                "nodeFile": self.node_file,
+                "dataDir": self.data_dir,
+                "agentSocket": self.agent_socket.as_deref().unwrap_or(Path::new("")),
+            }],
+        });
+        format!("{conflist:#}\n")
+    }
+
+    /// Puts the conflist into `directory`; true if it was not there like this.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn install(&self, directory: &Path) -> Result<bool, FileError> {
+        replace_if_different(&directory.join(CONFLIST), self.to_json().as_bytes(), 0o644)
+    }
+}
+
+/// Writes the node file; true if it was not there like this.
+///
+/// # Errors
+/// When it can't be written.
+pub fn write_node_file(path: &Path, content: &NodeFile) -> Result<bool, FileError> {
+    let json = serde_json::to_vec(content).map_err(FileError::at("write", path))?;
+    replace_if_different(path, &json, 0o644)
+}
+
+/// Puts the binary at `source` into `directory` under the plugin's name; true if it was not there like this.
+///
+/// # Errors
+/// When it can't be read or written.
+pub fn install_binary(source: &Path, directory: &Path) -> Result<bool, FileError> {
+    let path = directory.join(PLUGIN);
+    let from = fs::metadata(source).map_err(FileError::at("read", source))?;
+    if let Ok(there) = fs::metadata(&path) {
+        let itself = (there.dev(), there.ino()) == (from.dev(), from.ino());
+        let alike = || -> io::Result<bool> {
+            Ok(there.len() == from.len()
+                && there.permissions().mode() & 0o111 != 0
+                && fs::read(&path)? == fs::read(source)?)
+        };
+        if itself || alike().map_err(FileError::at("read", &path))? {
+            return Ok(false);
+        }
+    }
+    files::install(&path, source, 0o755)?;
+    Ok(true)
+}
+
+/// Lets the kernel forward packets of both families, in the calling thread's namespace.
+///
+/// An interface that forwards no longer heeds router advertisements, unless told to: where the node's own
+/// default route comes from them it must not be lost.
+///
+/// # Errors
+/// When a setting can't be written. A kernel without IPv6 is no error.
+pub fn enable_forwarding() -> Result<(), FileError> {
+    set(Path::new("/proc/sys/net/ipv4/ip_forward"), "1")?;
+    let v6 = Path::new("/proc/sys/net/ipv6/conf");
+    let Ok(interfaces) = fs::read_dir(v6) else {
+        return Ok(());
+    };
+    let template = |name: &std::ffi::OsStr| name == "all" || name == "default";
+    for interface in interfaces.flatten().filter(|entry| !template(&entry.file_name())) {
+        let path = interface.path().join("accept_ra");
+        if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
+            set(&path, "2")?;
+        }
+    }
+    set(&v6.join("all/forwarding"), "1")
+}
+
+/// The MTU in bytes of the interface that carries the first of `addresses` found on this node.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub async fn uplink_mtu(addresses: &[IpAddr]) -> io::Result<Option<u32>> {
+    let on_interface = |address: &IpAddr| {
+        getifaddrs().ok()?.find_map(|interface| {
+            let storage = interface.address?;
+            let found: IpAddr = match address {
+                IpAddr::V4(_) => storage.as_sockaddr_in()?.ip().into(),
+                IpAddr::V6(_) => storage.as_sockaddr_in6()?.ip().into(),
+            };
+            (found == *address).then_some(interface.interface_name)
+        })
+    };
+    let Some(ifname) = addresses.iter().find_map(on_interface) else {
+        return Ok(None);
+    };
+    let handle = open()?;
+    let mut links = std::pin::pin!(handle.link().get().match_name(ifname).execute());
+    let link = links.try_next().await.map_err(cause)?;
+    Ok(link.and_then(|link| {
+        link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        })
+    }))
+}
+
+fn set(path: &Path, value: &str) -> Result<(), FileError> {
+    if fs::read_to_string(path).is_ok_and(|now| now.trim() == value) {
+        return Ok(());
+    }
+    fs::write(path, value).map_err(FileError::at("write", path))
+}
+
+fn replace_if_different(path: &Path, content: &[u8], mode: u32) -> Result<bool, FileError> {
+    if fs::read(path).is_ok_and(|now| now == content) {
+        return Ok(false);
+    }
+    files::replace(path, content, mode)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::NetConf;
+
+    fn conflist() -> Conflist {
+        Conflist { node_file: "/run/x/node.json".into(), data_dir: "/var/lib/x".into(), agent_socket: None }
+    }
+
+    #[test]
+    fn the_plugin_takes_what_the_conflist_says() {
+        let list: serde_json::Value = serde_json::from_str(&conflist().to_json()).expect("JSON");
+        // As a runtime does: the plugin's entry with the list's name and version.
+        let mut entry = list["plugins"][0].clone();
+        entry["name"] = list["name"].clone();
+        entry["cniVersion"] = list["cniVersion"].clone();
+        let conf = NetConf::parse(entry.to_string().as_bytes()).expect("valid");
+        assert_eq!(conf.node_file, Path::new("/run/x/node.json"));
+        assert_eq!(conf.data_dir, Path::new("/var/lib/x"));
+        assert_eq!(conf.agent_socket, None);
+    }
+
+    #[test]
+    fn installing_twice_writes_once() {
+        let dir = tempfile::tempdir().expect("directory");
+        let source = dir.path().join("source");
+        fs::write(&source, "one").expect("write");
+        let target = dir.path().join("bin");
+        assert!(install_binary(&source, &target).expect("first"));
+        assert!(!install_binary(&source, &target).expect("second"));
+        assert!(!install_binary(&target.join(PLUGIN), &target).expect("the installed one itself"));
+        fs::write(&source, "two").expect("write");
+        assert!(install_binary(&source, &target).expect("upgrade"));
+        assert_eq!(fs::read(target.join(PLUGIN)).expect("read"), b"two");
+        assert!(conflist().install(dir.path()).expect("first"));
+        assert!(!conflist().install(dir.path()).expect("second"));
+    }
+
+    #[test]
+    fn the_plugin_reads_the_node_file_that_the_daemon_writes() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("run/node.json");
+        let content = NodeFile { pod_cidrs: vec!["10.244.1.0/24".parse().expect("range")], mtu: Some(1450) };
+        assert!(write_node_file(&path, &content).expect("first"));
+        assert!(!write_node_file(&path, &content).expect("second"));
+        assert_eq!(NodeFile::read(&path).expect("read"), content);
+    }
+}

@@ -1,0 +1,119 @@
+//! The error object of the CNI specification, and which code each failure gets.
+//!
+//! Codes 1–99 are the specification's (section 5, "Error"), from 100 on they are this plugin's.
+
+use fairlead_net::agent::AgentError;
+use fairlead_net::config::{ConfigError, NodeFileError, Version};
+use fairlead_net::exec::WireError;
+use fairlead_net::ipam::IpamError;
+use fairlead_net::netns::NetnsError;
+use fairlead_net::store::StoreError;
+use serde_json::{Value, json};
+
+/// What kind of failure it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// The configuration is of a version that is not spoken.
+    IncompatibleVersion = 1,
+    /// The container does not exist: there is nothing to clean up.
+    UnknownContainer = 3,
+    /// A CNI_ variable is missing or makes no sense.
+    Environment = 4,
+    /// Files or the kernel failed.
+    Io = 5,
+    /// What should be JSON is not.
+    Decode = 6,
+    /// The network configuration makes no sense.
+    Config = 7,
+    /// Something else must happen first, and probably will: the runtime may try again.
+    TryAgainLater = 11,
+    /// The interface exists already: the attachment was not removed before.
+    Exists = 100,
+    /// Every address of the node's ranges is in use.
+    NoAddress = 101,
+    /// The agent would not program the pod.
+    AgentRefused = 102,
+}
+
+/// A failed verb.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: Code,
+    pub(crate) msg: String,
+}
+
+impl Failure {
+    pub(crate) fn new(code: Code, msg: impl Into<String>) -> Self {
+        Self { code, msg: msg.into() }
+    }
+
+    /// The error object, in the version that the runtime speaks.
+    pub(crate) fn to_json(&self, version: Version) -> Value {
+        json!({ "cniVersion": version.as_str(), "code": self.code as u32, "msg": self.msg })
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let code = match error {
+            ConfigError::NotJson(_) => Code::Decode,
+            ConfigError::Version(_) => Code::IncompatibleVersion,
+            ConfigError::Field { .. } => Code::Config,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<NodeFileError> for Failure {
+    fn from(error: NodeFileError) -> Self {
+        let code = match error {
+            NodeFileError::Absent(_) => Code::TryAgainLater,
+            NodeFileError::Unreadable { .. } => Code::Io,
+            NodeFileError::Malformed { .. } => Code::Decode,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let code = match &error {
+            StoreError::File(file) if file.step == "decode" => Code::Decode,
+            StoreError::File(_) => Code::Io,
+            StoreError::Ipam(IpamError::Exhausted { .. }) => Code::NoAddress,
+            StoreError::Ipam(IpamError::Attached(_)) => Code::Exists,
+            StoreError::Released(_) => Code::UnknownContainer,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<NetnsError> for Failure {
+    fn from(error: NetnsError) -> Self {
+        Self::new(Code::Io, error.to_string())
+    }
+}
+
+impl From<WireError> for Failure {
+    fn from(error: WireError) -> Self {
+        let code = match error {
+            WireError::Exists { .. } => Code::Exists,
+            WireError::Netns(_) | WireError::Step { .. } => Code::Io,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<AgentError> for Failure {
+    fn from(error: AgentError) -> Self {
+        match error {
+            AgentError::Connect { .. } => {
+                Self::new(Code::TryAgainLater, format!("agentSocket: {error}: is fairlead-proxy running?"))
+            }
+            AgentError::Talk { .. } | AgentError::Answer(_) => {
+                Self::new(Code::TryAgainLater, format!("agentSocket: {error}"))
+            }
+            AgentError::Refused(_) => Self::new(Code::AgentRefused, error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! From the embedded object to maps and programs in the kernel.
+//!
+//! Every program passes the verifier before anything that is attached is touched, and a load that fails
+//! takes the pins that it made away again: what ran before goes on as it was.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
+use aya::programs::{Program, ProgramError, SchedClassifier};
+use aya::{Ebpf, EbpfLoader};
+use aya_obj::Object;
+use fairlead_abi::{Address, Config, Endpoint, maps};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use serde::{Deserialize, Serialize};
+
+use super::services::{Batched, KernelMaps};
+use super::{DataplaneError, Pins};
+
+/// How many entries the maps are wanted to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Entries of [`maps::FRONTENDS`].
+    pub frontends: u32,
+    /// Entries of [`maps::SLOTS`].
+    pub slots: u32,
+    /// Entries of [`maps::BACKENDS`].
+    pub backends: u32,
+    /// Local pods; [`maps::ENDPOINTS`] has room for two addresses of each.
+    pub endpoints: u32,
+    /// Entries of [`maps::FLOWS`], two for each translated connection, and of [`maps::SOCKETS`].
+    pub flows: u32,
+}
+
+impl Sizes {
+    /// The wanted size of each map that has one.
+    fn wanted(&self) -> [(&'static str, u32); 7] {
+        [
+            (maps::FRONTENDS, self.frontends),
+            (maps::SLOTS, self.slots),
+            (maps::BACKENDS, self.backends),
+            (maps::ENDPOINTS, self.endpoints.saturating_mul(2)),
+            (maps::MARKS, self.endpoints),
+            (maps::FLOWS, self.flows),
+            (maps::SOCKETS, self.flows),
+        ]
+    }
+}
+
+/// The size of a map, as it is and as it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapSize {
+    /// The map's name.
+    pub name: String,
+    /// How many entries it has room for.
+    pub capacity: u32,
+    /// How many it was asked to have room for. Another number than `capacity` if the map was there before:
+    /// its size can't change while flows depend on it.
+    pub wanted: u32,
+}
+
+/// The maps that the agent reads or writes.
+pub struct Maps {
+    /// [`maps::CONFIG`].
+    pub config: Array<MapData, Config>,
+    /// [`maps::FRONTENDS`], [`maps::SLOTS`] and [`maps::BACKENDS`].
+    pub services: KernelMaps,
+    /// [`maps::ENDPOINTS`].
+    pub endpoints: HashMap<MapData, Address, Endpoint>,
+    /// [`maps::MARKS`].
+    pub marks: Array<MapData, u32>,
+    /// [`maps::COUNTERS`].
+    pub counters: PerCpuArray<MapData, u64>,
+    /// [`maps::DROPS`].
+    pub drops: PerCpuArray<MapData, u64>,
+}
+
+/// The programs, accepted by the verifier and attached nowhere yet.
+pub struct Programs {
+    ebpf: Ebpf,
+}
+
+impl Programs {
+    /// The descriptor of the program of that name.
+    pub(super) fn fd(&self, name: &str) -> Result<BorrowedFd<'_>, DataplaneError> {
+        let program = self.ebpf.program(name).ok_or_else(|| absent("find program", name))?;
+        let fd = program.fd().map_err(|e| DataplaneError::new("use program", name, e))?;
+        Ok(fd.as_fd())
+    }
+
+    /// The tc program of that name.
+    pub(super) fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, DataplaneError> {
+        let program = self.ebpf.program_mut(name).ok_or_else(|| absent("find program", name))?;
+        program.try_into().map_err(|e| DataplaneError::new("use program", name, e))
+    }
+
+    /// How many instructions the verifier walked for each program, where the kernel says (5.16).
+    pub fn verified(&self) -> BTreeMap<String, u32> {
+        let count = |(name, program): (&str, &Program)| {
+            Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?))
+        };
+        self.ebpf.programs().filter_map(count).collect()
+    }
+}
+
+/// What [`load`] put into the kernel, or found there.
+pub struct Loaded {
+    /// The maps.
+    pub maps: Maps,
+    /// The programs.
+    pub programs: Programs,
+    /// The maps' sizes.
+    pub sizes: Vec<MapSize>,
+}
+
+impl Loaded {
+    /// How many entries the map of that name has room for.
+    pub fn capacity(&self, name: &str) -> u32 {
+        capacity(&self.sizes, name)
+    }
+}
+
+/// Makes sure that `bpffs` is a directory on a bpf filesystem, mounting one there if it is not.
+///
+/// # Errors
+/// When the directory can't be made or the filesystem can't be mounted.
+pub fn mount_bpffs(bpffs: &Path) -> Result<(), DataplaneError> {
+    let object = || bpffs.display().to_string();
+    fs::create_dir_all(bpffs).map_err(|e| DataplaneError::new("create directory", object(), e))?;
+    if is_bpffs(bpffs).map_err(|e| DataplaneError::new("examine", object(), e))? {
+        return Ok(());
+    }
+    mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .map_err(|e| DataplaneError::new("mount a bpf filesystem at", object(), e))
+}
+
+/// Whether `path` is on a bpf filesystem.
+pub fn is_bpffs(path: &Path) -> io::Result<bool> {
+    Ok(statfs(path)?.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Loads `object`: maps are created and pinned, or adopted where a pin is; every program passes the verifier.
+///
+/// # Errors
+/// When the object is empty (built without the eBPF toolchain), a pinned map has another layout, or the
+/// kernel refuses a map or program. Nothing has changed then.
+pub fn load(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, DataplaneError> {
+    if object.is_empty() {
+        let why = "this binary was built without eBPF programs: run make setup and build again";
+        return Err(DataplaneError::new("load", "programs", why));
+    }
+    let links = pins.links();
+    fs::create_dir_all(&links)
+        .map_err(|e| DataplaneError::new("create directory", links.display().to_string(), e))?;
+    let before = pinned_maps(pins)?;
+    load_at(object, pins, sizes).inspect_err(|_| {
+        for made in pinned_maps(pins).unwrap_or_default() {
+            if !before.contains(&made) {
+                fs::remove_file(&made)
+                    .unwrap_or_else(|e| tracing::warn!("remove {}: {e}", made.display()));
+            }
+        }
+    })
+}
+
+/// The pins of maps that there are.
+fn pinned_maps(pins: &Pins) -> Result<Vec<PathBuf>, DataplaneError> {
+    let list = || -> io::Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(pins.maps())? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                paths.push(entry.path());
+            }
+        }
+        Ok(paths)
+    };
+    list().map_err(|e| DataplaneError::new("list pins in", pins.maps().display().to_string(), e))
+}
+
+fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, DataplaneError> {
+    let parsed = Object::parse(object).map_err(|e| DataplaneError::new("parse", "object", e))?;
+    let wanted = BTreeMap::from(sizes.wanted());
+    let mut reported = Vec::new();
+    for (name, map) in &parsed.maps {
+        let wanted = wanted.get(name.as_str()).copied().unwrap_or(map.max_entries());
+        let capacity = match MapInfo::from_pin(pins.map(name)) {
+            Ok(pinned) => {
+                check_layout(name, map, &pinned)?;
+                pinned.max_entries()
+            }
+            Err(_) => wanted,
+        };
+        reported.push(MapSize { name: name.clone(), capacity, wanted });
+    }
+    reported.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut loader = EbpfLoader::new();
+    loader.default_map_pin_directory(pins.maps());
+    for size in &reported {
+        // aya takes a size on trust, and checks array indices against it: a map that is there keeps its own.
+        loader.map_max_entries(&size.name, size.capacity);
+    }
+    let mut ebpf = loader.load(object).map_err(|e| DataplaneError::new("load", "maps", e))?;
+    for (name, program) in ebpf.programs_mut() {
+        let loaded = match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        loaded.map_err(|e| DataplaneError::new("load program", name, e))?;
+    }
+    let services = KernelMaps {
+        frontends: Batched {
+            fd: descriptor(&ebpf, maps::FRONTENDS)?,
+            map: map(&mut ebpf, maps::FRONTENDS)?,
+        },
+        slots: descriptor(&ebpf, maps::SLOTS)?,
+        backends: Batched { fd: descriptor(&ebpf, maps::BACKENDS)?, map: map(&mut ebpf, maps::BACKENDS)? },
+        max_frontends: capacity(&reported, maps::FRONTENDS),
+    };
+    let maps = Maps {
+        config: map(&mut ebpf, maps::CONFIG)?,
+        services,
+        endpoints: map(&mut ebpf, maps::ENDPOINTS)?,
+        marks: map(&mut ebpf, maps::MARKS)?,
+        counters: map(&mut ebpf, maps::COUNTERS)?,
+        drops: map(&mut ebpf, maps::DROPS)?,
+    };
+    Ok(Loaded { maps, programs: Programs { ebpf }, sizes: reported })
+}
+
+/// Refuses a pinned map that the programs could not use.
+fn check_layout(name: &str, wanted: &aya_obj::Map, pinned: &MapInfo) -> Result<(), DataplaneError> {
+    let kind = pinned.map_type().map_err(|e| DataplaneError::new("examine map", name, e))? as u32;
+    let found = (kind, pinned.key_size(), pinned.value_size());
+    let wanted = (wanted.map_type(), wanted.key_size(), wanted.value_size());
+    if found == wanted {
+        return Ok(());
+    }
+    let why = format!(
+        "the pinned map's type, key and value size are {found:?}, not {wanted:?}: \
+         another build made it; stop this agent and run fairlead-proxy cleanup"
+    );
+    Err(DataplaneError::new("adopt map", name, why))
+}
+
+/// Takes the map of that name as the type that its values have.
+fn map<T>(ebpf: &mut Ebpf, name: &str) -> Result<T, DataplaneError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or_else(|| absent("find map", name))?;
+    map.try_into().map_err(|e| DataplaneError::new("use map", name, e))
+}
+
+/// A descriptor of the map of that name, of its own.
+fn descriptor(ebpf: &Ebpf, name: &str) -> Result<OwnedFd, DataplaneError> {
+    let (Map::HashMap(map) | Map::Array(map)) = ebpf.map(name).ok_or_else(|| absent("find map", name))? else {
+        return Err(DataplaneError::new("use map", name, "it is neither a hash nor an array"));
+    };
+    let fd = map.fd().as_fd().try_clone_to_owned();
+    fd.map_err(|e| DataplaneError::new("use map", name, e))
+}
+
+/// How many entries the map of that name has room for.
+fn capacity(sizes: &[MapSize], name: &str) -> u32 {
+    sizes.iter().find(|size| size.name == name).map_or(0, |size| size.capacity)
+}
+
+fn absent(step: &'static str, name: &str) -> DataplaneError {
+    DataplaneError::new(step, name, "the object does not hold it")
+}

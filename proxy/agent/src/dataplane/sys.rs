@@ -1,0 +1,267 @@
+//! The system calls that aya has no safe form of: map batches, links of every kind by one route, and the
+//! cookie of the network namespace. Every function takes and returns owned or borrowed descriptors.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use aya::Pod;
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_link_info, bpf_link_type};
+
+/// The front part of `union bpf_attr` for a batch command.
+#[repr(C)]
+#[derive(Default)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// The same for pinning an object and opening a pin.
+#[repr(C)]
+#[derive(Default)]
+struct Pin {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// The same for creating a link; the rest of the union, options of each kind, is zero.
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    options: [u64; 6],
+}
+
+/// The same for changing a link's program.
+#[repr(C)]
+#[derive(Default)]
+struct LinkUpdate {
+    link: u32,
+    program: u32,
+    flags: u32,
+    old: u32,
+}
+
+/// The same for reading what the kernel knows about an object.
+#[repr(C)]
+#[derive(Default)]
+struct Info {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+/// What a link is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LinkTarget {
+    /// A network interface, by index.
+    Interface(u32),
+    /// A cgroup, by id.
+    Cgroup(u64),
+    /// Nothing any more: the interface or cgroup is gone.
+    Gone,
+}
+
+/// Runs a bpf(2) command.
+///
+/// # Safety
+/// `attr` must be the layout that `command` expects, and every address in it valid for the access that the
+/// command makes.
+unsafe fn bpf<T>(command: bpf_cmd, attr: &mut T) -> io::Result<RawFd> {
+    // SAFETY: `attr` is a live object of the size given; what it points to is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command as i32, attr as *mut T, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
+}
+
+/// Takes ownership of a descriptor that bpf(2) returned.
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: called only with the descriptor that a successful command has just returned.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Writes all `values` at their `keys` in one call. Kernel 5.6.
+pub(super) fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+    assert_eq!(keys.len(), values.len(), "a value for each key");
+    let mut attr = Batch {
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: u32::try_from(keys.len()).map_err(io::Error::other)?,
+        map_fd: map.as_raw_fd() as u32,
+        ..Batch::default()
+    };
+    // SAFETY: the kernel reads `count` keys and values, which the two slices hold.
+    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) }.map(drop)
+}
+
+/// Reads a whole hash or array map. Kernel 5.6.
+pub(super) fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    let mut entries = Vec::new();
+    let mut chunk = 4096_usize;
+    let mut cursor: Option<u32> = None;
+    loop {
+        let mut next = 0_u32;
+        // SAFETY: all zero is a value of any `Pod`.
+        let mut keys: Vec<K> = vec![unsafe { zeroed() }; chunk];
+        // SAFETY: as above.
+        let mut values: Vec<V> = vec![unsafe { zeroed() }; chunk];
+        let mut attr = Batch {
+            in_batch: cursor.as_ref().map_or(0, |cursor| cursor as *const u32 as u64),
+            out_batch: &mut next as *mut u32 as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: chunk as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..Batch::default()
+        };
+        // SAFETY: the kernel writes at most `count` keys and values, for which the vectors have room, and
+        // a cursor of four bytes: a hash's bucket number, an array's index.
+        let result = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
+        let last = match result {
+            Ok(_) => false,
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && chunk < 1 << 20 => {
+                chunk *= 2;
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        entries.extend(keys.into_iter().zip(values).take(attr.count as usize));
+        if last {
+            return Ok(entries);
+        }
+        cursor = Some(next);
+    }
+}
+
+/// Reads `len` consecutive values of an array map of numbers. Kernel 5.6.
+pub(super) fn read_run(map: BorrowedFd<'_>, base: u32, len: u32) -> io::Result<Vec<u32>> {
+    let before = base.checked_sub(1);
+    let mut next = 0_u32;
+    let mut keys = vec![0_u32; len as usize];
+    let mut values = vec![0_u32; len as usize];
+    let mut attr = Batch {
+        in_batch: before.as_ref().map_or(0, |before| before as *const u32 as u64),
+        out_batch: &mut next as *mut u32 as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: len,
+        map_fd: map.as_raw_fd() as u32,
+        ..Batch::default()
+    };
+    // SAFETY: the kernel writes at most `count` keys and values of four bytes each, for which the vectors
+    // have room, and a cursor, which for an array is the last index read.
+    match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) } {
+        Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e),
+        _ => values.truncate(attr.count as usize),
+    }
+    Ok(values)
+}
+
+/// Attaches `program` to the interface by a tcx link. Kernel 6.6.
+pub(super) fn link_interface(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    attach_type: bpf_attach_type,
+) -> io::Result<OwnedFd> {
+    create_link(program, ifindex, attach_type)
+}
+
+/// Attaches `program` to the cgroup by a link.
+pub(super) fn link_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: bpf_attach_type,
+) -> io::Result<OwnedFd> {
+    create_link(program, cgroup.as_raw_fd() as u32, attach_type)
+}
+
+fn create_link(program: BorrowedFd<'_>, target: u32, attach_type: bpf_attach_type) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        program: program.as_raw_fd() as u32,
+        target,
+        attach_type: attach_type as u32,
+        ..LinkCreate::default()
+    };
+    // SAFETY: the command follows no address in its attribute.
+    unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr) }.map(owned)
+}
+
+/// Makes `link` run `program` from its next packet on; none passes in between.
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkUpdate {
+        link: link.as_raw_fd() as u32,
+        program: program.as_raw_fd() as u32,
+        ..LinkUpdate::default()
+    };
+    // SAFETY: the command follows no address in its attribute.
+    unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// What `link` is attached to.
+pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
+    // SAFETY: all zero is a value of this structure of integers.
+    let mut info: bpf_link_info = unsafe { zeroed() };
+    let mut attr = Info {
+        fd: link.as_raw_fd() as u32,
+        len: size_of::<bpf_link_info>() as u32,
+        info: &mut info as *mut bpf_link_info as u64,
+    };
+    // SAFETY: the kernel writes at most `len` bytes at `info`.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    if info.type_ == bpf_link_type::BPF_LINK_TYPE_CGROUP as u32 {
+        // SAFETY: the link's type says that this member of the union was written.
+        let id = unsafe { info.__bindgen_anon_1.cgroup.cgroup_id };
+        return Ok(if id == 0 { LinkTarget::Gone } else { LinkTarget::Cgroup(id) });
+    }
+    // SAFETY: as above; this module makes no third kind of link.
+    let ifindex = unsafe { info.__bindgen_anon_1.tcx.ifindex };
+    Ok(if ifindex == 0 { LinkTarget::Gone } else { LinkTarget::Interface(ifindex) })
+}
+
+/// Pins an object at `path`, which must be on a bpf filesystem.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Pin { path: path.as_ptr() as u64, fd: object.as_raw_fd() as u32, flags: 0 };
+    // SAFETY: `path` is a terminated string that outlives the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr) }.map(drop)
+}
+
+/// Opens the object pinned at `path`.
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Pin { path: path.as_ptr() as u64, ..Pin::default() };
+    // SAFETY: `path` is a terminated string that outlives the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }.map(owned)
+}
+
+/// The cookie of the calling thread's network namespace. Kernel 5.14.
+pub(super) fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))
+        .or_else(|_| std::net::UdpSocket::bind(("::1", 0)))?;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, the size of `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &mut len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}

@@ -1,0 +1,195 @@
+//! The node that the agent runs on: its addresses, its uplinks, the ports set aside for masquerading, and
+//! the kernel's switches that forwarding needs.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use fairlead_abi::{Address, Config};
+use nix::ifaddrs::getifaddrs;
+
+/// A range of ports whose length is a power of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    first: u16,
+    count: u16,
+}
+
+impl PortRange {
+    /// The first port.
+    pub fn first(self) -> u16 {
+        self.first
+    }
+
+    /// How many ports.
+    pub fn count(self) -> u16 {
+        self.count
+    }
+
+    /// The last port.
+    pub fn last(self) -> u16 {
+        self.first + (self.count - 1)
+    }
+}
+
+/// Why text is no [`PortRange`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PortRangeError {
+    /// Not `FIRST-LAST`.
+    #[error("not two port numbers with a dash between, as in 49152-65535")]
+    Form,
+    /// The last comes before the first, or the first is 0.
+    #[error("the range must begin at 1 or above and not end before it begins")]
+    Order,
+    /// The length.
+    #[error("the range has {0} ports, which is no power of two: 49152-65535 has 16384")]
+    Length(u32),
+}
+
+impl FromStr for PortRange {
+    type Err = PortRangeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (first, last) = text.split_once('-').ok_or(PortRangeError::Form)?;
+        let number = |text: &str| text.trim().parse::<u16>().map_err(|_| PortRangeError::Form);
+        let (first, last) = (number(first)?, number(last)?);
+        if first == 0 || last < first {
+            return Err(PortRangeError::Order);
+        }
+        let count = u32::from(last) - u32::from(first) + 1;
+        match u16::try_from(count) {
+            Ok(count) if count.is_power_of_two() => Ok(Self { first, count }),
+            _ => Err(PortRangeError::Length(count)),
+        }
+    }
+}
+
+/// What the programs must know about a node with these addresses, the first of each family being primary.
+pub fn config(addresses: &[IpAddr], ports: PortRange, host_netns: u64) -> Config {
+    let first = |is: fn(&IpAddr) -> bool| {
+        addresses.iter().copied().find(is).map_or(Address::UNSPECIFIED, Address::from)
+    };
+    Config {
+        node_v4: first(IpAddr::is_ipv4),
+        node_v6: first(IpAddr::is_ipv6),
+        host_netns,
+        snat_first: ports.first(),
+        snat_count: ports.count(),
+        reserved: 0,
+    }
+}
+
+/// The interfaces that carry one of these addresses.
+///
+/// # Errors
+/// When the kernel refuses to list interfaces.
+pub fn uplinks_of(addresses: &[IpAddr]) -> io::Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for interface in getifaddrs()? {
+        let Some(address) = interface.address.as_ref().and_then(|storage| {
+            let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        }) else {
+            continue;
+        };
+        if addresses.contains(&address) && interface.interface_name != "lo" {
+            found.insert(interface.interface_name);
+        }
+    }
+    Ok(found)
+}
+
+/// Withholds the range from sockets that ask for any port. Ports withheld already stay so.
+///
+/// # Errors
+/// When the kernel's setting can't be read or written.
+pub fn reserve_ports(range: PortRange) -> io::Result<()> {
+    let path = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+    let before = fs::read_to_string(path)?;
+    match with_range(before.trim(), range) {
+        Some(after) => fs::write(path, after),
+        None => Ok(()),
+    }
+}
+
+/// Switches forwarding on where it is off, and says so. An address family that the kernel does not have is
+/// no error.
+///
+/// # Errors
+/// When a switch can't be written.
+pub fn enable_forwarding() -> io::Result<()> {
+    for path in ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"] {
+        match fs::read_to_string(path) {
+            Ok(value) if value.trim() == "0" => {
+                tracing::warn!("{path} was 0, now 1: packets for pods are forwarded");
+                fs::write(path, "1")?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The list `before` (`1000,2000-2010`) with the range added, or `None` if it holds it already.
+fn with_range(before: &str, range: PortRange) -> Option<String> {
+    let parse = |part: &str| -> Option<(u16, u16)> {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
+    };
+    let mut parts = before.split(',').filter_map(parse);
+    if parts.any(|(first, last)| first <= range.first() && last >= range.last()) {
+        return None;
+    }
+    let added = format!("{}-{}", range.first(), range.last());
+    Some(if before.is_empty() { added } else { format!("{before},{added}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(text: &str) -> PortRange {
+        text.parse().expect("a range")
+    }
+
+    #[test]
+    fn a_port_range_is_a_power_of_two_long() {
+        let whole = range("49152-65535");
+        assert_eq!((whole.first(), whole.count(), whole.last()), (49152, 16384, 65535));
+        assert_eq!("1-3".parse::<PortRange>(), Err(PortRangeError::Length(3)));
+        assert_eq!("0-7".parse::<PortRange>(), Err(PortRangeError::Order));
+        assert_eq!("9-8".parse::<PortRange>(), Err(PortRangeError::Order));
+        assert_eq!("49152".parse::<PortRange>(), Err(PortRangeError::Form));
+        assert_eq!("1-99999".parse::<PortRange>(), Err(PortRangeError::Form));
+    }
+
+    #[test]
+    fn ports_withheld_already_stay_withheld() {
+        assert_eq!(with_range("", range("49152-65535")).as_deref(), Some("49152-65535"));
+        assert_eq!(with_range("6443", range("50000-50015")).as_deref(), Some("6443,50000-50015"));
+        assert_eq!(with_range("6443,49000-65535", range("49152-65535")), None);
+    }
+
+    #[test]
+    fn the_programs_learn_the_first_address_of_each_family() {
+        let addresses = ["fd00::2", "192.0.2.1", "192.0.2.9"].map(|text| text.parse().expect("an address"));
+        let config = config(&addresses, range("49152-65535"), 7);
+        assert_eq!(config.node_v4, Address::from(addresses[1]));
+        assert_eq!(config.node_v6, Address::from(addresses[0]));
+        assert_eq!((config.snat_first, config.snat_count, config.host_netns), (49152, 16384, 7));
+    }
+
+    #[test]
+    fn a_node_without_ipv6_has_no_ipv6_address() {
+        let config = config(&["192.0.2.1".parse().expect("an address")], range("1-1"), 0);
+        assert!(config.node_v6.is_unspecified());
+    }
+
+    #[test]
+    fn loopback_is_never_an_uplink() {
+        let found = uplinks_of(&["127.0.0.1".parse().expect("an address")]).expect("listed");
+        assert!(found.is_empty(), "{found:?}");
+    }
+}

@@ -1,0 +1,97 @@
+//! Maps that fail now and then, for tests.
+
+use fairlead_abi::{Backend, Frontend, FrontendKey, Region};
+
+use super::{MapAction, MapCause, MapError, ServiceMaps};
+
+/// Maps whose writes fail now and then, as a pseudo-random sequence decides.
+#[derive(Clone, Debug)]
+pub struct FaultyMaps<M> {
+    /// The maps behind.
+    pub inner: M,
+    /// How many writes in a thousand fail.
+    pub failures_per_mille: u32,
+    state: u64,
+}
+
+impl<M> FaultyMaps<M> {
+    /// Maps of which so many writes in a thousand fail, which ones depending on `seed` alone.
+    pub fn new(inner: M, seed: u64, failures_per_mille: u32) -> Self {
+        Self { inner, failures_per_mille, state: seed }
+    }
+
+    /// Whether the next write is to fail, by splitmix64.
+    fn fails(&mut self) -> bool {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        mixed % 1000 < u64::from(self.failures_per_mille)
+    }
+
+    fn cause() -> MapCause {
+        MapCause::Failed("injected failure".into())
+    }
+}
+
+impl<M: ServiceMaps> ServiceMaps for FaultyMaps<M> {
+    fn write_backend(&mut self, id: u32, backend: &Backend) -> Result<(), MapError> {
+        if self.fails() {
+            return Err(MapError::backend(MapAction::Program, id, backend, Self::cause()));
+        }
+        self.inner.write_backend(id, backend)
+    }
+
+    fn write_slots(&mut self, base: u32, ids: &[u32]) -> Result<(), MapError> {
+        if self.fails() {
+            let region = Region { base, len: ids.len() as u32 };
+            return Err(MapError::slots(MapAction::Program, region, Self::cause()));
+        }
+        self.inner.write_slots(base, ids)
+    }
+
+    fn write_frontend(&mut self, key: &FrontendKey, frontend: &Frontend) -> Result<(), MapError> {
+        if self.fails() {
+            return Err(MapError::frontend(MapAction::Program, key, Self::cause()));
+        }
+        self.inner.write_frontend(key, frontend)
+    }
+
+    fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), MapError> {
+        if self.fails() {
+            return Err(MapError::frontend(MapAction::Remove, key, Self::cause()));
+        }
+        self.inner.remove_frontend(key)
+    }
+
+    fn backends(&self) -> Result<Vec<(u32, Backend)>, MapError> {
+        self.inner.backends()
+    }
+
+    fn slots(&self, region: Region) -> Result<Vec<u32>, MapError> {
+        self.inner.slots(region)
+    }
+
+    fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, MapError> {
+        self.inner.frontends()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::MemoryMaps;
+
+    #[test]
+    fn about_as_many_writes_fail_as_asked_for_and_the_same_ones_each_time() {
+        let failures = |seed| -> Vec<bool> {
+            let mut maps = FaultyMaps::new(MemoryMaps::default(), seed, 300);
+            (0..1000).map(|id| maps.write_backend(id, &Backend::default()).is_err()).collect()
+        };
+        assert_eq!(failures(1), failures(1));
+        assert_ne!(failures(1), failures(2));
+        let count = failures(1).iter().filter(|failed| **failed).count();
+        assert!((200..400).contains(&count), "{count} of 1000");
+    }
+}

@@ -1,0 +1,306 @@
+//! What scheduler and kubelet do for a pod: give it a node, run it, report it, and end it when it is deleted.
+//!
+//! One process (`fairlead-harness kubelet`) serves all nodes, so that a cluster which is left running goes on
+//! working when the demo has ended: `kubectl apply` of a new Pod starts it.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures::{StreamExt, pin_mut};
+use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::watcher::{Config, Event, watcher};
+use kube::{Api, Client, ResourceExt};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+use crate::cni::{Runtime, Sandbox};
+use crate::layout::{Layout, NodeLayout};
+use crate::place::Place;
+use crate::process::{Process, binary};
+use crate::serve::Port;
+use crate::{api, cgroup, netns};
+
+const RETRY: Duration = Duration::from_millis(200);
+/// How long a pod may take to end if it does not say so itself, as in Kubernetes.
+const GRACE: i64 = 30;
+
+/// Runs every pod of the cluster until killed.
+///
+/// # Errors
+/// When the API can't be reached at all; a pod's failures are shown in its status and tried again.
+pub async fn run(layout: Layout) -> Result<()> {
+    let client = api::client(&layout.node_kubeconfig()).await?;
+    let nodes = layout.nodes().map(|node| (node.name.clone(), Arc::new(node))).collect();
+    let mut kubelet = Kubelet { layout: Arc::new(layout), client: client.clone(), nodes, pods: HashMap::new(), turn: 0 };
+    let events = watcher(Api::<Pod>::all(client), Config::default());
+    pin_mut!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Apply(pod) | Event::InitApply(pod)) => kubelet.see(&pod).await,
+            Ok(Event::Delete(pod)) => kubelet.end(&pod),
+            Ok(Event::Init | Event::InitDone) => {}
+            Err(error) => {
+                tracing::warn!(%error, "watch pods");
+                sleep(RETRY).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Kubelet {
+    layout: Arc<Layout>,
+    client: Client,
+    nodes: HashMap<String, Arc<NodeLayout>>,
+    /// How to tell each pod's task that the pod shall end, by UID.
+    pods: HashMap<String, Arc<Notify>>,
+    turn: usize,
+}
+
+impl Kubelet {
+    async fn see(&mut self, pod: &Pod) {
+        let Some(uid) = pod.uid() else { return };
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
+        if pod.metadata.deletion_timestamp.is_some() {
+            self.end(pod);
+        } else if node.is_empty() {
+            if let Err(error) = self.assign(pod).await {
+                tracing::warn!(pod = pod.name_any(), error = format!("{error:#}"), "assign a node");
+            }
+        } else if let Some(node) = self.nodes.get(&node)
+            && !self.pods.contains_key(&uid)
+        {
+            let end = Arc::new(Notify::new());
+            self.pods.insert(uid.clone(), Arc::clone(&end));
+            let name = pod.name_any();
+            let life = Life {
+                node: Arc::clone(node),
+                api: Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default()),
+                netns: self.layout.pod_netns(&name, &uid),
+                log: self.layout.log(&format!("pod-{name}")),
+                pod: pod.clone(),
+                uid,
+                name,
+            };
+            tokio::spawn(life.run(end));
+        }
+    }
+
+    /// Ends a pod's task; one that was never started is only removed from the API.
+    fn end(&mut self, pod: &Pod) {
+        let Some(uid) = pod.uid() else { return };
+        if let Some(end) = self.pods.remove(&uid) {
+            end.notify_one();
+        }
+    }
+
+    /// Gives the pod to the nodes in turn, among those that its nodeSelector allows.
+    async fn assign(&mut self, pod: &Pod) -> Result<()> {
+        let selector = pod.spec.as_ref().and_then(|spec| spec.node_selector.clone()).unwrap_or_default();
+        let all = Api::<Node>::all(self.client.clone()).list(&ListParams::default()).await?;
+        let fits = |node: &&Node| selector.iter().all(|(key, value)| node.labels().get(key) == Some(value));
+        let mut names: Vec<String> = all.iter().filter(fits).map(ResourceExt::name_any).collect();
+        names.retain(|name| self.nodes.contains_key(name));
+        names.sort_unstable();
+        let name = names.get(self.turn % names.len().max(1)).context("no node fits")?;
+        let binding = Binding {
+            metadata: ObjectMeta { name: Some(pod.name_any()), ..ObjectMeta::default() },
+            target: ObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Node".into()),
+                name: Some(name.clone()),
+                ..ObjectReference::default()
+            },
+        };
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let body = serde_json::to_vec(&binding)?;
+        let _: serde_json::Value =
+            pods.create_subresource("binding", &pod.name_any(), &PostParams::default(), body).await?;
+        self.turn += 1;
+        Ok(())
+    }
+}
+
+/// One pod, from its sandbox to its removal from the API.
+struct Life {
+    node: Arc<NodeLayout>,
+    api: Api<Pod>,
+    pod: Pod,
+    uid: String,
+    name: String,
+    netns: String,
+    log: std::path::PathBuf,
+}
+
+impl Life {
+    async fn run(self, end: Arc<Notify>) {
+        let life = Arc::new(self);
+        let ended = end.notified();
+        pin_mut!(ended);
+        let server = tokio::select! {
+            server = life.begin() => Some(server),
+            () = &mut ended => None,
+        };
+        if server.is_some() {
+            ended.await;
+        }
+        if let Err(error) = life.finish(server).await {
+            tracing::warn!(pod = life.name, error = format!("{error:#}"), "end a pod");
+        }
+    }
+
+    /// Tries until the pod runs and its status says so.
+    async fn begin(self: &Arc<Self>) -> Process {
+        loop {
+            let life = Arc::clone(self);
+            let error = match spawn_blocking(move || life.start()).await.context("start a pod").flatten() {
+                Ok((server, addresses)) => match self.report_running(&addresses).await {
+                    Ok(()) => return server,
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            tracing::warn!(pod = self.name, error = format!("{error:#}"), "start a pod");
+            self.report_waiting(&format!("{error:#}")).await;
+            let life = Arc::clone(self);
+            spawn_blocking(move || life.clear()).await.ok();
+            sleep(RETRY).await;
+        }
+    }
+
+    fn start(&self) -> Result<(Process, Vec<IpAddr>)> {
+        let runtime = self.runtime()?;
+        let cgroup = self.cgroup();
+        cgroup::create(&cgroup)?;
+        netns::create(&self.netns)?;
+        let addresses = runtime.add(&self.sandbox())?;
+        let place = Place::open(&self.netns, &cgroup)?;
+        let mut command = place.command(binary("fairlead-harness")?)?;
+        command.args(["serve", "--pod", &self.name]);
+        for port in self.ports() {
+            command.arg("--port").arg(port.to_string());
+        }
+        let (server, _) = Process::announced(&self.name, &mut command, &self.log)?;
+        Ok((server, addresses))
+    }
+
+    async fn finish(self: &Arc<Self>, server: Option<Process>) -> Result<()> {
+        let life = Arc::clone(self);
+        spawn_blocking(move || {
+            if let Some(mut server) = server {
+                server.signal(Signal::SIGTERM).ok();
+                // One that had to be killed is gone all the same.
+                server.wait(life.grace()).ok();
+            }
+            life.clear()
+        })
+        .await??;
+        let now = DeleteParams { preconditions: Some(self.only_this()), ..DeleteParams::default().grace_period(0) };
+        match self.api.delete(&self.name, &now).await {
+            // Not there, or another pod of the name: the one meant here was deleted by force.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            deleted => deleted.map(drop).context("remove the pod from the API"),
+        }
+    }
+
+    /// Undoes all that [`start`](Self::start) may have done.
+    fn clear(&self) -> Result<()> {
+        cgroup::remove(&self.cgroup())?;
+        self.runtime()?.del(&self.sandbox())?;
+        netns::delete(&self.netns)
+    }
+
+    async fn report_running(&self, addresses: &[IpAddr]) -> Result<()> {
+        let ips: Vec<_> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
+        let now = Timestamp::now();
+        let ready = |kind: &str| json!({ "type": kind, "status": "True", "lastTransitionTime": now });
+        let spec = self.pod.spec.as_ref().context("a pod without spec")?;
+        let containers: Vec<_> = spec
+            .containers
+            .iter()
+            .map(|container| {
+                json!({
+                    "name": container.name,
+                    "image": container.image,
+                    "imageID": "",
+                    "ready": true,
+                    "started": true,
+                    "restartCount": 0,
+                    "state": { "running": { "startedAt": now } },
+                })
+            })
+            .collect();
+        self.report(json!({
+            "phase": "Running",
+            "podIP": addresses.first(),
+            "podIPs": ips,
+            "hostIP": self.node.ipv4,
+            "hostIPs": [{ "ip": self.node.ipv4 }, { "ip": self.node.ipv6 }],
+            "startTime": now,
+            "conditions": ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(ready),
+            "containerStatuses": containers,
+        }))
+        .await
+    }
+
+    async fn report_waiting(&self, why: &(impl Display + ?Sized)) {
+        let ready = json!({ "type": "Ready", "status": "False", "reason": "SandboxFailed", "message": why.to_string() });
+        let report = self.report(json!({ "phase": "Pending", "conditions": [ready] })).await;
+        if let Err(error) = report {
+            tracing::warn!(pod = self.name, error = format!("{error:#}"), "report why a pod waits");
+        }
+    }
+
+    async fn report(&self, status: serde_json::Value) -> Result<()> {
+        let patch = json!({ "metadata": { "uid": self.uid }, "status": status });
+        let patched = self.api.patch_status(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        patched.map(drop).context("report the pod's status")
+    }
+
+    fn only_this(&self) -> kube::api::Preconditions {
+        kube::api::Preconditions { uid: Some(self.uid.clone()), resource_version: None }
+    }
+
+    fn grace(&self) -> Duration {
+        let seconds = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+        Duration::from_secs(seconds.unwrap_or(GRACE).max(1).unsigned_abs())
+    }
+
+    fn ports(&self) -> Vec<Port> {
+        let containers = self.pod.spec.iter().flat_map(|spec| &spec.containers);
+        let ports = containers.flat_map(|container| container.ports.iter().flatten());
+        let text = |port: &k8s_openapi::api::core::v1::ContainerPort| {
+            format!("{}/{}", port.container_port, port.protocol.as_deref().unwrap_or("TCP").to_lowercase())
+        };
+        // What the small server does not speak is left unserved.
+        ports.filter_map(|port| text(port).parse().ok()).collect()
+    }
+
+    fn runtime(&self) -> Result<Runtime> {
+        Ok(Runtime::new(&self.node, Place::open(&self.node.netns, &self.node.host_cgroup())?))
+    }
+
+    fn cgroup(&self) -> std::path::PathBuf {
+        self.node.pods_cgroup().join(&self.uid)
+    }
+
+    fn sandbox(&self) -> Sandbox {
+        Sandbox {
+            container_id: self.uid.replace('-', ""),
+            netns: netns::path(&self.netns),
+            namespace: self.pod.namespace().unwrap_or_default(),
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+        }
+    }
+}

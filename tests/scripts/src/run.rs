@@ -1,0 +1,182 @@
+//! Running a script, as it stands and disturbed.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use fairlead_core::dataplane::{FaultyMaps, MemoryMaps};
+use fairlead_core::reconcile::{Capacity, Reconciler};
+
+use crate::script::{Event, Script, Step};
+
+/// More reconciles than any script needs, even with every third write failing.
+const PATIENCE: usize = 200;
+
+/// Runs the script as it stands.
+///
+/// # Errors
+/// At the first step whose outcome is not the expected one.
+pub fn in_order(script: &Script) -> Result<()> {
+    let mut run = Run::new(script, 0, 0);
+    for (number, step) in script.steps.iter().enumerate() {
+        for event in &step.events {
+            run.feed(event);
+        }
+        run.settle()?;
+        run.expect(step, |_| true).with_context(|| format!("step {}", number + 1))?;
+        run.expect_restart_to_change_nothing().with_context(|| format!("step {}", number + 1))?;
+    }
+    Ok(())
+}
+
+/// Runs the script with events shuffled and repeated, reconciles in between, writes that fail and restarts
+/// of the proxy, all as `seed` decides.
+///
+/// Which backends linger depends on which ones were ever in use, and so on the order: that is not compared.
+///
+/// # Errors
+/// At the first step whose outcome is not the expected one.
+pub fn disturbed(script: &Script, seed: u64) -> Result<()> {
+    let mut run = Run::new(script, seed, 250);
+    for (number, step) in script.steps.iter().enumerate() {
+        let mut events: Vec<&Event> = step.events.iter().collect();
+        for index in (1..events.len()).rev() {
+            events.swap(index, run.random(index + 1));
+        }
+        for index in 0..events.len() {
+            run.feed(events[index]);
+            if run.random(3) == 0 {
+                run.feed(events[run.pick(index + 1)]);
+            }
+            match run.random(4) {
+                0 => run.reconcile()?,
+                1 => run.restart()?,
+                _ => {}
+            }
+        }
+        run.settle()?;
+        run.expect(step, |line| !line.starts_with("lingering"))
+            .with_context(|| format!("step {}", number + 1))?;
+        run.maps.failures_per_mille = 0;
+        run.expect_restart_to_change_nothing().with_context(|| format!("step {}", number + 1))?;
+        run.maps.failures_per_mille = 250;
+    }
+    Ok(())
+}
+
+/// A script under way.
+struct Run<'a> {
+    script: &'a Script,
+    reconciler: Reconciler,
+    maps: FaultyMaps<MemoryMaps>,
+    now: Instant,
+    /// What the API holds: the last event of each object, in the order of their first.
+    fed: Vec<Event>,
+    state: u64,
+    picked: u64,
+}
+
+impl<'a> Run<'a> {
+    fn new(script: &'a Script, seed: u64, failures_per_mille: u32) -> Self {
+        let memory = MemoryMaps { max_frontends: script.frontends, ..MemoryMaps::default() };
+        let mut reconciler = fresh(script);
+        reconciler.set_synced();
+        Self {
+            script,
+            reconciler,
+            maps: FaultyMaps::new(memory, seed, failures_per_mille),
+            now: Instant::now(),
+            fed: Vec::new(),
+            state: seed.wrapping_mul(2).wrapping_add(1),
+            picked: 0,
+        }
+    }
+
+    fn random(&mut self, below: usize) -> usize {
+        self.state =
+            self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.picked = self.state >> 33;
+        self.picked as usize % below
+    }
+
+    /// The last random number, below another bound.
+    fn pick(&self, below: usize) -> usize {
+        self.picked as usize % below
+    }
+
+    fn feed(&mut self, event: &Event) {
+        event.feed(self.reconciler.index_mut());
+        self.fed.push(event.clone());
+    }
+
+    /// Reconciles once; whatever fails, no client may meet half a set of backends.
+    fn reconcile(&mut self) -> Result<()> {
+        self.reconciler.reconcile(self.now, &mut self.maps);
+        let dump = self.maps.inner.dump();
+        ensure!(!dump.contains('?'), "a slot without a backend:\n{dump}");
+        Ok(())
+    }
+
+    /// Reconciles until nothing is pending, or nothing more can be done.
+    fn settle(&mut self) -> Result<()> {
+        self.reconcile()?;
+        for _ in 0..PATIENCE {
+            let Some(deadline) = self.reconciler.next_deadline() else { return Ok(()) };
+            self.now = self.now.max(deadline) + Duration::from_millis(1);
+            self.reconcile()?;
+        }
+        ensure!(
+            self.script.fixed_order,
+            "still pending: {:?}",
+            self.reconciler.pending().collect::<Vec<_>>()
+        );
+        Ok(())
+    }
+
+    /// The proxy dies, and another one starts on the same maps.
+    fn restart(&mut self) -> Result<()> {
+        self.reconciler = fresh(self.script);
+        self.reconciler.adopt(&self.maps)?;
+        for event in &self.fed {
+            event.feed(self.reconciler.index_mut());
+        }
+        self.reconciler.reconcile(self.now, &mut self.maps);
+        self.reconciler.set_synced();
+        self.reconcile()
+    }
+
+    fn expect_restart_to_change_nothing(&mut self) -> Result<()> {
+        let (writes, dump, lingering) =
+            (self.maps.inner.writes, self.maps.inner.dump(), self.maps.inner.lingering());
+        self.restart()?;
+        ensure!(
+            self.maps.inner.writes == writes,
+            "a restart wrote {} times; before:\n{dump}{lingering:?}\nafter:\n{}{:?}",
+            self.maps.inner.writes - writes,
+            self.maps.inner.dump(),
+            self.maps.inner.lingering()
+        );
+        Ok(())
+    }
+
+    fn expect(&self, step: &Step, compared: impl Fn(&str) -> bool) -> Result<()> {
+        let mut lines: Vec<String> = self.maps.inner.dump().lines().map(str::to_owned).collect();
+        lines.extend(self.maps.inner.lingering().iter().map(|label| format!("lingering {label}")));
+        let mut problems: Vec<String> =
+            self.reconciler.problems().iter().map(|problem| format!("problem {problem}")).collect();
+        problems.sort();
+        lines.extend(problems);
+        lines.extend(self.reconciler.pending().map(|(name, error)| format!("pending {name}: {error}")));
+        let expected: Vec<&String> = step.expected.iter().filter(|line| compared(line)).collect();
+        let actual: Vec<&String> = lines.iter().filter(|line| compared(line)).collect();
+        ensure!(actual == expected, "expected:\n{}\n\nbut got:\n{}", join(&expected), join(&actual));
+        Ok(())
+    }
+}
+
+fn fresh(script: &Script) -> Reconciler {
+    Reconciler::new(&script.node, Capacity { slots: script.slots, backends: script.backends })
+}
+
+fn join(lines: &[&String]) -> String {
+    lines.iter().map(|line| line.as_str()).collect::<Vec<_>>().join("\n")
+}
