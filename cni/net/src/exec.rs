@@ -71,7 +71,7 @@ impl Wiring {
 
 impl Drop for Wiring {
     fn drop(&mut self) {
-        if false
+        if !self.kept
             && let Err(error) = delete(&self.kernel, self.host_ifindex)
         {
             tracing::warn!(%error, ifname = self.host_ifname, "a pod's interface is left behind");

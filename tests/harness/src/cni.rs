@@ -74,7 +74,8 @@ impl Runtime {
             }
         }
         fs::create_dir_all(&self.results)?;
-        fs::write(self.result_file(sandbox), serde_json::to_vec(&result)?).context("keep the result of ADD")?;
+        fs::write(self.result_file(sandbox), serde_json::to_vec(&result)?)
+            .context("keep the result of ADD")?;
         addresses(&result)
     }
 
@@ -100,7 +101,10 @@ impl Runtime {
     /// The first list by name, as runtimes choose it.
     fn list_file(&self) -> Option<PathBuf> {
         let entries = fs::read_dir(&self.conf_dir).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "conflist")).min()
+        entries
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|e| e == "conflist"))
+            .min()
     }
 
     fn list(&self) -> Result<(Value, Vec<Value>)> {
@@ -181,7 +185,6 @@ fn answer(output: &Output) -> Result<Value> {
     }
     Ok(answer)
 }
-
 
 #[cfg(test)]
 mod tests {

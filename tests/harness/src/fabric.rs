@@ -39,11 +39,12 @@ pub fn join(fabric: &Netns, netns: &Netns, host: u8) -> Result<()> {
         .setns_by_fd(fabric.as_fd().as_raw_fd())
         .build();
     netlink(netns, async move |netlink| {
-        let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(rtnetlink::packet_route::link::InfoKind::Veth)
-            .name(UPLINK)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(far)))
-            .up()
-            .build();
+        let pair =
+            LinkMessageBuilder::<LinkVeth>::new_with_info_kind(rtnetlink::packet_route::link::InfoKind::Veth)
+                .name(UPLINK)
+                .set_info_data(InfoData::Veth(InfoVeth::Peer(far)))
+                .up()
+                .build();
         netlink.link().add(pair).execute().await?;
         add_fabric_addresses(&netlink, UPLINK, host).await
     })

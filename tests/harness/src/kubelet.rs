@@ -4,13 +4,13 @@
 //! working when the demo has ended: `kubectl apply` of a new Pod starts it.
 
 use std::collections::HashMap;
-use std::fmt::Display;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use futures::{StreamExt, pin_mut};
+use anyhow::{Context, Result, bail};
+use futures::{FutureExt, StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
@@ -41,13 +41,14 @@ const GRACE: i64 = 30;
 pub async fn run(layout: Layout) -> Result<()> {
     let client = api::client(&layout.node_kubeconfig()).await?;
     let nodes = layout.nodes().map(|node| (node.name.clone(), Arc::new(node))).collect();
-    let mut kubelet = Kubelet { layout: Arc::new(layout), client: client.clone(), nodes, pods: HashMap::new(), turn: 0 };
+    let mut kubelet =
+        Kubelet { layout: Arc::new(layout), client: client.clone(), nodes, pods: HashMap::new(), turn: 0 };
     let events = watcher(Api::<Pod>::all(client), Config::default());
     pin_mut!(events);
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Apply(pod) | Event::InitApply(pod)) => kubelet.see(&pod).await,
-            Ok(Event::Delete(pod)) => kubelet.end(&pod),
+            Ok(Event::Delete(pod)) => kubelet.forget(&pod),
             Ok(Event::Init | Event::InitDone) => {}
             Err(error) => {
                 tracing::warn!(%error, "watch pods");
@@ -70,17 +71,17 @@ struct Kubelet {
 impl Kubelet {
     async fn see(&mut self, pod: &Pod) {
         let Some(uid) = pod.uid() else { return };
+        let deleted = pod.metadata.deletion_timestamp.is_some();
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
-        if pod.metadata.deletion_timestamp.is_some() {
-            self.end(pod);
-        } else if node.is_empty() {
-            if let Err(error) = self.assign(pod).await {
-                tracing::warn!(pod = pod.name_any(), error = format!("{error:#}"), "assign a node");
+        if let Some(end) = self.pods.get(&uid) {
+            if deleted {
+                end.notify_one();
             }
-        } else if let Some(node) = self.nodes.get(&node)
-            && !self.pods.contains_key(&uid)
-        {
+        } else if let Some(node) = self.nodes.get(&node) {
             let end = Arc::new(Notify::new());
+            if deleted {
+                end.notify_one();
+            }
             self.pods.insert(uid.clone(), Arc::clone(&end));
             let name = pod.name_any();
             let life = Life {
@@ -93,13 +94,16 @@ impl Kubelet {
                 name,
             };
             tokio::spawn(life.run(end));
+        } else if node.is_empty() && !deleted {
+            if let Err(error) = self.assign(pod).await {
+                tracing::warn!(pod = pod.name_any(), error = format!("{error:#}"), "assign a node");
+            }
         }
     }
 
-    /// Ends a pod's task; one that was never started is only removed from the API.
-    fn end(&mut self, pod: &Pod) {
-        let Some(uid) = pod.uid() else { return };
-        if let Some(end) = self.pods.remove(&uid) {
+    /// Forgets a pod that the API no longer holds; it ends, if it has not yet.
+    fn forget(&mut self, pod: &Pod) {
+        if let Some(end) = pod.uid().and_then(|uid| self.pods.remove(&uid)) {
             end.notify_one();
         }
     }
@@ -123,9 +127,8 @@ impl Kubelet {
             },
         };
         let pods = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-        let body = serde_json::to_vec(&binding)?;
         let _: serde_json::Value =
-            pods.create_subresource("binding", &pod.name_any(), &PostParams::default(), body).await?;
+            pods.create_subresource("binding", &pod.name_any(), &PostParams::default(), &binding).await?;
         self.turn += 1;
         Ok(())
     }
@@ -139,7 +142,7 @@ struct Life {
     uid: String,
     name: String,
     netns: String,
-    log: std::path::PathBuf,
+    log: PathBuf,
 }
 
 impl Life {
@@ -147,39 +150,51 @@ impl Life {
         let life = Arc::new(self);
         let ended = end.notified();
         pin_mut!(ended);
-        let server = tokio::select! {
-            server = life.begin() => Some(server),
-            () = &mut ended => None,
-        };
-        if server.is_some() {
-            ended.await;
+        let mut server = None;
+        let mut reported = String::new();
+        // An attempt is never given up half way, so that what it made is known.
+        while server.is_none() && ended.as_mut().now_or_never().is_none() {
+            match life.begin().await {
+                Ok(process) => server = Some(process),
+                Err(error) => {
+                    life.wait_after(&format!("{error:#}"), &mut reported).await;
+                    continue;
+                }
+            }
+            (&mut ended).await;
         }
         if let Err(error) = life.finish(server).await {
             tracing::warn!(pod = life.name, error = format!("{error:#}"), "end a pod");
         }
     }
 
-    /// Tries until the pod runs and its status says so.
-    async fn begin(self: &Arc<Self>) -> Process {
-        loop {
-            let life = Arc::clone(self);
-            let error = match spawn_blocking(move || life.start()).await.context("start a pod").flatten() {
-                Ok((server, addresses)) => match self.report_running(&addresses).await {
-                    Ok(()) => return server,
-                    Err(error) => error,
-                },
-                Err(error) => error,
-            };
-            tracing::warn!(pod = self.name, error = format!("{error:#}"), "start a pod");
-            self.report_waiting(&format!("{error:#}")).await;
-            let life = Arc::clone(self);
-            spawn_blocking(move || life.clear()).await.ok();
-            sleep(RETRY).await;
+    /// Makes the pod run and its status say so.
+    async fn begin(self: &Arc<Self>) -> Result<Process> {
+        let life = Arc::clone(self);
+        let (server, addresses) = spawn_blocking(move || life.start()).await??;
+        self.report_running(&addresses).await?;
+        Ok(server)
+    }
+
+    /// Clears away a failed attempt and shows its cause, once.
+    async fn wait_after(self: &Arc<Self>, cause: &str, reported: &mut String) {
+        if cause != reported {
+            tracing::warn!(pod = self.name, cause, "a pod does not start");
+            self.report_waiting(cause).await;
+            cause.clone_into(reported);
         }
+        let life = Arc::clone(self);
+        if let Err(error) = spawn_blocking(move || life.clear()).await.context("clear").flatten() {
+            tracing::warn!(pod = self.name, error = format!("{error:#}"), "clear a failed attempt away");
+        }
+        sleep(RETRY).await;
     }
 
     fn start(&self) -> Result<(Process, Vec<IpAddr>)> {
         let runtime = self.runtime()?;
+        if !runtime.is_configured() {
+            bail!("no CNI configuration is installed on {}", self.node.name);
+        }
         let cgroup = self.cgroup();
         cgroup::create(&cgroup)?;
         netns::create(&self.netns)?;
@@ -205,7 +220,8 @@ impl Life {
             life.clear()
         })
         .await??;
-        let now = DeleteParams { preconditions: Some(self.only_this()), ..DeleteParams::default().grace_period(0) };
+        let now =
+            DeleteParams { preconditions: Some(self.only_this()), ..DeleteParams::default().grace_period(0) };
         match self.api.delete(&self.name, &now).await {
             // Not there, or another pod of the name: the one meant here was deleted by force.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
@@ -216,7 +232,10 @@ impl Life {
     /// Undoes all that [`start`](Self::start) may have done.
     fn clear(&self) -> Result<()> {
         cgroup::remove(&self.cgroup())?;
-        self.runtime()?.del(&self.sandbox())?;
+        let runtime = self.runtime()?;
+        if runtime.is_configured() {
+            runtime.del(&self.sandbox())?;
+        }
         netns::delete(&self.netns)
     }
 
@@ -224,6 +243,7 @@ impl Life {
         let ips: Vec<_> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
         let now = Timestamp::now();
         let ready = |kind: &str| json!({ "type": kind, "status": "True", "lastTransitionTime": now });
+        let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(ready);
         let spec = self.pod.spec.as_ref().context("a pod without spec")?;
         let containers: Vec<_> = spec
             .containers
@@ -247,14 +267,14 @@ impl Life {
             "hostIP": self.node.ipv4,
             "hostIPs": [{ "ip": self.node.ipv4 }, { "ip": self.node.ipv6 }],
             "startTime": now,
-            "conditions": ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(ready),
+            "conditions": conditions,
             "containerStatuses": containers,
         }))
         .await
     }
 
-    async fn report_waiting(&self, why: &(impl Display + ?Sized)) {
-        let ready = json!({ "type": "Ready", "status": "False", "reason": "SandboxFailed", "message": why.to_string() });
+    async fn report_waiting(&self, why: &str) {
+        let ready = json!({ "type": "Ready", "status": "False", "reason": "SandboxFailed", "message": why });
         let report = self.report(json!({ "phase": "Pending", "conditions": [ready] })).await;
         if let Err(error) = report {
             tracing::warn!(pod = self.name, error = format!("{error:#}"), "report why a pod waits");
@@ -290,7 +310,7 @@ impl Life {
         Ok(Runtime::new(&self.node, Place::open(&self.node.netns, &self.node.host_cgroup())?))
     }
 
-    fn cgroup(&self) -> std::path::PathBuf {
+    fn cgroup(&self) -> PathBuf {
         self.node.pods_cgroup().join(&self.uid)
     }
 

@@ -21,6 +21,8 @@ pub const SERVICE_CIDRS: &str = "10.96.0.0/16,fd00:10:96::/112";
 /// Where the API server listens on the fabric.
 pub const API_PORT: u16 = 6443;
 
+/// The host number on the fabric before the first node's.
+const FIRST_NODE: u8 = 10;
 const FILE: &str = "cluster.json";
 
 /// One cluster's names and places.
@@ -70,7 +72,8 @@ impl Layout {
     pub fn write(&self) -> Result<()> {
         fs::create_dir_all(&self.dir).with_context(|| format!("create {}", self.dir.display()))?;
         let file = self.dir.join(FILE);
-        fs::write(&file, serde_json::to_vec_pretty(self)?).with_context(|| format!("write {}", file.display()))
+        fs::write(&file, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("write {}", file.display()))
     }
 
     /// The kubeconfig for the user's shell: through the relay on a loopback port.
@@ -91,6 +94,12 @@ impl Layout {
     /// The namespace of the client outside the cluster.
     pub fn client_netns(&self) -> String {
         format!("{}-client", self.prefix)
+    }
+
+    /// The namespace of a pod.
+    pub fn pod_netns(&self, name: &str, uid: &str) -> String {
+        // Two pods of one name may overlap, one being removed; the UID's beginning tells them apart.
+        format!("{}-pod-{name}-{}", self.prefix, uid.get(..5).unwrap_or(uid))
     }
 
     /// The control group of what belongs to no node: API server, kubelet, relay, outside client.
@@ -147,7 +156,7 @@ pub struct NodeLayout {
 impl NodeLayout {
     fn new(layout: &Layout, number: u8) -> Self {
         let name = format!("node{number}");
-        let (ipv4, ipv6) = fabric_address(10 + number);
+        let (ipv4, ipv6) = fabric_address(FIRST_NODE + number);
         Self {
             netns: format!("{}-{name}", layout.prefix),
             cgroup: layout.cgroup.join(&name),
@@ -158,6 +167,11 @@ impl NodeLayout {
             name,
             number,
         }
+    }
+
+    /// Its host number on the fabric.
+    pub fn fabric_host(&self) -> u8 {
+        FIRST_NODE + self.number
     }
 
     /// The file that names the node's network namespace.

@@ -1,3 +1,95 @@
-//! Nodes, pods and a fabric in network namespaces, for Fairlead's demo, tests and benchmarks.
+//! `fairlead-harness`: the demo, and the processes that a cluster of namespaces is made of.
 
-fn main() {}
+mod demo;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use fairlead_harness::layout::Layout;
+use fairlead_harness::{DEMO_DIR, Load, Port, down, kubelet, relay, run_load, serve, sweep};
+
+/// A Kubernetes cluster of network namespaces on this machine, networked by Fairlead.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Start a two-node cluster, send traffic every way it can go, and show what came of it.
+    Demo(demo::Arguments),
+    /// Take the demo's cluster down, also after a crash; and what crashed tests left.
+    Down {
+        /// The cluster's directory.
+        #[arg(long, default_value = DEMO_DIR)]
+        dir: PathBuf,
+    },
+    /// Run the pods of a cluster.
+    #[command(hide = true)]
+    Kubelet {
+        /// The cluster's directory.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Carry connections to a loopback port into a namespace.
+    #[command(hide = true)]
+    Relay {
+        /// Where to listen.
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: SocketAddr,
+        /// The file that names the namespace.
+        #[arg(long)]
+        netns: PathBuf,
+        /// Where to connect inside.
+        #[arg(long)]
+        target: SocketAddr,
+    },
+    /// Serve as a pod's container.
+    #[command(hide = true)]
+    Serve {
+        /// The pod's name.
+        #[arg(long)]
+        pod: String,
+        /// What to serve, as in 8080/tcp.
+        #[arg(long = "port")]
+        ports: Vec<Port>,
+    },
+    /// Send requests and report on them as JSON.
+    #[command(hide = true)]
+    Probe(Load),
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    act(Arguments::parse().command).unwrap_or_else(|error| {
+        eprintln!("fairlead-harness: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn act(action: Action) -> Result<ExitCode> {
+    match action {
+        Action::Demo(arguments) => return demo::run(&arguments),
+        Action::Down { dir } => {
+            let found = down(&dir)?;
+            let swept = sweep()?;
+            println!("{}", if found { "the cluster is gone" } else { "no cluster is up" });
+            if swept > 0 {
+                println!("{swept} left by tests: gone as well");
+            }
+        }
+        Action::Kubelet { dir } => {
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(kubelet::run(Layout::read(&dir)?))?;
+        }
+        Action::Relay { listen, netns, target } => relay::run(listen, &netns, target)?,
+        Action::Serve { pod, ports } => serve::run(&pod, &ports)?,
+        Action::Probe(load) => println!("{}", serde_json::to_string(&run_load(&load))?),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -44,7 +44,15 @@ pub struct Load {
 impl Load {
     /// Requests without end, each over a new flow, ten milliseconds apart, given up after two seconds.
     pub fn new(protocol: Protocol, target: SocketAddr) -> Self {
-        Self { protocol, target, count: None, one_flow: false, interval_ms: 10, timeout_ms: 2000, source: None }
+        Self {
+            protocol,
+            target,
+            count: None,
+            one_flow: false,
+            interval_ms: 10,
+            timeout_ms: 2000,
+            source: None,
+        }
     }
 
     /// The same, ending after `count` requests.
@@ -335,7 +343,8 @@ mod tests {
             let answer = Answer { pod: pod.into(), client, served: 1, said: String::new() };
             Ok(Reply { answer, latency: Duration::from_millis(millis) })
         };
-        let lost = Failure { kind: FailureKind::TimedOut, after: Duration::from_secs(2), text: String::new() };
+        let lost =
+            Failure { kind: FailureKind::TimedOut, after: Duration::from_secs(2), text: String::new() };
         let report = Report { outcomes: vec![reply("a", 3), Err(lost), reply("b", 1), reply("a", 2)] };
         assert_eq!(report.median(), Some(Duration::from_millis(2)));
         assert_eq!(report.pods(), BTreeMap::from([("a", 2), ("b", 1)]));

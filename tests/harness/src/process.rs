@@ -143,11 +143,7 @@ pub fn tail(log: &Path, lines: usize) -> String {
 ///
 /// # Errors
 /// When asking fails for good, or nothing came within `patience`.
-pub fn wait_for<T>(
-    what: &str,
-    patience: Duration,
-    mut ask: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
+pub fn wait_for<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + patience;
     loop {
         if let Some(answer) = ask()? {

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
 use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
@@ -18,6 +18,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 
+use super::counters::{Counters, Fill};
 use super::services::{Batched, KernelMaps};
 use super::{DataplaneError, Pins};
 
@@ -73,10 +74,10 @@ pub struct Maps {
     pub endpoints: HashMap<MapData, Address, Endpoint>,
     /// [`maps::MARKS`].
     pub marks: Array<MapData, u32>,
-    /// [`maps::COUNTERS`].
-    pub counters: PerCpuArray<MapData, u64>,
-    /// [`maps::DROPS`].
-    pub drops: PerCpuArray<MapData, u64>,
+    /// [`maps::COUNTERS`] and [`maps::DROPS`].
+    pub counters: Counters,
+    /// The maps that may fill up.
+    pub fill: Fill,
 }
 
 /// The programs, accepted by the verifier and attached nowhere yet.
@@ -213,6 +214,12 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
         };
         loaded.map_err(|e| DataplaneError::new("load program", name, e))?;
     }
+    let fill = Fill {
+        frontends: descriptor(&ebpf, maps::FRONTENDS)?,
+        backends: descriptor(&ebpf, maps::BACKENDS)?,
+        endpoints: descriptor(&ebpf, maps::ENDPOINTS)?,
+        flows: descriptor(&ebpf, maps::FLOWS)?,
+    };
     let services = KernelMaps {
         frontends: Batched {
             fd: descriptor(&ebpf, maps::FRONTENDS)?,
@@ -227,8 +234,8 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
         services,
         endpoints: map(&mut ebpf, maps::ENDPOINTS)?,
         marks: map(&mut ebpf, maps::MARKS)?,
-        counters: map(&mut ebpf, maps::COUNTERS)?,
-        drops: map(&mut ebpf, maps::DROPS)?,
+        counters: Counters::new(map(&mut ebpf, maps::COUNTERS)?, map(&mut ebpf, maps::DROPS)?),
+        fill,
     };
     Ok(Loaded { maps, programs: Programs { ebpf }, sizes: reported })
 }
@@ -259,7 +266,7 @@ where
 
 /// A descriptor of the map of that name, of its own.
 fn descriptor(ebpf: &Ebpf, name: &str) -> Result<OwnedFd, DataplaneError> {
-    let (Map::HashMap(map) | Map::Array(map)) = ebpf.map(name).ok_or_else(|| absent("find map", name))? else {
+    let (Map::HashMap(map) | Map::LruHashMap(map) | Map::Array(map)) = ebpf.map(name).ok_or_else(|| absent("find map", name))? else {
         return Err(DataplaneError::new("use map", name, "it is neither a hash nor an array"));
     };
     let fd = map.fd().as_fd().try_clone_to_owned();

@@ -109,14 +109,23 @@ pub(super) fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], valu
 /// Reads a whole hash or array map. Kernel 5.6.
 pub(super) fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut entries = Vec::new();
+    read_chunks(map, |keys: &[K], values: &[V]| {
+        entries.extend(keys.iter().copied().zip(values.iter().copied()));
+    })?;
+    Ok(entries)
+}
+
+/// Reads a whole hash or array map, a chunk at a time. Kernel 5.6.
+pub(super) fn read_chunks<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    mut take: impl FnMut(&[K], &[V]),
+) -> io::Result<()> {
     let mut chunk = 4096_usize;
     let mut cursor: Option<u32> = None;
+    // SAFETY: all zero is a value of any `Pod`.
+    let (mut keys, mut values): (Vec<K>, Vec<V>) = unsafe { (vec![zeroed(); chunk], vec![zeroed(); chunk]) };
     loop {
         let mut next = 0_u32;
-        // SAFETY: all zero is a value of any `Pod`.
-        let mut keys: Vec<K> = vec![unsafe { zeroed() }; chunk];
-        // SAFETY: as above.
-        let mut values: Vec<V> = vec![unsafe { zeroed() }; chunk];
         let mut attr = Batch {
             in_batch: cursor.as_ref().map_or(0, |cursor| cursor as *const u32 as u64),
             out_batch: &mut next as *mut u32 as u64,
@@ -128,19 +137,22 @@ pub(super) fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K
         };
         // SAFETY: the kernel writes at most `count` keys and values, for which the vectors have room, and
         // a cursor of four bytes: a hash's bucket number, an array's index.
-        let result = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
-        let last = match result {
+        let last = match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) } {
             Ok(_) => false,
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => true,
             Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && chunk < 1 << 20 => {
+                // A bucket of the hash holds more than fits.
                 chunk *= 2;
+                // SAFETY: as above.
+                (keys, values) = unsafe { (vec![zeroed(); chunk], vec![zeroed(); chunk]) };
                 continue;
             }
             Err(e) => return Err(e),
         };
-        entries.extend(keys.into_iter().zip(values).take(attr.count as usize));
+        let count = attr.count as usize;
+        take(&keys[..count], &values[..count]);
         if last {
-            return Ok(entries);
+            return Ok(());
         }
         cursor = Some(next);
     }

@@ -1,0 +1,165 @@
+//! The control plane: the stand-in API server, or a real one where KUBEBUILDER_ASSETS holds one.
+
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::Namespace;
+use serde_json::json;
+
+use crate::api::Api;
+use crate::layout::{API_PORT, Layout, SERVICE_CIDRS};
+use crate::netns;
+use crate::place::Place;
+use crate::process::{Process, binary, wait_for};
+
+/// Where kubebuilder keeps its binaries if nobody says otherwise.
+const USUAL_ASSETS: &str = "/usr/local/kubebuilder/bin";
+const TOKEN: &str = "fairlead";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Which API server a cluster runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlPlane {
+    /// `fairlead-apiserver`.
+    StandIn,
+    /// kube-apiserver, etcd and kube-controller-manager in that directory.
+    Kubernetes(PathBuf),
+}
+
+impl fmt::Display for ControlPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StandIn => f.write_str("fairlead-apiserver (a stand-in)"),
+            Self::Kubernetes(dir) => write!(f, "kube-apiserver of {}", dir.display()),
+        }
+    }
+}
+
+impl ControlPlane {
+    /// The one to use: kube-apiserver if `$KUBEBUILDER_ASSETS` or the usual directory holds it and etcd.
+    ///
+    /// # Errors
+    /// When kube-controller-manager is not beside them: nobody would then write EndpointSlices, and no Service
+    /// would ever have an endpoint. Put it there, or unset KUBEBUILDER_ASSETS.
+    pub fn choose() -> Result<Self> {
+        let dir = std::env::var_os("KUBEBUILDER_ASSETS").map_or_else(|| USUAL_ASSETS.into(), PathBuf::from);
+        let has = |name: &str| dir.join(name).is_file();
+        if !(has("kube-apiserver") && has("etcd")) {
+            return Ok(Self::StandIn);
+        }
+        if !has("kube-controller-manager") {
+            bail!(
+                "{} holds kube-apiserver and etcd, but not kube-controller-manager, without which no Service gets \
+                 EndpointSlices: put it there as well, or point KUBEBUILDER_ASSETS at an empty directory",
+                dir.display()
+            );
+        }
+        Ok(Self::Kubernetes(dir))
+    }
+
+    /// Starts it on the fabric and a relay to it on a loopback port, and waits until it answers.
+    ///
+    /// # Errors
+    /// When a process can't be started, or the API server does not answer.
+    pub fn start(&self, layout: &Layout) -> Result<(Api, Vec<Process>)> {
+        let place = Place::open(&layout.fabric_netns(), &layout.outside_cgroup())?;
+        let mut processes = match self {
+            Self::StandIn => vec![stand_in(layout, &place)?],
+            Self::Kubernetes(dir) => kubernetes(layout, &place, dir)?,
+        };
+        let (relay, port) = relay(layout)?;
+        processes.push(relay);
+        self.write_kubeconfig(&layout.node_kubeconfig(), layout.api_address())?;
+        self.write_kubeconfig(&layout.kubeconfig(), port)?;
+        let api = Api::new(&layout.kubeconfig())?;
+        wait_for("the API server's namespace \"default\"", PATIENCE, || {
+            processes.iter_mut().try_for_each(Process::check)?;
+            let namespaces = kube::Api::<Namespace>::all(api.client());
+            Ok(api.block_on(namespaces.get_opt("default")).ok().flatten())
+        })?;
+        if let Self::Kubernetes(dir) = self {
+            // It wants a server that answers from its first moment on.
+            let mut manager = place.command(dir.join("kube-controller-manager"))?;
+            manager.arg("--kubeconfig").arg(layout.node_kubeconfig());
+            manager.args([
+                "--controllers=endpointslice-controller,namespace-controller",
+                "--leader-elect=false",
+            ]);
+            let log = layout.log("kube-controller-manager");
+            processes.push(Process::spawn("kube-controller-manager", &mut manager, &log)?);
+        }
+        Ok((api, processes))
+    }
+
+    fn write_kubeconfig(&self, file: &Path, server: SocketAddr) -> Result<()> {
+        let (cluster, user) = match self {
+            Self::StandIn => (json!({ "server": format!("http://{server}") }), json!({})),
+            Self::Kubernetes(_) => (
+                json!({ "server": format!("https://{server}"), "insecure-skip-tls-verify": true }),
+                json!({ "token": TOKEN }),
+            ),
+        };
+        let kubeconfig = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{ "name": "fairlead", "cluster": cluster }],
+            "users": [{ "name": "admin", "user": user }],
+            "contexts": [{ "name": "fairlead", "context": { "cluster": "fairlead", "user": "admin" } }],
+            "current-context": "fairlead",
+        });
+        fs::write(file, serde_json::to_vec_pretty(&kubeconfig)?)
+            .with_context(|| format!("write {}", file.display()))
+    }
+}
+
+fn relay(layout: &Layout) -> Result<(Process, SocketAddr)> {
+    let mut command = Command::new(binary("fairlead-harness")?);
+    netns::join(&mut command, &layout.outside_cgroup())?;
+    command.args(["relay", "--target", &layout.api_address().to_string(), "--netns"]);
+    command.arg(netns::path(&layout.fabric_netns()));
+    let (process, port) = Process::announced("relay", &mut command, &layout.log("relay"))?;
+    Ok((process, port.parse().with_context(|| format!("the relay's port {port:?}"))?))
+}
+
+fn stand_in(layout: &Layout, place: &Place) -> Result<Process> {
+    let mut command = place.command(binary("fairlead-apiserver")?)?;
+    command.args(["--listen", &layout.api_address().to_string(), "--service-cidr", SERVICE_CIDRS]);
+    command.arg("--kubeconfig-out").arg(layout.node_kubeconfig());
+    Process::spawn("fairlead-apiserver", &mut command, &layout.log("apiserver"))
+}
+
+fn kubernetes(layout: &Layout, place: &Place, dir: &Path) -> Result<Vec<Process>> {
+    let files = layout.dir.join("kubernetes");
+    fs::create_dir_all(&files)?;
+    let key = files.join("service-account.key");
+    let made = Command::new("openssl").args(["genrsa", "-out"]).arg(&key).arg("2048").output();
+    let made = made.context("run openssl to make the service account key that kube-apiserver demands")?;
+    if !made.status.success() {
+        bail!("openssl: {}", String::from_utf8_lossy(&made.stderr).trim_end());
+    }
+    let tokens = files.join("tokens.csv");
+    fs::write(&tokens, format!("{TOKEN},admin,admin,system:masters\n"))?;
+
+    let mut etcd = place.command(dir.join("etcd"))?;
+    etcd.arg("--data-dir").arg(files.join("etcd")).arg("--unsafe-no-fsync");
+    let etcd = Process::spawn("etcd", &mut etcd, &layout.log("etcd"))?;
+
+    let mut server = place.command(dir.join("kube-apiserver"))?;
+    let address = layout.api_address().ip();
+    server.args(["--etcd-servers=http://127.0.0.1:2379", "--authorization-mode=AlwaysAllow"]);
+    server.args([
+        "--disable-admission-plugins=ServiceAccount",
+        "--service-account-issuer=https://fairlead.invalid",
+    ]);
+    server.args(["--allow-privileged=true", &format!("--service-cluster-ip-range={SERVICE_CIDRS}")]);
+    server.args([&format!("--advertise-address={address}"), &format!("--secure-port={API_PORT}")]);
+    server.arg("--cert-dir").arg(files.join("certificates")).arg("--token-auth-file").arg(tokens);
+    server.arg("--service-account-key-file").arg(&key).arg("--service-account-signing-key-file").arg(&key);
+    let server = Process::spawn("kube-apiserver", &mut server, &layout.log("apiserver"))?;
+    Ok(vec![etcd, server])
+}
