@@ -145,7 +145,8 @@ mod tests {
 
     #[test]
     fn uplinks_may_be_repeated_and_the_socket_follows_the_state_directory() {
-        let line = "fairlead-proxy run --uplink eth0 --uplink eth1 --state-dir /run/x --snat-ports 50000-50015";
+        let line =
+            "fairlead-proxy run --uplink eth0 --uplink eth1 --state-dir /run/x --snat-ports 50000-50015";
         let Command::Run(run) = Cli::try_parse_from(line.split(' ')).expect("parsed").command else {
             panic!("not run")
         };

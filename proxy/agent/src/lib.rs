@@ -1,1 +1,24 @@
-//! Fairlead's service proxy: watches the API and programs the eBPF maps.
+//! Fairlead's service proxy: watches the API and keeps one node's eBPF maps programmed.
+//!
+//! ```text
+//!  API server ──► watch ──► sync (thread) ──► fairlead_core: index, reconcile ──► dataplane::services
+//!                             │ own Node                                             │
+//!                             └──► uplinks ──► dataplane::links, CONFIG              ▼
+//!  CNI plugin ──► socket ──► agent ──► dataplane::endpoints ───────────────────► maps, links (pinned)
+//!  kubelet, Prometheus, people ──► health, metrics, status
+//! ```
+//!
+//! The kernel's half lives on without the agent: what [`run`] finds pinned it adopts.
+
+pub mod agent;
+pub mod cli;
+pub mod dataplane;
+pub mod health;
+pub mod metrics;
+pub mod node;
+pub mod run;
+pub mod socket;
+pub mod status;
+pub mod sync;
+pub mod uplinks;
+pub mod watch;

@@ -45,8 +45,6 @@ pub struct Progress {
     pub writes: u64,
     /// How many writes have failed.
     pub failed_writes: u64,
-    /// What failed at the last reconcile that tried, by object.
-    pub failures: Vec<String>,
     /// How many Services are not as their objects ask.
     pub pending: usize,
     /// Whether the node's own Node object is known.
@@ -82,7 +80,6 @@ impl Default for Progress {
             endpoint_changes: Changes::default(),
             writes: 0,
             failed_writes: 0,
-            failures: Vec::new(),
             pending: 0,
             node_known: false,
         }
@@ -91,10 +88,10 @@ impl Default for Progress {
 
 /// The bounds that kube-proxy's histogram of the same name has.
 fn programming_bounds() -> Vec<f64> {
-    let minute = (1..=60).map(f64::from);
-    let minutes = (1..=10).map(|n| 60.0 + 5.0 * f64::from(n)).chain([115.0]);
-    let rest = (0..7).map(|n| 120.0 + 30.0 * f64::from(n));
-    [0.25, 0.5].into_iter().chain(minute).chain(minutes).chain(rest).collect()
+    let seconds = (1..60).map(f64::from);
+    let minutes = (0..12).map(|n| 60.0 + 5.0 * f64::from(n));
+    let longer = (0..7).map(|n| 120.0 + 30.0 * f64::from(n));
+    [0.25, 0.5].into_iter().chain(seconds).chain(minutes).chain(longer).collect()
 }
 
 /// The loop's state. `maps` are the kernel's, or others in tests; `node` is told the node's addresses.
@@ -121,12 +118,7 @@ struct Listed {
 
 impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
     /// A loop over these.
-    pub fn new(
-        reconciler: Arc<Mutex<Reconciler>>,
-        maps: M,
-        node: N,
-        progress: Arc<Mutex<Progress>>,
-    ) -> Self {
+    pub fn new(reconciler: Arc<Mutex<Reconciler>>, maps: M, node: N, progress: Arc<Mutex<Progress>>) -> Self {
         Self {
             reconciler,
             maps,
@@ -286,7 +278,6 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
         progress.writes += report.applied.total() as u64;
         progress.failed_writes += report.failed.len() as u64;
         progress.pending = report.pending;
-        progress.failures = self.failures.iter().cloned().collect();
         progress.node_known = node_known;
     }
 
@@ -311,4 +302,149 @@ fn trigger(slice: &EndpointSlice) -> Option<SystemTime> {
     let text = slice.annotations().get(TRIGGER_ANNOTATION)?;
     let stamp: Timestamp = text.parse().ok()?;
     Some(stamp.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use fairlead_core::dataplane::MemoryMaps;
+    use fairlead_core::reconcile::Capacity;
+    use k8s_openapi::api::core::v1::{Node, Service};
+    use serde_json::json;
+
+    use super::*;
+
+    /// What is told the node's addresses.
+    type Tell = Box<dyn FnMut(&[IpAddr])>;
+
+    /// A loop over maps in memory, and the addresses that it told the node.
+    struct Bench {
+        sync: Sync<MemoryMaps, Tell>,
+        told: Arc<Mutex<Vec<Vec<IpAddr>>>>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let capacity = Capacity { slots: 64, backends: 64 };
+            let reconciler = Arc::new(Mutex::new(Reconciler::new("here", capacity)));
+            let told: Arc<Mutex<Vec<Vec<IpAddr>>>> = Arc::default();
+            let tell = Arc::clone(&told);
+            let node = Box::new(move |addresses: &[IpAddr]| {
+                tell.lock().expect("not poisoned").push(addresses.to_vec());
+            });
+            Self { sync: Sync::new(reconciler, MemoryMaps::default(), node, Arc::default()), told }
+        }
+
+        fn after(&mut self, updates: impl IntoIterator<Item = Update>) -> &mut Self {
+            updates.into_iter().for_each(|update| self.sync.take(update));
+            self.sync.reconcile(Instant::now());
+            self
+        }
+
+        fn progress(&self) -> Progress {
+            self.sync.progress.lock().expect("not poisoned").clone()
+        }
+    }
+
+    fn frontends(bench: &Bench) -> usize {
+        ServiceMaps::frontends(&bench.sync.maps).expect("read").len()
+    }
+
+    fn service() -> Service {
+        serde_json::from_value(json!({
+            "metadata": {"namespace": "default", "name": "web"},
+            "spec": {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "type": "ClusterIP",
+                     "ports": [{"port": 80, "protocol": "TCP"}]},
+        }))
+        .expect("a Service")
+    }
+
+    fn slice(annotations: serde_json::Value) -> EndpointSlice {
+        serde_json::from_value(json!({
+            "metadata": {"namespace": "default", "name": "web-1", "annotations": annotations,
+                         "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4",
+            "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+            "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}],
+        }))
+        .expect("a slice")
+    }
+
+    fn node() -> Node {
+        serde_json::from_value(json!({
+            "metadata": {"name": "here"},
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+        }))
+        .expect("a Node")
+    }
+
+    fn lists() -> [Update; 3] {
+        [
+            Update::Service(Change::Replace(vec![service()])),
+            Update::Slice(Change::Replace(vec![slice(json!({}))])),
+            Update::Node(Change::Replace(vec![node()])),
+        ]
+    }
+
+    #[test]
+    fn nothing_is_programmed_and_nobody_ready_before_every_first_list_is_done() {
+        let mut bench = Bench::new();
+        let [services, slices, nodes] = lists();
+        bench.after([services, slices]);
+        assert_eq!(frontends(&bench), 0);
+        assert!(bench.progress().first_programmed.is_none());
+        bench.after([nodes]);
+        assert_eq!(frontends(&bench), 1);
+        assert!(bench.progress().first_programmed.is_some());
+        assert!(bench.progress().node_known);
+    }
+
+    #[test]
+    fn the_node_learns_its_addresses_and_when_they_change() {
+        let mut bench = Bench::new();
+        bench.after(lists());
+        let mut moved = node();
+        moved.status.as_mut().expect("a status").addresses.as_mut().expect("addresses")[0].address =
+            "192.0.2.2".into();
+        bench.after([Update::Node(Change::Apply(Box::new(moved)))]);
+        bench.after([Update::Service(Change::Apply(Box::new(service())))]);
+        let expected: Vec<Vec<IpAddr>> =
+            ["192.0.2.1", "192.0.2.2"].map(|text| vec![text.parse().expect("an address")]).into();
+        assert_eq!(*bench.told.lock().expect("not poisoned"), expected);
+    }
+
+    #[test]
+    fn a_deleted_service_leaves_the_maps() {
+        let mut bench = Bench::new();
+        bench.after(lists());
+        bench.after([Update::Service(Change::Delete(Box::new(service())))]);
+        assert_eq!(frontends(&bench), 0);
+    }
+
+    #[test]
+    fn changes_are_counted_and_their_programming_is_timed() {
+        let mut bench = Bench::new();
+        bench.after(lists());
+        let stamp = Timestamp::now().to_string();
+        let update = Update::Slice(Change::Apply(Box::new(slice(json!({TRIGGER_ANNOTATION: stamp})))));
+        bench.sync.take(update);
+        assert_eq!(bench.progress().endpoint_changes, Changes { total: 2, pending: 1 });
+        assert!(bench.progress().queued_since.is_some());
+        bench.after([]);
+        assert_eq!(bench.progress().endpoint_changes, Changes { total: 2, pending: 0 });
+        assert!(bench.progress().queued_since.is_none());
+        assert_eq!(bench.progress().programming.count(), 1);
+    }
+
+    #[test]
+    fn the_loop_ends_when_nobody_can_send_any_more() {
+        let bench = Bench::new();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        for update in lists() {
+            sender.send(update).expect("sent");
+        }
+        drop(sender);
+        let progress = Arc::clone(&bench.sync.progress);
+        bench.sync.run(&receiver);
+        assert!(progress.lock().expect("not poisoned").first_programmed.is_some());
+    }
 }

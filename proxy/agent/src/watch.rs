@@ -82,15 +82,20 @@ impl Watches {
 /// Follows Services, EndpointSlices and Nodes for as long as `send` takes what they deliver.
 pub async fn follow_all(client: Client, watches: &Watches, send: impl Fn(Update) -> bool) {
     let send = &send;
-    let services = follow(Api::<Service>::all(client.clone()), watches, "Service", trim_service, move |change| {
-        send(Update::Service(change))
-    });
-    let slices =
-        follow(Api::<EndpointSlice>::all(client.clone()), watches, "EndpointSlice", trim_slice, move |change| {
-            send(Update::Slice(change))
+    let services =
+        follow(Api::<Service>::all(client.clone()), watches, "Service", trim_service, move |change| {
+            send(Update::Service(change))
         });
-    let nodes =
-        follow(Api::<Node>::all(client), watches, "Node", trim_node, move |change| send(Update::Node(change)));
+    let slices = follow(
+        Api::<EndpointSlice>::all(client.clone()),
+        watches,
+        "EndpointSlice",
+        trim_slice,
+        move |change| send(Update::Slice(change)),
+    );
+    let nodes = follow(Api::<Node>::all(client), watches, "Node", trim_node, move |change| {
+        send(Update::Node(change))
+    });
     futures::join!(services, slices, nodes);
 }
 
@@ -110,6 +115,9 @@ async fn follow<K>(
         match event {
             Ok(event) => {
                 watches.update(kind, |state| {
+                    if !state.connected && state.failures > 0 {
+                        tracing::info!("watch of {kind}: connected again");
+                    }
                     state.connected = true;
                     state.events += u64::from(!matches!(event, Event::Init | Event::InitDone));
                     state.listed |= matches!(event, Event::InitDone);
@@ -122,8 +130,10 @@ async fn follow<K>(
             }
             Err(e) => {
                 let text = describe(&e);
-                tracing::warn!("watch of {kind}: {text}");
                 watches.update(kind, |state| {
+                    if state.connected || state.last_error.as_ref() != Some(&text) {
+                        tracing::warn!("watch of {kind}: {text}; it will be tried until it works");
+                    }
                     state.connected = false;
                     state.failures += 1;
                     state.last_error = Some(text);
@@ -178,7 +188,7 @@ fn trim_service(service: &mut Service) {
 
 fn trim_slice(slice: &mut EndpointSlice) {
     trim_meta(slice);
-    for endpoint in &mut slice.endpoints {
+    for endpoint in slice.endpoints.iter_mut().flatten() {
         endpoint.target_ref = None;
         endpoint.deprecated_topology = None;
     }
@@ -233,6 +243,6 @@ mod tests {
         assert_eq!(slice.annotations().keys().collect::<Vec<_>>(), [TRIGGER_ANNOTATION]);
         assert_eq!(slice.labels().len(), 1);
         assert!(slice.managed_fields().is_empty());
-        assert!(slice.endpoints[0].target_ref.is_none());
+        assert!(slice.endpoints.expect("endpoints")[0].target_ref.is_none());
     }
 }

@@ -189,7 +189,7 @@ fn service_ports(spec: &core::ServiceSpec, notes: &mut Notes) -> Vec<ServicePort
             None | Some(0) => None,
             Some(number) => notes.check(format!("{path}.nodePort"), port_number(number)),
         };
-        found.push(ServicePort { name, protocol, port, node_port });
+        found.push(ServicePort { index, name, protocol, port, node_port });
     }
     found
 }

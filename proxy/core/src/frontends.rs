@@ -135,7 +135,7 @@ impl Desired {
             self.add(service, port, families, (*ip, port.port), FrontendKind::ClusterIp, field);
         }
         for (ip, number) in node.iter().zip(port.node_port.into_iter().cycle()) {
-            let field = format!("spec.ports[{:?}].nodePort", port.name);
+            let field = format!("spec.ports[{}].nodePort", port.index);
             self.add(service, port, families, (*ip, number), FrontendKind::NodePort, field);
         }
         for ip in &service.load_balancer_ips {

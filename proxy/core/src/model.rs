@@ -108,6 +108,8 @@ pub struct Service {
 /// One of a Service's ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
+    /// Its place in spec.ports, for problems to name.
+    pub index: usize,
     /// Its name, empty if the Service has only one; EndpointSlices refer to it.
     pub name: String,
     /// Its protocol.

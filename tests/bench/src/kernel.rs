@@ -19,9 +19,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use anyhow::Result;
 
 use crate::cell::Target;
-use crate::place::Request;
+use crate::orders::Request;
 use crate::topology::{End, Path, Topology};
-use crate::worker::Place;
 
 /// Name of the path over a single veth pair.
 pub(crate) const LIMIT: &str = "limit";
@@ -37,8 +36,8 @@ const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 202, 0, 2);
 
 /// Builds the two ends of a single veth pair.
 pub(crate) fn add_limit(topology: &mut Topology) -> Result<()> {
-    let client = topology.add_client("limit client", Place::default())?;
-    let server = topology.add_server("limit server", Place::default())?;
+    let client = topology.add_client("limit client", None)?;
+    let server = topology.add_server("limit server", None)?;
     let peer = topology.worker(server).pid();
     ip(
         topology,
@@ -56,8 +55,7 @@ pub(crate) fn add_limit(topology: &mut Topology) -> Result<()> {
         &[format!("addr add {SERVER}/24 dev eth0"), "link set lo up".into(), "link set eth0 up".into()],
     )?;
     let target = Target::itself(IpAddr::V4(SERVER));
-    topology.add_path(Path { name: LIMIT, direct: None, client, server, target });
-    Ok(())
+    topology.add_path(Path { name: LIMIT, direct: None, client, server, target })
 }
 
 /// Builds a node with two pods, and a client outside of it.
@@ -70,9 +68,9 @@ pub(crate) fn add_direct(topology: &mut Topology) -> Result<()> {
             .tell(Request::Sysctl { path: format!("net/ipv4/{path}"), value: value.into() })?;
     }
     ip(topology, node, &["link set lo up".into()])?;
-    let client = topology.add_client("direct client", Place::default())?;
-    let server = topology.add_server("direct server", Place::default())?;
-    let outside = topology.add_client("direct outside", Place::default())?;
+    let client = topology.add_client("direct client", None)?;
+    let server = topology.add_server("direct server", None)?;
+    let outside = topology.add_client("direct outside", None)?;
     add_pod(topology, node, client, CLIENT)?;
     add_pod(topology, node, server, SERVER)?;
     let (node_pid, outside_pid) = (topology.worker(node).pid(), topology.worker(outside).pid());
@@ -97,9 +95,8 @@ pub(crate) fn add_direct(topology: &mut Topology) -> Result<()> {
         ],
     )?;
     let target = Target::itself(IpAddr::V4(SERVER));
-    topology.add_path(Path { name: DIRECT, direct: None, client, server, target });
-    topology.add_path(Path { name: DIRECT_OUTSIDE, direct: None, client: outside, server, target });
-    Ok(())
+    topology.add_path(Path { name: DIRECT, direct: None, client, server, target })?;
+    topology.add_path(Path { name: DIRECT_OUTSIDE, direct: None, client: outside, server, target })
 }
 
 /// Joins a pod to its node by a veth pair, as `fairlead-cni` would.

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! main ── topology ── kernel (limit, direct)          who is connected to whom
-//!   │          └───── cluster (Fairlead)
-//!   │          └───── worker ═══ place ── server      one process per end
-//!   │                              └───── crr, rr, throughput, udp ── pace
+//!   │          └───── fairlead (pod to pod, ClusterIP, NodePort)
+//!   │          └───── worker ═══ orders ── server     one process per end
+//!   │                              └────── crr, rr, throughput, udp ── pace
 //!   └──── rounds ── cpu                               what is measured when
 //!   └──── report ── stats                             what it means
 //! ```
@@ -16,9 +16,10 @@
 mod cell;
 mod cpu;
 mod crr;
+mod fairlead;
 mod kernel;
+mod orders;
 mod pace;
-mod place;
 mod report;
 mod rounds;
 mod rr;
@@ -83,7 +84,7 @@ enum Role {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match arguments.role {
-        Some(Role::Worker) => place::run(),
+        Some(Role::Worker) => orders::run(),
         None => bench(&arguments),
     }
 }
@@ -92,9 +93,15 @@ fn bench(arguments: &Arguments) -> Result<()> {
     let cpus = cpu::usable().context("find the processors")?;
     let cpu = arguments.cpu.or(cpus.last().copied()).context("there is no processor")?;
     ensure!(cpus.contains(&cpu), "processor {cpu} is none of {cpus:?}");
+    // Declared before the workers in it, and so taken down after them.
+    let cluster =
+        if arguments.baselines { None } else { Some(fairlead::start().context("start a cluster")?) };
     let mut topology = Topology::new(cpu);
     kernel::add_limit(&mut topology).context("build the limit path")?;
     kernel::add_direct(&mut topology).context("build the direct paths")?;
+    if let Some(cluster) = &cluster {
+        fairlead::add_paths(&mut topology, cluster).context("find Fairlead's paths")?;
+    }
     let plan = plan(topology.paths(), &arguments.only);
     ensure!(!plan.is_empty(), "nothing that is measured has {:?} in its name", arguments.only);
     let amount = amount(arguments);
@@ -106,7 +113,9 @@ fn bench(arguments: &Arguments) -> Result<()> {
     let samples = rounds::run(&mut topology, Core::new(cpu), &plan, amount)?;
     let report = Report::new(&plan, &samples);
     report.print();
-    report.write(&arguments.json)
+    report.write(&arguments.json)?;
+    drop(topology);
+    cluster.map_or(Ok(()), |cluster| cluster.down().context("take the cluster down"))
 }
 
 fn amount(arguments: &Arguments) -> Amount {

@@ -1,10 +1,11 @@
 //! The ends and the paths between them, whoever built them.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use fairlead_harness::Place;
 
-use crate::cell::Target;
-use crate::place::Request;
-use crate::worker::{Place, Worker};
+use crate::cell::{Cell, Target};
+use crate::orders::Request;
+use crate::worker::Worker;
 
 /// A worker of a [`Topology`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,29 +43,40 @@ impl Topology {
 
     /// Adds a worker that is no end of any path and only keeps a namespace, whose links and routes it can change.
     pub(crate) fn add_node(&mut self, name: &str) -> Result<End> {
-        self.push(Worker::start(name, Place::default(), None)?)
+        Ok(self.push(Worker::start(name, None)?))
     }
 
-    /// Adds a client. Its namespace lends out ports that are in TIME_WAIT again after a second: only so
+    /// Adds a client, in a place or in a namespace of its own. Its namespace lends out ports that are in TIME_WAIT again after a second: only so
     /// can connections be opened for long without resetting them.
-    pub(crate) fn add_client(&mut self, name: &str, place: Place) -> Result<End> {
-        let mut worker = Worker::start(name, place, Some(self.cpu))?;
+    pub(crate) fn add_client(&mut self, name: &str, place: Option<&Place>) -> Result<End> {
+        let mut worker = Worker::start(name, place)?;
+        worker.tell(Request::Pin(self.cpu))?;
         for (path, value) in [("ip_local_port_range", "1024 65535"), ("tcp_tw_reuse", "1")] {
             worker.tell(Request::Sysctl { path: format!("net/ipv4/{path}"), value: value.into() })?;
         }
-        self.push(worker)
+        Ok(self.push(worker))
     }
 
-    /// Adds a server.
-    pub(crate) fn add_server(&mut self, name: &str, place: Place) -> Result<End> {
-        let mut worker = Worker::start(name, place, Some(self.cpu))?;
+    /// Adds a server, in a place or in a namespace of its own.
+    pub(crate) fn add_server(&mut self, name: &str, place: Option<&Place>) -> Result<End> {
+        let mut worker = Worker::start(name, place)?;
+        worker.tell(Request::Pin(self.cpu))?;
         worker.tell(Request::Serve)?;
-        self.push(worker)
+        Ok(self.push(worker))
     }
 
-    /// Adds a path between two of the workers.
-    pub(crate) fn add_path(&mut self, path: Path) {
+    /// Adds a path between two of the workers, once each of the server's TCP ports can be reached by it.
+    ///
+    /// # Errors
+    /// When one can't; the error names the path.
+    pub(crate) fn add_path(&mut self, path: Path) -> Result<()> {
+        for cell in [Cell::Crr, Cell::Rr, Cell::Throughput] {
+            self.worker(path.client)
+                .tell(Request::Reach(path.target.of(cell)))
+                .with_context(|| format!("path {}", path.name))?;
+        }
         self.paths.push(path);
+        Ok(())
     }
 
     /// The paths, in the order in which they were added.
@@ -77,8 +89,8 @@ impl Topology {
         &mut self.workers[end.0]
     }
 
-    fn push(&mut self, worker: Worker) -> Result<End> {
+    fn push(&mut self, worker: Worker) -> End {
         self.workers.push(worker);
-        Ok(End(self.workers.len() - 1))
+        End(self.workers.len() - 1)
     }
 }

@@ -1,16 +1,16 @@
-//! The benchmark's handle on a worker process (see [`crate::place`] for the other side).
+//! The benchmark's handle on a worker process (see [`crate::orders`] for the other side).
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use fairlead_harness::Place;
 
 use crate::cell::{Order, Sample};
-use crate::place::{Reply, Request};
+use crate::orders::{Reply, Request};
 
 /// Longest answer to anything but a measurement, and what a measurement may take beyond its own time.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -23,29 +23,30 @@ pub(crate) struct Worker {
     stream: BufReader<UnixStream>,
 }
 
-/// Where a worker goes.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Place {
-    /// The namespace's file; `None` makes a new one, which lasts as long as the worker.
-    pub(crate) netns: Option<PathBuf>,
-    /// The cgroup's directory; `None` stays in the benchmark's.
-    pub(crate) cgroup: Option<PathBuf>,
-}
-
 impl Worker {
-    /// Starts a worker in a place; `name` is for messages.
+    /// Starts a worker in a pod's or the outside client's place, or else in a network namespace of its own;
+    /// `name` is for messages.
     ///
     /// # Errors
-    /// When the process cannot be started or refuses to go there.
-    pub(crate) fn start(name: &str, place: Place, cpu: Option<usize>) -> Result<Self> {
+    /// When the process cannot be started there.
+    pub(crate) fn start(name: &str, place: Option<&Place>) -> Result<Self> {
         let (stream, theirs) = UnixStream::pair()?;
-        let child = Command::new(std::env::current_exe()?)
+        let program = std::env::current_exe()?;
+        let mut command = match place {
+            Some(place) => place.command(program)?,
+            None => Command::new(program),
+        };
+        let child = command
             .arg("worker")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .spawn()
             .with_context(|| format!("start worker {name}"))?;
+        // The command still holds the worker's end of the socket: without it, the end of the worker shows.
+        drop(command);
         let mut worker = Self { name: name.to_owned(), child, stream: BufReader::new(stream) };
-        worker.tell(Request::Enter { netns: place.netns, cgroup: place.cgroup, cpu })?;
+        if place.is_none() {
+            worker.tell(Request::Unshare)?;
+        }
         Ok(worker)
     }
 

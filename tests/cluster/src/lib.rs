@@ -1,1 +1,78 @@
 //! Fairlead's cluster tests: real binaries, namespaces, sockets and watches.
+//!
+//! Each test has a cluster of its own ([`with_cluster`]), so that none depends on what another did, and applies
+//! its own objects, made by [`pod`] and [`service`].
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Result;
+use fairlead_harness::{Cluster, Options, Protocol};
+
+/// The port on which test pods listen.
+pub const POD_PORT: u16 = 8080;
+/// The port of test Services.
+pub const SERVICE_PORT: u16 = 80;
+
+/// Runs a test in a cluster of two nodes, and then takes the cluster down, leaving nothing.
+///
+/// # Panics
+/// When the cluster can't be started, the test fails, or something is left behind.
+pub fn with_cluster(test: impl FnOnce(&mut Cluster) -> Result<()>) {
+    with_cluster_of(Options::default(), test);
+}
+
+/// Runs a test in a cluster of another kind.
+///
+/// # Panics
+/// As [`with_cluster`].
+pub fn with_cluster_of(options: Options, test: impl FnOnce(&mut Cluster) -> Result<()>) {
+    let mut cluster = Cluster::start(options).unwrap_or_else(|error| panic!("start a cluster: {error:#}"));
+    println!("API server: {}", cluster.control_plane());
+    // Panics while the cluster is there, so that it shows its logs.
+    test(&mut cluster).unwrap_or_else(|error| panic!("{error:#}"));
+    cluster.down().unwrap_or_else(|error| panic!("take the cluster down: {error:#}"));
+}
+
+/// Each protocol with each of the addresses, one per family.
+pub fn variants(addresses: &[IpAddr], port: u16) -> Vec<(Protocol, SocketAddr)> {
+    let each = |protocol| addresses.iter().map(move |&address| (protocol, SocketAddr::new(address, port)));
+    Protocol::ALL.into_iter().flat_map(each).collect()
+}
+
+/// A Pod on that node that answers on [`POD_PORT`], as YAML.
+pub fn pod(name: &str, app: &str, node: &str) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Pod
+metadata: {{ name: {name}, labels: {{ app: {app} }} }}
+spec:
+  nodeName: {node}
+  containers:
+    - name: echo
+      image: fairlead/echo:dev
+      ports:
+        - {{ name: tcp, containerPort: {POD_PORT}, protocol: TCP }}
+        - {{ name: udp, containerPort: {POD_PORT}, protocol: UDP }}
+"
+    )
+}
+
+/// A dual-stack Service of that type in front of the pods of that app, as YAML.
+pub fn service(name: &str, app: &str, kind: &str) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Service
+metadata: {{ name: {name} }}
+spec:
+  type: {kind}
+  ipFamilyPolicy: RequireDualStack
+  ipFamilies: [IPv4, IPv6]
+  selector: {{ app: {app} }}
+  ports:
+    - {{ name: tcp, port: {SERVICE_PORT}, targetPort: {POD_PORT}, protocol: TCP }}
+    - {{ name: udp, port: {SERVICE_PORT}, targetPort: {POD_PORT}, protocol: UDP }}
+"
+    )
+}

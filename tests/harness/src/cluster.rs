@@ -307,7 +307,11 @@ pub fn down(dir: &Path) -> Result<bool> {
     if !dir.exists() {
         return Ok(false);
     }
-    remove(&Layout::read(dir)?)?;
+    match Layout::read(dir)? {
+        Some(layout) => remove(&layout)?,
+        // Its start ended before anything else was made.
+        None => fs::remove_dir(dir).with_context(|| format!("remove {}", dir.display()))?,
+    }
     Ok(true)
 }
 
@@ -318,10 +322,9 @@ pub fn down(dir: &Path) -> Result<bool> {
 pub fn sweep() -> Result<usize> {
     let mut swept = 0;
     for entry in fs::read_dir(TEST_DIR).into_iter().flatten().flatten() {
-        let layout = Layout::read(&entry.path())?;
-        let alive = layout.owner.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists());
-        if !alive {
-            remove(&layout)?;
+        let owner = Layout::read(&entry.path())?.and_then(|layout| layout.owner);
+        let alive = owner.is_some_and(|pid| Path::new("/proc").join(pid.to_string()).exists());
+        if !alive && down(&entry.path())? {
             swept += 1;
         }
     }
@@ -357,9 +360,9 @@ fn unique_place() -> (PathBuf, String) {
 
 fn make_namespaces(layout: &Layout) -> Result<()> {
     cgroup::create(&layout.outside_cgroup())?;
-    let fabric = netns::create(&layout.fabric_netns())?;
+    let fabric = netns::create(&layout.fabric_netns())?.keep();
     fabric::create(&fabric, API_HOST)?;
-    fabric::join(&fabric, &netns::create(&layout.client_netns())?, CLIENT_HOST)?;
+    fabric::join(&fabric, &netns::create(&layout.client_netns())?.keep(), CLIENT_HOST)?;
     for node in layout.nodes() {
         make_node(&fabric, &node)?;
     }
@@ -369,7 +372,7 @@ fn make_namespaces(layout: &Layout) -> Result<()> {
 fn make_node(fabric: &Netns, node: &NodeLayout) -> Result<()> {
     cgroup::create(&node.host_cgroup())?;
     cgroup::create(&node.pods_cgroup())?;
-    fabric::join(fabric, &netns::create(&node.netns)?, node.fabric_host())
+    fabric::join(fabric, &netns::create(&node.netns)?.keep(), node.fabric_host())
 }
 
 /// Removes all that the layout names; goes on after an error, and returns the first.

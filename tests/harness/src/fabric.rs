@@ -98,3 +98,29 @@ where
         })
     })?
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::netns;
+
+    #[test]
+    #[ignore = "needs root: run make test"]
+    fn everyone_on_the_fabric_is_reached_over_both_families() {
+        let netns = |what: &str| netns::create(&format!("fl-fabric-{}-{what}", std::process::id())).unwrap();
+        let (bridge, near, far) = (netns("bridge"), netns("near"), netns("far"));
+        create(&bridge, 1).unwrap();
+        join(&bridge, &near, 11).unwrap();
+        join(&bridge, &far, 12).unwrap();
+        let (v4, v6) = fabric_address(12);
+        for address in [v4, v6] {
+            let listener = far.run(|| TcpListener::bind((address, 0))).unwrap().unwrap();
+            let target: SocketAddr = listener.local_addr().unwrap();
+            let stream = near.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(5))).unwrap();
+            assert_eq!(stream.unwrap().peer_addr().unwrap(), target);
+        }
+    }
+}

@@ -94,10 +94,11 @@ impl Kubelet {
                 name,
             };
             tokio::spawn(life.run(end));
-        } else if node.is_empty() && !deleted {
-            if let Err(error) = self.assign(pod).await {
-                tracing::warn!(pod = pod.name_any(), error = format!("{error:#}"), "assign a node");
-            }
+        } else if node.is_empty()
+            && !deleted
+            && let Err(error) = self.assign(pod).await
+        {
+            tracing::warn!(pod = pod.name_any(), error = format!("{error:#}"), "assign a node");
         }
     }
 
@@ -197,9 +198,9 @@ impl Life {
         }
         let cgroup = self.cgroup();
         cgroup::create(&cgroup)?;
-        netns::create(&self.netns)?;
+        let netns = netns::create(&self.netns)?.keep();
         let addresses = runtime.add(&self.sandbox())?;
-        let place = Place::open(&self.netns, &cgroup)?;
+        let place = Place::new(netns, &cgroup);
         let mut command = place.command(binary("fairlead-harness")?)?;
         command.args(["serve", "--pod", &self.name]);
         for port in self.ports() {

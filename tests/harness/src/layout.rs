@@ -4,6 +4,7 @@
 //! everything again, also after a crash.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -55,14 +56,19 @@ impl Layout {
         })
     }
 
-    /// Reads the layout that a cluster left in its directory.
+    /// Reads the layout that a cluster left in its directory; none if it did not come so far.
     ///
     /// # Errors
-    /// When there is none, or it is not one.
-    pub fn read(dir: &Path) -> Result<Self> {
+    /// When it can't be read or understood.
+    pub fn read(dir: &Path) -> Result<Option<Self>> {
         let file = dir.join(FILE);
-        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("understand {}", file.display()))
+        match fs::read_to_string(&file) {
+            Ok(text) => serde_json::from_str(&text)
+                .with_context(|| format!("understand {}", file.display()))
+                .map(Some),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("read {}", file.display())),
+        }
     }
 
     /// Writes the layout into its directory, which is made.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use fairlead_harness::layout::Layout;
 use fairlead_harness::{DEMO_DIR, Load, Port, down, kubelet, relay, run_load, serve, sweep};
@@ -84,8 +84,8 @@ fn act(action: Action) -> Result<ExitCode> {
             }
         }
         Action::Kubelet { dir } => {
-            let runtime = tokio::runtime::Runtime::new()?;
-            runtime.block_on(kubelet::run(Layout::read(&dir)?))?;
+            let layout = Layout::read(&dir)?.with_context(|| format!("no cluster in {}", dir.display()))?;
+            tokio::runtime::Runtime::new()?.block_on(kubelet::run(layout))?;
         }
         Action::Relay { listen, netns, target } => relay::run(listen, &netns, target)?,
         Action::Serve { pod, ports } => serve::run(&pod, &ports)?,

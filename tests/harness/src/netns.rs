@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use fairlead_net::netns::{NAMED, NamedNetns, Netns, remove};
+use fairlead_net::netns::{NAMED, NamedNetns, remove};
 
 /// The file that names the namespace.
 pub fn path(name: &str) -> PathBuf {
@@ -15,11 +15,11 @@ pub fn path(name: &str) -> PathBuf {
 }
 
 /// Makes a namespace without duplicate address detection, which would hold back every IPv6 address for a
-/// second. It stays until it is [removed](delete).
+/// second. It goes with the guard returned.
 ///
 /// # Errors
 /// When the name is taken or the system refuses.
-pub fn create(name: &str) -> Result<Netns> {
+pub fn create(name: &str) -> Result<NamedNetns> {
     let netns = NamedNetns::create(name)?;
     netns
         .run(|| {
@@ -27,7 +27,7 @@ pub fn create(name: &str) -> Result<Netns> {
             fs::write("/proc/sys/net/ipv6/conf/default/dad_transmits", "0")
         })?
         .with_context(|| format!("switch duplicate address detection off in {name}"))?;
-    Ok(netns.keep())
+    Ok(netns)
 }
 
 /// Removes the namespace's name, if there is one; its last process takes the rest along.

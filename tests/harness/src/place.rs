@@ -4,6 +4,8 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use fairlead_net::netns::Netns;
@@ -12,6 +14,8 @@ use crate::netns;
 use crate::probe::{Failure, Load, Reply, Report};
 use crate::process::binary;
 use crate::serve::Protocol;
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where a process runs.
 #[derive(Clone, Debug)]
@@ -26,7 +30,12 @@ impl Place {
     /// # Errors
     /// When there is no such namespace.
     pub fn open(netns: &str, cgroup: &Path) -> Result<Self> {
-        Ok(Self { netns: Netns::open(netns::path(netns))?, cgroup: cgroup.to_owned() })
+        Ok(Self::new(Netns::open(netns::path(netns))?, cgroup))
+    }
+
+    /// The place made of a namespace and a control group.
+    pub fn new(netns: Netns, cgroup: &Path) -> Self {
+        Self { netns, cgroup: cgroup.to_owned() }
     }
 
     /// The place's network namespace.
@@ -52,6 +61,22 @@ impl Place {
     pub fn request(&self, protocol: Protocol, target: SocketAddr) -> Result<Result<Reply, Failure>> {
         let report = self.requests(&Load::new(protocol, target).times(1))?;
         report.outcomes.into_iter().next().context("the client reported nothing")
+    }
+
+    /// Asks again and again until someone answers, as after a change that every node has yet to hear of.
+    ///
+    /// # Errors
+    /// When nobody answers within twenty seconds; with how the last request failed.
+    pub fn request_until_answered(&self, protocol: Protocol, target: SocketAddr) -> Result<Reply> {
+        let load = Load::new(protocol, target).times(1).giving_up_after(Duration::from_millis(500));
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.requests(&load)?.outcomes.pop() {
+                Some(Ok(reply)) => return Ok(reply),
+                Some(Err(failure)) if Instant::now() > deadline => bail!("{protocol} to {target}: {failure}"),
+                _ => thread::sleep(Duration::from_millis(20)),
+            }
+        }
     }
 
     /// A counted number of requests from here.

@@ -48,19 +48,35 @@ pub struct Case {
     pub packet: Packet,
     /// What becomes of it.
     pub then: Then,
-    /// How many flows it begins; each has two entries.
-    pub begins: usize,
+    /// Whether it begins a flow.
+    pub flow: NewFlow,
+}
+
+/// Whether a packet begins a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewFlow {
+    /// It does not.
+    None,
+    /// It does: two more entries.
+    Begun,
+    /// Its flow is given another backend: one more entry, since the old backend's reply entry stays.
+    Rebalanced,
 }
 
 impl Case {
     /// A packet that begins no flow.
     pub fn new(what: impl Into<String>, at: Hook, packet: Packet, then: Then) -> Self {
-        Self { what: what.into(), at, packet, then, begins: 0 }
+        Self { what: what.into(), at, packet, then, flow: NewFlow::None }
     }
 
     /// A packet that begins a flow to a Service.
     pub fn begins(what: impl Into<String>, at: Hook, packet: Packet, then: Then) -> Self {
-        Self { begins: 1, ..Self::new(what, at, packet, then) }
+        Self { flow: NewFlow::Begun, ..Self::new(what, at, packet, then) }
+    }
+
+    /// A packet whose flow is balanced anew.
+    pub fn rebalances(what: impl Into<String>, at: Hook, packet: Packet, then: Then) -> Self {
+        Self { flow: NewFlow::Rebalanced, ..Self::new(what, at, packet, then) }
     }
 
     /// Sends the packet, and compares verdict, packet, counters, drops and number of flow entries.
@@ -74,8 +90,14 @@ impl Case {
         let (code, expected) = self.expected(&sent);
         let mut counters = before.0;
         let mut drops = before.1;
-        let (counted, dropped) = self.then.counted();
-        for counter in counted.into_iter().chain((0..self.begins).map(|_| Counter::FlowCreated)) {
+        let (mut counted, dropped) = self.then.counted();
+        let entries = match self.flow {
+            NewFlow::None => 0,
+            NewFlow::Begun => 2,
+            NewFlow::Rebalanced => 1,
+        };
+        counted.extend((self.flow != NewFlow::None).then_some(Counter::FlowCreated));
+        for counter in counted {
             counters[counter as usize] += 1;
         }
         for reason in dropped {
@@ -93,7 +115,7 @@ impl Case {
             );
         }
         assert_eq!(named(&node.counters(), &counters, Counter::ALL, Counter::label), "", "{what}: counters");
-        assert_eq!(node.flows().len(), before.2 + 2 * self.begins, "{what}: flow entries");
+        assert_eq!(node.flows().len(), before.2 + entries, "{what}: flow entries");
     }
 
     /// The return code, and the packet where it goes on.

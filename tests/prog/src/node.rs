@@ -1,11 +1,12 @@
 //! The loaded programs, their maps, and a way to hand them a packet.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
-use aya::programs::{CgroupSockAddr, SchedClassifier};
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
 use fairlead_abi::{
     Address, Backend, Config, Counter, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Port, Reason, Region,
@@ -178,7 +179,7 @@ impl Node {
         Ok(())
     }
 
-    /// Hands `packet` to the program at `hook`. The kernel takes no frame shorter than its header.
+    /// Hands `packet` to the program at `hook`.
     ///
     /// # Panics
     /// When the kernel does not run the program.
@@ -199,6 +200,15 @@ impl Node {
     /// # Panics
     /// When the kernel does not run the program.
     pub fn send_inside(&self, hook: Hook, packet: &[u8]) -> Outcome {
+        self.try_send_inside(hook, packet).unwrap_or_else(|| panic!("{hook:?}: no packet for the kernel"))
+    }
+
+    /// As [`Self::send_inside`]; `None` if the kernel's test run does not take the bytes for a packet: newer
+    /// kernels refuse an IP packet without a whole header, which a network interface may bring nevertheless.
+    ///
+    /// # Panics
+    /// When the kernel does not run the program for another reason.
+    pub fn try_send_inside(&self, hook: Hook, packet: &[u8]) -> Option<Outcome> {
         let program = self.ebpf.program(hook.program()).expect("the object has the program");
         let program: &SchedClassifier = program.try_into().expect("it is for tc");
         let interface = if_nametoindex(hook.interface()).expect("the namespace has the interface");
@@ -210,9 +220,15 @@ impl Node {
             ctx_in: Some(&context),
             ..TestRunOptions::new()
         };
-        let result = program.test_run(options).unwrap_or_else(|error| panic!("{hook:?}: {error:?}"));
+        let result = match program.test_run(options) {
+            Ok(result) => result,
+            Err(ProgramError::SyscallError(error)) if error.io_error.kind() == ErrorKind::InvalidInput => {
+                return None;
+            }
+            Err(error) => panic!("{hook:?}: {error:?}"),
+        };
         out.truncate(result.data_size_out as usize);
-        Outcome { code: result.return_value.cast_signed(), packet: out }
+        Some(Outcome { code: result.return_value.cast_signed(), packet: out })
     }
 
     /// Rewrites the node's configuration.

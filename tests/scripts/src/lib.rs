@@ -4,9 +4,9 @@
 //! a line `name: value` (`node`, `slots`, `backends`, `frontends`, `order: fixed`). Then come sections:
 //!
 //! ```text
-//! -- apply                 objects as YAML, separated by `---`
-//! -- delete                lines `Kind namespace/name`
-//! -- expect                the frontends, then `lingering`, `problem` and `pending` lines
+//! -- apply --              objects as YAML, separated by `---`
+//! -- delete --             lines `Kind namespace/name`
+//! -- expect --             the frontends, then `lingering`, `problem` and `pending` lines
 //! ```
 //!
 //! [`Script::parse`] reads one, [`run::in_order`] runs it as it stands, [`run::disturbed`] runs it with

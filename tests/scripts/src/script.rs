@@ -90,7 +90,7 @@ impl Script {
         let mut step = Step::default();
         for section in sections {
             let (title, body) = section.split_once('\n').unwrap_or((section, ""));
-            match title.trim() {
+            match title.trim_end_matches([' ', '-']) {
                 "apply" => {
                     for document in body.split("\n---") {
                         step.events.push(parse_object(document).with_context(|| format!("in {document}"))?);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use fairlead_script_tests::{Script, run};
 
 /// How often each script is disturbed.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 100;
 
 fn scripts() -> Vec<(String, Script)> {
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data");
@@ -21,6 +21,7 @@ fn scripts() -> Vec<(String, Script)> {
         let script = Script::parse(&text).unwrap_or_else(|error| panic!("script {name}: {error:#}"));
         (name, script)
     };
+    assert!(!files.is_empty(), "no scripts");
     files.iter().map(read).collect()
 }
 

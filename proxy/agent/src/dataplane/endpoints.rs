@@ -259,11 +259,9 @@ impl Endpoints {
 
     /// An index whose marks are clear.
     fn fresh_index(&mut self, registration: &Registration) -> Result<u32, DataplaneError> {
-        let failed = |e: String| {
-            DataplaneError::new("add endpoint at", registration.host_ifname.clone(), e)
-        };
-        let full = || failed(format!("no room: {} endpoints, see --max-endpoints", self.indices.capacity));
-        let index = self.indices.allocate().ok_or_else(full)?;
+        let failed = |e: String| DataplaneError::new("add endpoint at", registration.host_ifname.clone(), e);
+        let full = format!("there are {} endpoints already, see --max-endpoints", self.indices.capacity);
+        let index = self.indices.allocate().ok_or_else(|| failed(full))?;
         self.marks.set(index, 0, 0).map_err(|e| failed(format!("clear its marks: {e}")))?;
         Ok(index)
     }

@@ -17,7 +17,7 @@ use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandl
 use aya_obj::generated::bpf_attach_type;
 use clap::ValueEnum;
 use fairlead_abi::programs;
-use nix::net::if_::if_indextoname;
+use nix::net::if_::{if_indextoname, if_nameindex};
 
 use super::load::Programs;
 use super::sys::{self, LinkTarget};
@@ -227,7 +227,8 @@ impl Links {
                     let path = self.path(place, direction, ifindex);
                     let link = sys::open_pin(&path).map_err(|e| failed("open link", &path, e))?;
                     let target = sys::link_target(link.as_fd());
-                    if target.map_err(|e| failed("examine link", &path, e))? != LinkTarget::Interface(ifindex) {
+                    if target.map_err(|e| failed("examine link", &path, e))? != LinkTarget::Interface(ifindex)
+                    {
                         let why = "it is not attached to its interface";
                         return Err(DataplaneError::new("check link", path.display().to_string(), why));
                     }
@@ -280,7 +281,9 @@ impl Links {
         let mut collected = 0;
         for (path, _, _, _) in self.pinned()? {
             let link = sys::open_pin(&path).map_err(|e| failed("open link", &path, e))?;
-            if sys::link_target(link.as_fd()).map_err(|e| failed("examine link", &path, e))? == LinkTarget::Gone {
+            if sys::link_target(link.as_fd()).map_err(|e| failed("examine link", &path, e))?
+                == LinkTarget::Gone
+            {
                 remove(&path)?;
                 collected += 1;
             }
@@ -319,7 +322,12 @@ impl Links {
         sys::pin(link.as_fd(), &path).map_err(|e| failed("pin link", &path, e))
     }
 
-    fn attach_clsact(&mut self, place: Place, direction: Direction, ifindex: u32) -> Result<(), DataplaneError> {
+    fn attach_clsact(
+        &mut self,
+        place: Place,
+        direction: Direction,
+        ifindex: u32,
+    ) -> Result<(), DataplaneError> {
         let interface = name_of(ifindex)?;
         if self.replace_clsact(place, direction, &interface).is_ok() {
             return Ok(());
@@ -378,7 +386,7 @@ pub fn cleanup(bpffs: &Path) -> Result<(), DataplaneError> {
     for entry in layouts {
         let layout = entry.map_err(|e| failed("list", bpffs, e))?.path();
         let name = layout.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if !name.strip_prefix('v').is_some_and(|version| version.parse::<u32>().is_ok()) {
+        if name.strip_prefix('v').is_none_or(|version| version.parse::<u32>().is_err()) {
             continue;
         }
         // Links first: no program must run on maps that are half gone.
@@ -388,7 +396,8 @@ pub fn cleanup(bpffs: &Path) -> Result<(), DataplaneError> {
         }
         fs::remove_dir_all(&layout).map_err(|e| failed("remove", &layout, e))?;
     }
-    for interface in nix::net::if_::if_nameindex().map_err(|e| failed("list interfaces for", bpffs, e.into()))? {
+    let interfaces = if_nameindex().map_err(|e| DataplaneError::new("list", "interfaces", e))?;
+    for interface in &interfaces {
         for place in [Place::Pod, Place::Uplink] {
             for direction in Direction::BOTH {
                 detach_clsact(interface.index(), direction, place.program(direction));

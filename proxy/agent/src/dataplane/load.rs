@@ -161,8 +161,7 @@ pub fn load(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Datapla
     load_at(object, pins, sizes).inspect_err(|_| {
         for made in pinned_maps(pins).unwrap_or_default() {
             if !before.contains(&made) {
-                fs::remove_file(&made)
-                    .unwrap_or_else(|e| tracing::warn!("remove {}: {e}", made.display()));
+                fs::remove_file(&made).unwrap_or_else(|e| tracing::warn!("remove {}: {e}", made.display()));
             }
         }
     })
@@ -221,10 +220,7 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
         flows: descriptor(&ebpf, maps::FLOWS)?,
     };
     let services = KernelMaps {
-        frontends: Batched {
-            fd: descriptor(&ebpf, maps::FRONTENDS)?,
-            map: map(&mut ebpf, maps::FRONTENDS)?,
-        },
+        frontends: Batched { fd: descriptor(&ebpf, maps::FRONTENDS)?, map: map(&mut ebpf, maps::FRONTENDS)? },
         slots: descriptor(&ebpf, maps::SLOTS)?,
         backends: Batched { fd: descriptor(&ebpf, maps::BACKENDS)?, map: map(&mut ebpf, maps::BACKENDS)? },
         max_frontends: capacity(&reported, maps::FRONTENDS),
@@ -266,7 +262,9 @@ where
 
 /// A descriptor of the map of that name, of its own.
 fn descriptor(ebpf: &Ebpf, name: &str) -> Result<OwnedFd, DataplaneError> {
-    let (Map::HashMap(map) | Map::LruHashMap(map) | Map::Array(map)) = ebpf.map(name).ok_or_else(|| absent("find map", name))? else {
+    let (Map::HashMap(map) | Map::LruHashMap(map) | Map::Array(map)) =
+        ebpf.map(name).ok_or_else(|| absent("find map", name))?
+    else {
         return Err(DataplaneError::new("use map", name, "it is neither a hash nor an array"));
     };
     let fd = map.fd().as_fd().try_clone_to_owned();

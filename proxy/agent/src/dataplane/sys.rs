@@ -261,8 +261,8 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 
 /// The cookie of the calling thread's network namespace. Kernel 5.14.
 pub(super) fn netns_cookie() -> io::Result<u64> {
-    let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))
-        .or_else(|_| std::net::UdpSocket::bind(("::1", 0)))?;
+    let socket =
+        std::net::UdpSocket::bind(("127.0.0.1", 0)).or_else(|_| std::net::UdpSocket::bind(("::1", 0)))?;
     let mut cookie = 0_u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes, the size of `cookie`.

@@ -87,7 +87,7 @@ mod tests {
     fn about_as_many_writes_fail_as_asked_for_and_the_same_ones_each_time() {
         let failures = |seed| -> Vec<bool> {
             let mut maps = FaultyMaps::new(MemoryMaps::default(), seed, 300);
-            (0..1000).map(|id| maps.write_backend(id, &Backend::default()).is_err()).collect()
+            (1..=1000).map(|id| maps.write_backend(id, &Backend::default()).is_err()).collect()
         };
         assert_eq!(failures(1), failures(1));
         assert_ne!(failures(1), failures(2));

@@ -10,7 +10,7 @@ use super::ledger::{Ledger, Programmed, RegionUse, regions_of};
 use super::{Failure, Reconciler, Report};
 use crate::dataplane::{MapError, ServiceMaps};
 use crate::endpoints::BackendAddress;
-use crate::frontends::Desired;
+use crate::frontends::{Desired, DesiredFrontend, FrontendKind};
 use crate::model::{ObjectName, Protocol};
 
 /// How far generations jump at adoption: those of backends that were vacated can't be read back, and
@@ -79,30 +79,52 @@ impl Leftovers {
         }
     }
 
-    /// Gives `name` what is left of the frontends that it gets, and all that these refer to.
-    pub(super) fn claim(&mut self, name: &ObjectName, desired: &Desired, ledger: &mut Ledger) {
+    /// Gives the Services of `work` what is left of the frontends that they get, and all that these refer to.
+    ///
+    /// A ClusterIP stays with its Service; other addresses may have passed to another one meanwhile, which
+    /// must not come to own the first one's backends by that. So ClusterIPs are looked at first.
+    pub(super) fn claim(&mut self, work: &BTreeMap<ObjectName, Desired>, ledger: &mut Ledger) {
         if self.is_empty() {
             return;
         }
-        for (key, wanted) in &desired.frontends {
-            if !self.frontends.remove(key) {
-                continue;
-            }
-            let Some(programmed) = ledger.frontends.get_mut(key) else { continue };
-            programmed.owner = Some(name.clone());
-            let frontend = programmed.frontend;
-            let holding = ledger.holdings.entry(name.clone()).or_default();
-            holding.frontends.insert(*key);
-            let port = (wanted.port.port.clone(), wanted.port.protocol);
-            if !holding.ids.contains_key(&port) && self.service_ids.remove(&frontend.service) {
-                holding.ids.insert(port, frontend.service);
-            }
-            for region in regions_of(&frontend) {
-                self.claim_region(name, wanted.port.protocol, region.base, ledger);
+        for own in [true, false] {
+            for (name, desired) in work {
+                let frontends = desired.frontends.iter();
+                for (key, wanted) in
+                    frontends.filter(|(_, wanted)| (wanted.kind == FrontendKind::ClusterIp) == own)
+                {
+                    self.claim_frontend(name, key, wanted, ledger);
+                }
             }
         }
-        for address in desired.addresses() {
-            self.claim_lingering(name, address, desired, ledger);
+        for (name, desired) in work {
+            for address in desired.addresses() {
+                self.claim_lingering(name, address, desired, ledger);
+            }
+        }
+    }
+
+    fn claim_frontend(
+        &mut self,
+        name: &ObjectName,
+        key: &FrontendKey,
+        wanted: &DesiredFrontend,
+        ledger: &mut Ledger,
+    ) {
+        if !self.frontends.remove(key) {
+            return;
+        }
+        let Some(programmed) = ledger.frontends.get_mut(key) else { return };
+        programmed.owner = Some(name.clone());
+        let frontend = programmed.frontend;
+        let holding = ledger.holdings.entry(name.clone()).or_default();
+        holding.frontends.insert(*key);
+        let port = (wanted.port.port.clone(), wanted.port.protocol);
+        if !holding.ids.contains_key(&port) && self.service_ids.remove(&frontend.service) {
+            holding.ids.insert(port, frontend.service);
+        }
+        for region in regions_of(&frontend) {
+            self.claim_region(name, wanted.port.protocol, region.base, ledger);
         }
     }
 
@@ -144,17 +166,24 @@ impl Leftovers {
 }
 
 impl Reconciler {
-    /// Removes what no Service took over, in the order that its parts refer to each other.
-    pub(super) fn clear_leftovers(&mut self, now: Instant, maps: &mut impl ServiceMaps, report: &mut Report) {
+    /// Removes what no Service took over, in the order that its parts refer to each other. Returns
+    /// Services that have something to give back now.
+    pub(super) fn clear_leftovers(
+        &mut self,
+        now: Instant,
+        maps: &mut impl ServiceMaps,
+        report: &mut Report,
+    ) -> BTreeSet<ObjectName> {
+        let mut touched = BTreeSet::new();
         if self.leftovers.is_empty() {
-            return;
+            return touched;
         }
         let (left, ledger) = (&mut self.leftovers, &mut self.ledger);
         let mut failed = |error| report.failed.push(Failure { service: None, error });
         left.frontends.retain(|key| match maps.remove_frontend(key) {
             Ok(()) => {
                 report.applied.removed += 1;
-                ledger.set_frontend(*key, None);
+                touched.extend(ledger.set_frontend(*key, None));
                 false
             }
             Err(error) => {
@@ -197,5 +226,6 @@ impl Reconciler {
             }
             used
         });
+        touched
     }
 }

@@ -19,7 +19,7 @@ mod claims;
 mod ledger;
 mod round;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -173,11 +173,10 @@ impl Reconciler {
             names.extend(self.pending.keys().cloned());
         }
         let mut report = Report::default();
-        while !names.is_empty() {
-            names = self.round(names, now, maps, &mut report);
-        }
+        self.rounds(names, now, maps, &mut report);
         if retrying || self.retry.is_none() {
-            self.clear_leftovers(now, maps, &mut report);
+            let touched = self.clear_leftovers(now, maps, &mut report);
+            self.rounds(touched, now, maps, &mut report);
         }
         self.retry = self.next_retry(now, retrying, &report);
         report.pending = self.pending.len();
@@ -208,6 +207,19 @@ impl Reconciler {
     /// The ports of one Service.
     pub fn service(&self, name: &ObjectName) -> Vec<ServiceView> {
         view::service(&self.index, name, |key| self.ledger.frontend_of(key, name), self.pending.get(name))
+    }
+
+    /// Rounds until no Service has anything left to give back.
+    fn rounds(
+        &mut self,
+        mut names: BTreeSet<ObjectName>,
+        now: Instant,
+        maps: &mut impl ServiceMaps,
+        report: &mut Report,
+    ) {
+        while !names.is_empty() {
+            names = self.round(names, now, maps, report);
+        }
     }
 
     /// Pauses grow while nothing changes; a removal may have made the room that others wait for.

@@ -25,8 +25,8 @@ impl Reconciler {
         let work = self.plan(names);
         let mut failures = Vec::new();
         let mut touched = BTreeSet::new();
+        self.leftovers.claim(&work, &mut self.ledger);
         for (name, desired) in &work {
-            self.leftovers.claim(name, desired, &mut self.ledger);
             self.write_backends(name, desired, now, maps, report, &mut failures);
         }
         for (name, desired) in &work {

@@ -1,4 +1,69 @@
 //! Packets through the loaded programs: one module per concern.
 
+mod flows;
+mod fuzz;
 mod load;
+mod malformed;
+mod nodeport;
 mod pods;
+mod refusals;
+mod services;
+
+use std::net::{IpAddr, SocketAddr};
+
+use fairlead_abi::{Flow, protocol};
+use fairlead_prog_tests::packet::tcp::SYN;
+use fairlead_prog_tests::{Hook, Node, Transport};
+
+/// The first packet of a client, for each protocol that Services have.
+const OPENERS: [Transport; 2] = [Transport::Tcp(SYN), Transport::Udp];
+/// A port that a client uses.
+const CLIENT_PORT: u16 = 40_000;
+/// The port of a Service's cluster address.
+const SERVICE_PORT: u16 = 80;
+/// The port of a Service on the node's address.
+const NODE_PORT: u16 = 30_080;
+/// The port that backends listen on.
+const TARGET_PORT: u16 = 8080;
+
+fn at(ip: IpAddr, port: u16) -> SocketAddr {
+    (ip, port).into()
+}
+
+/// The protocol's number.
+fn number(transport: Transport) -> u8 {
+    if matches!(transport, Transport::Tcp(_)) { protocol::TCP } else { protocol::UDP }
+}
+
+/// Makes `frontend`, which is the only one from now on, lead to these backends, numbered from 1, whose
+/// generation is 1.
+fn serve(node: &mut Node, transport: Transport, frontend: SocketAddr, backends: &[SocketAddr]) {
+    serve_with(node, transport, frontend, backends, 0);
+}
+
+/// As [`serve`], with flags.
+fn serve_with(
+    node: &mut Node,
+    transport: Transport,
+    frontend: SocketAddr,
+    backends: &[SocketAddr],
+    flags: u32,
+) {
+    node.forget();
+    let ids: Vec<u32> = (1..).take(backends.len()).collect();
+    for (id, backend) in ids.iter().zip(backends) {
+        node.set_backend(*id, *backend, 1);
+    }
+    node.set_frontend(number(transport), frontend, [&ids, &ids], flags);
+}
+
+/// What a flow entry says, but for the time.
+fn timeless(flow: Option<Flow>) -> Option<Flow> {
+    flow.map(|flow| Flow { last_seen: 0, ..flow })
+}
+
+/// Sends and tells where the packet went: the destination's last address byte and port decide in tests with
+/// several backends.
+fn code(node: &Node, hook: Hook, packet: &fairlead_prog_tests::Packet) -> i32 {
+    node.send(hook, &hook.frame(packet.clone()).bytes()).code
+}

@@ -6,16 +6,17 @@
 //! of its own, as pods have. A worker ends with its standard input, and a namespace that it made ends
 //! with it: nothing stays behind, however the benchmark dies.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -23,18 +24,16 @@ use serde::{Deserialize, Serialize};
 use crate::cell::{Cell, Order, Sample};
 use crate::{cpu, crr, rr, server, throughput, udp};
 
+/// How long a path may take to be ready: a Service has to reach the node first.
+const REACHABLE_WITHIN: Duration = Duration::from_secs(10);
+
 /// What a worker is asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Go where the work is; the first request.
-    Enter {
-        /// The namespace's file; `None` makes a namespace.
-        netns: Option<PathBuf>,
-        /// The cgroup's directory; `None` stays.
-        cgroup: Option<PathBuf>,
-        /// The processor; `None` runs on any.
-        cpu: Option<usize>,
-    },
+    /// Leave the benchmark's network namespace for a new one, which lasts as long as the worker.
+    Unshare,
+    /// Run on this processor only.
+    Pin(usize),
     /// Run a batch of `ip` commands in the namespace.
     Ip(String),
     /// Write a value to a file below /proc/sys.
@@ -46,6 +45,8 @@ pub(crate) enum Request {
     },
     /// Start the servers.
     Serve,
+    /// Wait until a TCP server accepts connections.
+    Reach(SocketAddr),
     /// Tell the processor time used so far.
     CpuTime,
     /// Be the client of a cell.
@@ -82,13 +83,15 @@ pub(crate) fn run() -> Result<()> {
 
 fn perform(request: Request) -> Result<Reply> {
     match request {
-        Request::Enter { netns, cgroup, cpu } => enter(netns, cgroup, cpu)?,
+        Request::Unshare => unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?,
+        Request::Pin(cpu) => cpu::pin(cpu).with_context(|| format!("pin to processor {cpu}"))?,
         Request::Ip(batch) => ip(&batch)?,
         Request::Sysctl { path, value } => {
             fs::write(format!("/proc/sys/{path}"), &value)
                 .with_context(|| format!("write {value} to {path}"))?;
         }
         Request::Serve => server::start().context("start the servers")?,
+        Request::Reach(target) => reach(target).with_context(|| format!("connect to {target}"))?,
         Request::CpuTime => return Ok(Reply::CpuTime(cpu::own_time()?)),
         Request::Measure(order) => {
             let measure = match order.cell {
@@ -105,21 +108,15 @@ fn perform(request: Request) -> Result<Reply> {
     Ok(Reply::Done)
 }
 
-fn enter(netns: Option<PathBuf>, cgroup: Option<PathBuf>, cpu: Option<usize>) -> Result<()> {
-    match netns {
-        Some(path) => File::open(&path)
-            .and_then(|namespace| Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?))
-            .with_context(|| format!("enter the namespace {}", path.display()))?,
-        None => unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?,
+fn reach(target: SocketAddr) -> io::Result<()> {
+    let started = Instant::now();
+    loop {
+        match TcpStream::connect_timeout(&target, Duration::from_millis(500)) {
+            Ok(_) => return Ok(()),
+            Err(error) if started.elapsed() > REACHABLE_WITHIN => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(20)),
+        }
     }
-    if let Some(directory) = cgroup {
-        fs::write(directory.join("cgroup.procs"), "0")
-            .with_context(|| format!("join the cgroup {}", directory.display()))?;
-    }
-    if let Some(cpu) = cpu {
-        cpu::pin(cpu).with_context(|| format!("pin to processor {cpu}"))?;
-    }
-    Ok(())
 }
 
 fn ip(batch: &str) -> Result<()> {

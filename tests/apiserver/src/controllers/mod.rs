@@ -1,0 +1,7 @@
+//! The controllers of a cluster that Fairlead's tests cannot do without: EndpointSlices and Namespace deletion.
+//!
+//! Each is a task that sleeps until the cluster's revision moves, works off what changed, and sleeps again.
+
+pub(crate) mod endpoint_slices;
+pub(crate) mod namespaces;
+pub(crate) mod slices;

@@ -1,0 +1,131 @@
+//! Random packets, most of them a little wrong.
+
+use fairlead_abi::protocol;
+use fairlead_prog_tests::case::{REDIRECT, SHOT, UNSPEC};
+use fairlead_prog_tests::packet::tcp::{ACK, FIN_ACK, RST, SYN};
+use fairlead_prog_tests::packet::{ETHERNET, checksum, dump};
+use fairlead_prog_tests::random::Random;
+use fairlead_prog_tests::{FAMILIES, Hook, Node, Packet, Pod, Transport};
+
+use crate::{NODE_PORT, SERVICE_PORT, TARGET_PORT, at};
+
+const PACKETS: usize = 20_000;
+const HOOKS: [Hook; 6] = [
+    Hook::FromPod(Pod::A),
+    Hook::FromPod(Pod::B),
+    Hook::FromWire,
+    Hook::FromWire,
+    Hook::ToPod(Pod::A),
+    Hook::ToWire,
+];
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn no_packet_confuses_the_programs() {
+    let mut random = Random::announced();
+    let mut node = Node::start();
+    node.set_snat_ports(50_000, 4096);
+    add_services(&mut node);
+    node.inside(|| {
+        for round in 0..PACKETS {
+            let hook = *random.one_of(&HOOKS);
+            let mut sent = hook.frame(valid(&mut random)).bytes();
+            for _ in 0..random.below(4) {
+                mutate(&mut random, &mut sent);
+            }
+            let Some(outcome) = node.try_send_inside(hook, &sent) else {
+                assert!(sent.len() < ETHERNET + 40, "refused a whole packet: round {round}, {hook:?}");
+                continue;
+            };
+            let what = || format!("round {round}, {hook:?}\n{}\n{}", dump(&sent, &[]), dump(&outcome.packet, &sent));
+            assert!([UNSPEC, SHOT, REDIRECT].contains(&outcome.code), "code {}: {}", outcome.code, what());
+            if outcome.code == UNSPEC {
+                assert!(outcome.packet == sent, "left to the stack, yet changed: {}", what());
+            }
+            if outcome.code == REDIRECT && has_valid_v4_header(&sent) {
+                assert!(has_valid_v4_header(&outcome.packet), "sent on with a wrong checksum: {}", what());
+            }
+        }
+    });
+}
+
+/// Services of both protocols and families, with a local and a remote backend, with none, and with none here.
+fn add_services(node: &mut Node) {
+    for family in FAMILIES {
+        let base = if family == fairlead_prog_tests::Family::V4 { 1 } else { 3 };
+        node.set_backend(base, at(Pod::B.ip(family), TARGET_PORT), 1);
+        node.set_backend(base + 1, at(family.remote_pod(), TARGET_PORT), 1);
+        let both = [base, base + 1];
+        for number in [protocol::TCP, protocol::UDP] {
+            for frontend in [at(family.cluster_ip(), SERVICE_PORT), at(family.node(), NODE_PORT)] {
+                node.set_frontend(number, frontend, [&both, &both], 0);
+            }
+            node.set_frontend(number, at(family.other_cluster_ip(), SERVICE_PORT), [&[], &[]], 0);
+            node.set_frontend(number, at(family.node(), NODE_PORT + 1), [&both, &[]], 2);
+        }
+    }
+}
+
+/// A packet that makes sense: between the parties that there are.
+fn valid(random: &mut Random) -> Packet {
+    let family = *random.one_of(&FAMILIES);
+    let addresses = [
+        Pod::A.ip(family),
+        Pod::B.ip(family),
+        family.node(),
+        family.cluster_ip(),
+        family.other_cluster_ip(),
+        family.remote_pod(),
+        family.client(),
+        family.stranger(),
+    ];
+    let ports = [1, SERVICE_PORT, NODE_PORT, NODE_PORT + 1, TARGET_PORT, 50_000, 65_535];
+    let transports = [
+        Transport::Tcp(SYN),
+        Transport::Tcp(ACK),
+        Transport::Tcp(FIN_ACK),
+        Transport::Tcp(RST),
+        Transport::Udp,
+        Transport::UdpWithoutChecksum,
+        Transport::Icmp(3, 3),
+        Transport::Icmp(135, 0),
+        Transport::Bare(132),
+    ];
+    let source = at(*random.one_of(&addresses), *random.one_of(&ports));
+    let destination = at(*random.one_of(&addresses), *random.one_of(&ports));
+    let length = *random.one_of(&[0, 1, 7, 40, 300, 1300]);
+    let packet = Packet::new(*random.one_of(&transports), source, destination).payload(&random.bytes(length));
+    match (random.below(8), packet.is_v4()) {
+        (0, true) => packet.options(&vec![1; 4 * (1 + random.below(10))]),
+        (0, false) => packet.extension(0, 1 + random.below(3)).extension(60, 1),
+        (1, _) => packet.fragment(0, true),
+        (2, _) => packet.fragment(1 + random.below(100) as u16, random.below(2) == 0),
+        (3, _) => packet.hops(random.below(3) as u8),
+        _ => packet,
+    }
+}
+
+/// Changes bytes, mostly of the headers, or the length. The frame keeps enough for the kernel's test run.
+fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
+    let headers = bytes.len().min(100);
+    match random.below(4) {
+        0 => {
+            let at = random.below(headers);
+            bytes[at] ^= 1 << random.below(8);
+        }
+        1 => {
+            let at = random.below(headers);
+            bytes[at] = *random.one_of(&[0, 1, 0x7f, 0x80, 0xff]);
+        }
+        2 => bytes.truncate(ETHERNET + 1 + random.below(bytes.len() - ETHERNET)),
+        _ => {
+            let count = random.below(40);
+            bytes.extend(random.bytes(count));
+        }
+    }
+}
+
+fn has_valid_v4_header(bytes: &[u8]) -> bool {
+    let header = bytes.get(ETHERNET..ETHERNET + 20);
+    bytes[12..14] == [8, 0] && header.is_some_and(|header| header[0] == 0x45 && checksum(header) == 0)
+}
