@@ -9,9 +9,11 @@ use fairlead_core::view::{ServiceView, WithoutBackend};
 use fairlead_net::agent::Request;
 use serde_json::Value;
 
+use crate::dataplane::DataplaneError;
 use crate::dataplane::counters::{Counters, Fill};
 use crate::dataplane::endpoints::Endpoints;
 use crate::dataplane::load::MapSize;
+use crate::errors::chain;
 use crate::health::{Answers, stamp};
 use crate::metrics::Page;
 use crate::socket::Answer;
@@ -33,6 +35,8 @@ pub struct Facts {
     pub pins: String,
     /// The cgroup whose sockets are translated.
     pub cgroup: String,
+    /// How many instructions the verifier walked for each program.
+    pub programs: BTreeMap<String, u32>,
     /// The sizes of the maps.
     pub sizes: Vec<MapSize>,
 }
@@ -61,16 +65,20 @@ pub struct Agent {
 
 impl Answer for Agent {
     fn answer(&self, request: Request) -> Result<Value, String> {
-        let done = |result: Result<(), _>| match result {
+        let done = |result: Result<(), DataplaneError>| match result {
             Ok(()) => Ok(Value::Null),
-            Err(e) => Err(format!("{e:#}")),
+            Err(e) => Err(chain(&e)),
         };
         match request {
             Request::AddEndpoint(registration) => {
                 let pod = format!("{}/{}", registration.pod.namespace, registration.pod.name);
                 let addresses = registration.addresses.clone();
-                done(lock(&self.endpoints).add(registration).inspect_err(|e| tracing::warn!(pod, "{e}")))
-                    .inspect(|_| tracing::info!(pod, ?addresses, "endpoint added"))
+                done(
+                    lock(&self.endpoints)
+                        .add(registration)
+                        .inspect_err(|e| tracing::warn!(pod, "{}", chain(e))),
+                )
+                .inspect(|_| tracing::info!(pod, ?addresses, "endpoint added"))
             }
             Request::DeleteEndpoint { container_id, ifname } => {
                 let deleted = lock(&self.endpoints).delete(&(container_id.clone(), ifname));
@@ -100,7 +108,7 @@ impl Agent {
     /// The agent's state. Reads the maps, so not for an asynchronous thread.
     pub fn status(&self) -> Status {
         let progress = self.progress();
-        let Facts { node_name, started, attachment, pins, cgroup, .. } = self.facts.clone();
+        let Facts { node_name, started, attachment, pins, cgroup, programs, .. } = self.facts.clone();
         let reconciler = lock(&self.reconciler);
         let services = reconciler.index().services().count();
         let pending = reconciler.pending().map(|(name, error)| format!("Service {name}: {error}")).collect();
@@ -129,6 +137,7 @@ impl Agent {
                 .collect(),
             writes: progress.writes,
             failed_writes: progress.failed_writes,
+            programs,
             maps: self.maps(),
             endpoints: lock(&self.endpoints).views(),
             packets: self.packets().into_iter().collect(),

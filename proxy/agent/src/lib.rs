@@ -13,6 +13,7 @@
 pub mod agent;
 pub mod cli;
 pub mod dataplane;
+pub mod errors;
 pub mod health;
 pub mod metrics;
 pub mod node;

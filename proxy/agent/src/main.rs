@@ -1,6 +1,7 @@
 //! The binary: options to library calls.
 
 use std::io::{self, IsTerminal};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -8,6 +9,7 @@ use clap::Parser;
 use fairlead_net::agent::{Request, ask};
 use fairlead_proxy::cli::{Ask, Cli, Command, Output};
 use fairlead_proxy::dataplane::links;
+use fairlead_proxy::errors::chain;
 use fairlead_proxy::run;
 use fairlead_proxy::status::{Services, Status};
 use tracing_subscriber::EnvFilter;
@@ -15,12 +17,22 @@ use tracing_subscriber::EnvFilter;
 /// How long the running agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     // The watches report their failures themselves, each once.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=off"));
     let colours = io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours).init();
-    match Cli::parse().command {
+    match perform(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("fairlead-proxy: {}", chain(e.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(command: Command) -> Result<()> {
+    match command {
         Command::Run(options) => {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)

@@ -110,17 +110,17 @@ fn program(options: &Run, node_name: &str, cgroup: &Path) -> Result<(Agent, Upli
 
     let adopted = links.adopt()?;
     links.attach_sockets(cgroup)?;
-    let attachment = links.attachment().to_string();
+    let (attachment, verified) = (links.attachment().to_string(), links.programs().verified());
     let links = Arc::new(Mutex::new(links));
     let directory = options.state_dir.join("endpoints");
-    let mut endpoints = Endpoints::new(maps.endpoints, maps.marks, Arc::clone(&links), directory);
-    let restored = endpoints.restore()?;
+    let endpoints = Endpoints::restore(maps.endpoints, maps.marks, Arc::clone(&links), directory)?;
     let mut reconciler = Reconciler::new(node_name, capacity);
     reconciler.adopt(&maps.services)?;
     tracing::info!(
         node = node_name,
         attachment,
-        "programs loaded: {adopted} links adopted, {restored} endpoints restored"
+        "programs loaded: {adopted} links adopted, {} endpoints restored",
+        endpoints.len()
     );
 
     let uplinks = Uplinks::new(maps.config, links, options.uplink.clone(), options.snat_ports, host_netns);
@@ -131,6 +131,7 @@ fn program(options: &Run, node_name: &str, cgroup: &Path) -> Result<(Agent, Upli
             attachment,
             pins: pins.maps().display().to_string(),
             cgroup: cgroup.display().to_string(),
+            programs: verified,
             sizes,
         },
         reconciler: Arc::new(Mutex::new(reconciler)),

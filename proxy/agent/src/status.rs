@@ -45,6 +45,8 @@ pub struct Status {
     pub writes: u64,
     /// Map writes that failed since the agent started.
     pub failed_writes: u64,
+    /// How many instructions the verifier walked for each program, where the kernel says.
+    pub programs: BTreeMap<String, u32>,
     /// The maps.
     pub maps: Vec<MapView>,
     /// The pods of this node.
@@ -110,6 +112,8 @@ impl Display for Status {
             [name.clone(), entries, capacity.to_string(), note]
         });
         table(f, ["MAP", "ENTRIES", "CAPACITY", ""], rows)?;
+        let rows = self.programs.iter().map(|(name, verified)| [name.clone(), verified.to_string()]);
+        table(f, ["PROGRAM", "VERIFIED INSTRUCTIONS"], rows)?;
         let rows = endpoints.iter().map(|endpoint| {
             let translated = if endpoint.translated { "yes" } else { "no" };
             let addresses = list(&endpoint.addresses, "-");

@@ -10,6 +10,7 @@ use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 
 use crate::dataplane::links::{Links, Place};
+use crate::errors::chain;
 use crate::node::{self, PortRange};
 
 /// The node as the agent has it, for the status.
@@ -108,7 +109,7 @@ impl Uplinks {
             wanted.insert(index);
             match links.attach(Place::Uplink, index) {
                 Ok(()) => view.uplinks.push(name),
-                Err(e) => view.errors.push(format!("uplink {name}: {e}")),
+                Err(e) => view.errors.push(format!("uplink {name}: {}", chain(&e))),
             }
         }
         for index in links.attached(Place::Uplink).unwrap_or_default() {

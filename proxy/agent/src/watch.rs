@@ -17,6 +17,8 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::errors::chain;
+
 /// When the change was made that an EndpointSlice's last write is due to.
 pub const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
@@ -129,7 +131,7 @@ async fn follow<K>(
                 }
             }
             Err(e) => {
-                let text = describe(&e);
+                let text = chain(&e);
                 watches.update(kind, |state| {
                     if state.connected || state.last_error.as_ref() != Some(&text) {
                         tracing::warn!("watch of {kind}: {text}; it will be tried until it works");
@@ -158,20 +160,6 @@ fn step<K>(listing: &mut Vec<K>, event: Event<K>) -> Option<Change<K>> {
         }
         Event::InitDone => Some(Change::Replace(std::mem::take(listing))),
     }
-}
-
-/// The error with what caused it, on one line.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(deeper) = source {
-        let deeper_text = deeper.to_string();
-        if !text.contains(&deeper_text) {
-            text = format!("{text}: {deeper_text}");
-        }
-        source = deeper.source();
-    }
-    text
 }
 
 /// Drops what no part of the agent reads, which is most of an object.

@@ -333,3 +333,79 @@ fn protocol(text: &Option<String>) -> Result<Protocol, String> {
         Some(other) => Err(format!("{other:?} is none of TCP, UDP, SCTP")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, from_value, json};
+
+    fn converted_service(spec: Value) -> Converted<Service> {
+        let object = json!({ "metadata": { "namespace": "default", "name": "web" }, "spec": spec });
+        service(&from_value(object).expect("a Service"))
+    }
+
+    fn converted_endpoint(conditions: Value) -> SliceEndpoint {
+        let object = json!({
+            "metadata": { "namespace": "default", "name": "web-1", "labels": { SERVICE_NAME_LABEL: "web" } },
+            "addressType": "IPv6",
+            "endpoints": [{ "addresses": ["fd00::1"], "conditions": conditions }],
+        });
+        let converted = slice(&from_value(object).expect("an EndpointSlice"));
+        assert_eq!(converted.problems, []);
+        converted.value.expect("a slice").endpoints.remove(0)
+    }
+
+    #[test]
+    fn the_single_cluster_ip_serves_where_there_is_no_list() {
+        let service = converted_service(json!({ "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }] }));
+        assert_eq!(service.problems, []);
+        let service = service.value.expect("a Service");
+        assert_eq!(service.cluster_ips, ["10.96.0.1".parse::<IpAddr>().expect("an address")]);
+        assert_eq!(service.ports[0].protocol, Protocol::Tcp);
+    }
+
+    #[test]
+    fn unknown_conditions_mean_ready_and_serving_follows_ready() {
+        let state = |endpoint: SliceEndpoint| (endpoint.ready, endpoint.serving, endpoint.terminating);
+        assert_eq!(state(converted_endpoint(json!({}))), (true, true, false));
+        assert_eq!(state(converted_endpoint(json!({ "ready": false }))), (false, false, false));
+        let draining = json!({ "ready": false, "serving": true, "terminating": true });
+        assert_eq!(state(converted_endpoint(draining)), (false, true, true));
+    }
+
+    #[test]
+    fn addresses_that_no_packet_may_carry_are_refused() {
+        for text in ["0.0.0.0", "::", "127.0.0.9", "::1", "224.0.0.1", "ff02::1", "169.254.1.1", "fe80::1"] {
+            assert!(unicast(text).is_err(), "{text}");
+        }
+        for text in
+            ["255.255.255.255", "::ffff:10.0.0.1", "10.0.0", "10.0.0.1/24", "fd00::1%eth0", " 10.0.0.1", ""]
+        {
+            assert!(unicast(text).is_err(), "{text}");
+        }
+        for text in ["10.0.0.1", "192.0.2.1", "fd00::1", "2001:db8::1"] {
+            assert!(unicast(text).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_node_has_its_internal_addresses_and_its_pod_ranges() {
+        let object = json!({
+            "metadata": { "name": "a" },
+            "spec": { "podCIDRs": ["10.244.0.0/24", "nonsense", "fd00:10:244::/64"] },
+            "status": { "addresses": [
+                { "type": "Hostname", "address": "a" },
+                { "type": "ExternalIP", "address": "203.0.113.1" },
+                { "type": "InternalIP", "address": "192.0.2.1" },
+            ] },
+        });
+        let converted = node(&from_value(object).expect("a Node"));
+        assert_eq!(converted.problems.len(), 1);
+        assert_eq!(
+            converted.problems[0].to_string(),
+            "Node a: spec.podCIDRs[1]: \"nonsense\" is not an address range"
+        );
+        let node = converted.value.expect("a Node");
+        assert_eq!((node.addresses.len(), node.pod_cidrs.len()), (1, 2));
+    }
+}

@@ -116,3 +116,80 @@ fn better(a: Endpoint, b: Endpoint) -> Endpoint {
     let chosen = if b.rank() > a.rank() { b } else { a };
     Endpoint { local: a.local || b.local, ..chosen }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ObjectName, Protocol, SliceEndpoint};
+
+    fn address(number: &str) -> BackendAddress {
+        let ip = format!("10.244.0.{number}").parse().expect("an address");
+        BackendAddress { ip, port: 80 }
+    }
+
+    fn endpoint(text: &str) -> Endpoint {
+        let [number, state, place] = text.split(':').collect::<Vec<_>>()[..] else { panic!("{text:?}") };
+        let (ready, serving, terminating) = match state {
+            "ready" => (true, true, false),
+            "unready" => (false, false, false),
+            "draining" => (false, true, true),
+            "gone" => (false, false, true),
+            "unserving-ready" => (true, false, false),
+            "ready-terminating" => (true, true, true),
+            _ => panic!("{text:?}"),
+        };
+        Endpoint { address: address(number), ready, serving, terminating, local: place == "local" }
+    }
+
+    #[test]
+    fn each_kind_of_client_gets_the_endpoints_that_the_table_says() {
+        let table = include_str!("data/endpoints.txt");
+        let rows: Vec<&str> = table.lines().filter(|line| !line.starts_with('#')).collect();
+        assert!(rows.len() > 10);
+        for row in rows {
+            let [case, endpoints, cluster, local, any] =
+                row.split('|').map(str::trim).collect::<Vec<_>>()[..]
+            else {
+                panic!("{row:?} has not five columns")
+            };
+            let endpoints: Vec<Endpoint> = endpoints.split_whitespace().map(endpoint).collect();
+            let addresses = |list: &str| list.split_whitespace().map(address).collect::<Vec<_>>();
+            let expected =
+                Categories { cluster: addresses(cluster), local: addresses(local), any: any == "yes" };
+            assert_eq!(categorize(&endpoints), expected, "{case}");
+        }
+    }
+
+    fn slice(name: &str, ready: bool, node: &str) -> EndpointSlice {
+        EndpointSlice {
+            name: ObjectName::new("default", name),
+            service: ObjectName::new("default", "web"),
+            ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
+            endpoints: vec![SliceEndpoint {
+                address: address("2").ip,
+                ready,
+                serving: true,
+                terminating: !ready,
+                node: Some(node.into()),
+            }],
+        }
+    }
+
+    #[test]
+    fn an_endpoint_in_two_slices_counts_once_in_its_better_state_whatever_their_order() {
+        let port =
+            ServicePort { index: 0, name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+        let slices = [slice("old", false, "a"), slice("new", true, "b")];
+        for order in [[0, 1], [1, 0]] {
+            let merged = merge(order.iter().map(|index| &slices[*index]), &port, "a");
+            let expected = Endpoint {
+                address: address("2"),
+                ready: true,
+                serving: true,
+                terminating: false,
+                local: true,
+            };
+            assert_eq!(merged, [expected]);
+        }
+    }
+}

@@ -214,3 +214,55 @@ impl DesiredFrontend {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{from_value, json};
+
+    /// A Service over TCP and UDP with an endpoint in each state.
+    fn desired_of_mixed_states() -> Desired {
+        let mut index = Index::new("a");
+        let service = json!({
+            "metadata": { "namespace": "default", "name": "dns" },
+            "spec": { "clusterIPs": ["10.96.0.10"], "ports": [
+                { "name": "dns", "protocol": "UDP", "port": 53 },
+                { "name": "dns-tcp", "protocol": "TCP", "port": 53 },
+            ] },
+        });
+        let slice = json!({
+            "metadata": { "namespace": "default", "name": "dns-1", "labels": { "kubernetes.io/service-name": "dns" } },
+            "addressType": "IPv4",
+            "ports": [{ "name": "dns", "protocol": "UDP", "port": 5353 }, { "name": "dns-tcp", "port": 5353 }],
+            "endpoints": [
+                { "addresses": ["10.244.0.1"] },
+                { "addresses": ["10.244.0.2"], "conditions": { "ready": false, "serving": true, "terminating": true } },
+                { "addresses": ["10.244.0.3"], "conditions": { "ready": false, "serving": false, "terminating": true } },
+            ],
+        });
+        index.apply_service(&from_value(service).expect("a Service"));
+        index.apply_slice(&from_value(slice).expect("an EndpointSlice"));
+        desired(&index, &ObjectName::new("default", "dns"))
+    }
+
+    #[test]
+    fn connections_go_on_while_their_endpoint_is_listed_and_datagrams_while_it_serves() {
+        let desired = desired_of_mixed_states();
+        let lingers = |protocol, host: &str, port| {
+            desired.lingers(protocol, BackendAddress { ip: host.parse().expect("an address"), port })
+        };
+        assert!(lingers(Protocol::Tcp, "10.244.0.2", 5353) && lingers(Protocol::Udp, "10.244.0.2", 5353));
+        assert!(lingers(Protocol::Tcp, "10.244.0.3", 5353) && !lingers(Protocol::Udp, "10.244.0.3", 5353));
+        assert!(!lingers(Protocol::Tcp, "10.244.0.4", 5353), "it is not listed");
+        assert!(lingers(Protocol::Tcp, "10.244.0.1", 80) && !lingers(Protocol::Udp, "10.244.0.1", 80));
+    }
+
+    #[test]
+    fn both_protocols_of_one_port_are_frontends_of_their_own() {
+        let desired = desired_of_mixed_states();
+        let ports: Vec<String> =
+            desired.frontends.values().map(|frontend| frontend.port.to_string()).collect();
+        assert_eq!(ports, ["default/dns:dns-tcp/tcp", "default/dns:dns/udp"]);
+        assert_eq!(desired.backends().count(), 4, "each has one ready endpoint, inside and outside");
+    }
+}

@@ -220,3 +220,84 @@ fn keep_problems<K: Clone + Ord>(kept: &mut BTreeMap<K, Vec<Problem>>, name: &K,
         kept.insert(name.clone(), problems);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, from_value, json};
+
+    fn service(name: &str, port: Value) -> core::Service {
+        from_value(json!({
+            "metadata": { "namespace": "default", "name": name },
+            "spec": { "clusterIPs": ["10.96.0.1"], "ports": [port] },
+        }))
+        .expect("a Service")
+    }
+
+    fn slice(name: &str, service: &str) -> discovery::EndpointSlice {
+        from_value(json!({
+            "metadata": { "namespace": "default", "name": name, "labels": { "kubernetes.io/service-name": service } },
+            "addressType": "IPv4",
+            "endpoints": [{ "addresses": ["10.244.0.2"] }],
+        }))
+        .expect("an EndpointSlice")
+    }
+
+    fn node(name: &str, address: &str) -> core::Node {
+        from_value(json!({
+            "metadata": { "name": name },
+            "status": { "addresses": [{ "type": "InternalIP", "address": address }] },
+        }))
+        .expect("a Node")
+    }
+
+    fn name(name: &str) -> ObjectName {
+        ObjectName::new("default", name)
+    }
+
+    #[test]
+    fn a_slice_that_changes_hands_touches_both_services() {
+        let mut index = Index::new("a");
+        index.apply_slice(&slice("one", "web"));
+        assert_eq!(index.take_dirty(), BTreeSet::from([name("web")]));
+        index.apply_slice(&slice("one", "api"));
+        assert_eq!(index.take_dirty(), BTreeSet::from([name("api"), name("web")]));
+        assert_eq!((index.slices(&name("web")).count(), index.slices(&name("api")).count()), (0, 1));
+        index.delete_slice(&name("one"));
+        assert_eq!(index.take_dirty(), BTreeSet::from([name("api")]));
+        assert!(index.slices_of.is_empty());
+    }
+
+    #[test]
+    fn the_own_nodes_addresses_touch_services_with_node_ports_alone() {
+        let mut index = Index::new("a");
+        index.apply_service(&service("plain", json!({ "port": 80 })));
+        index.apply_service(&service("open", json!({ "port": 80, "nodePort": 30080 })));
+        index.take_dirty();
+        index.apply_node(&node("b", "192.0.2.2"));
+        assert_eq!(index.dirty_len(), 0);
+        index.apply_node(&node("a", "192.0.2.1"));
+        assert_eq!(index.take_dirty(), BTreeSet::from([name("open")]));
+        index.apply_node(&node("a", "192.0.2.1"));
+        assert_eq!(index.dirty_len(), 0);
+        index.delete_node("a");
+        assert_eq!(index.take_dirty(), BTreeSet::from([name("open")]));
+    }
+
+    #[test]
+    fn problems_last_as_long_as_their_object() {
+        let mut index = Index::new("a");
+        index.apply_service(&service("web", json!({ "port": 0 })));
+        index.apply_node(&node("a", "nonsense"));
+        assert_eq!(index.problems().count(), 2);
+        index.apply_service(&service("web", json!({ "port": 80 })));
+        index.replace_nodes(&[]);
+        assert_eq!(index.problems().count(), 0);
+        let mut headless = service("broken", json!({ "port": 80 }));
+        headless.spec = None;
+        index.apply_service(&headless);
+        assert_eq!(index.problems().count(), 1);
+        index.replace_services(&[]);
+        assert_eq!(index.problems().count(), 0);
+    }
+}

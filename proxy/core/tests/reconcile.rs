@@ -338,14 +338,18 @@ fn a_large_cluster_costs_its_size_once_and_then_only_its_changes() {
     assert_eq!(report.pending, 0);
 
     reconciler.index_mut().apply_slice(&slice("web77", &["10.1.1.1"]));
-    for k in 0..4 { reconciler.index_mut().apply_slice(&slice("web78", &[&format!("10.1.2.{k}")])); let s=Instant::now(); reconciler.reconcile(s, &mut maps); println!("{:?}", s.elapsed()); }
-    let start = Instant::now();
-    let report = reconciler.reconcile(start + Duration::from_secs(2), &mut maps);
-    let change = start.elapsed();
-    println!("{services} Services of {endpoints} endpoints: {full:?}; one change after that: {change:?}");
-    let applied = Applied { backends: 1, regions: 1, frontends: 1, removed: 0, vacated: endpoints as usize };
-    assert_eq!(report.applied, applied);
-    assert!(change < full / 20, "{change:?} for one change, {full:?} for all");
+    let mut change = full;
+    for host in 1..=5 {
+        reconciler.index_mut().apply_slice(&slice("web77", &[&format!("10.1.1.{host}")]));
+        let start = Instant::now();
+        let report = reconciler.reconcile(start + Duration::from_secs(2 * host), &mut maps);
+        change = change.min(start.elapsed());
+        let vacated = if host == 1 { endpoints as usize } else { 1 };
+        let applied = Applied { backends: 1, regions: 1, frontends: 1, removed: 0, vacated };
+        assert_eq!(report.applied, applied);
+    }
+    println!("{services} Services of {endpoints} endpoints: {full:?}; a change after that: {change:?}");
+    assert!(change < full / 100, "{change:?} for one change, {full:?} for all");
     if !cfg!(debug_assertions) {
         assert!(full < Duration::from_secs(1), "{full:?}");
     }

@@ -10,7 +10,7 @@ use crate::resource::Resource;
 use crate::service::{self, Claims};
 use crate::status::{ApiError, FieldError};
 use crate::store::Store;
-use crate::{ENDPOINT_SLICES, NAMESPACES, NODES, PODS, SERVICES};
+use crate::{ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICES};
 
 /// Completes and checks `object`, which is about to replace `before`.
 ///
@@ -46,6 +46,8 @@ pub(crate) fn admit(
         }
     } else if resource == &ENDPOINT_SLICES {
         check_slice(object, before, &mut errors);
+    } else if resource == &NETWORK_POLICIES {
+        complete_policy(object);
     }
     if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(resource, &name, &errors)) }
 }
@@ -53,18 +55,22 @@ pub(crate) fn admit(
 fn check_name(resource: &Resource, name: &str, errors: &mut Vec<FieldError>) {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
     let ends = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let is_subdomain = name.len() <= 253
-        && name.chars().all(inner)
-        && name.starts_with(ends)
-        && name.ends_with(ends);
+    let is_subdomain =
+        name.len() <= 253 && name.chars().all(inner) && name.starts_with(ends) && name.ends_with(ends);
     let is_label = is_subdomain && name.len() <= 63 && !name.contains('.');
     let (good, rule) = if resource == &SERVICES {
         let starts_well = name.starts_with(|c: char| c.is_ascii_lowercase());
-        (is_label && starts_well, "a DNS-1035 label must consist of lower case alphanumeric characters or '-'")
+        (
+            is_label && starts_well,
+            "a DNS-1035 label must consist of lower case alphanumeric characters or '-'",
+        )
     } else if resource == &NAMESPACES {
         (is_label, "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-'")
     } else {
-        (is_subdomain, "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.'")
+        (
+            is_subdomain,
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.'",
+        )
     };
     if !good {
         errors.push(FieldError::invalid("metadata.name", &json!(name), rule));
@@ -85,13 +91,9 @@ fn complete_pod(pod: &mut Value) {
                 default_to(container, "imagePullPolicy", "IfNotPresent");
                 default_to(container, "resources", json!({}));
             }
-            for port in container["ports"].as_array_mut().into_iter().flatten() {
-                if let Some(port) = port.as_object_mut() {
-                    default_to(port, "protocol", "TCP");
-                }
-            }
-            if container["ports"].is_null() {
-                container.as_object_mut().map(|c| c.remove("ports"));
+            let ports = container.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten();
+            for port in ports.filter_map(Value::as_object_mut) {
+                default_to(port, "protocol", "TCP");
             }
         }
     }
@@ -138,6 +140,19 @@ fn give_pod_cidrs(node: &mut Value, store: &Store, cluster_cidrs: &[IpNet]) {
     }
 }
 
+fn complete_policy(policy: &mut Value) {
+    let egress = !items(policy, "/spec/egress").is_empty();
+    let spec = map_mut(policy, "spec");
+    default_to(spec, "policyTypes", if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) });
+    for direction in ["ingress", "egress"] {
+        let rules = spec.get_mut(direction).and_then(Value::as_array_mut).into_iter().flatten();
+        let ports = rules.filter_map(|rule| rule.get_mut("ports")?.as_array_mut()).flatten();
+        for port in ports.filter_map(Value::as_object_mut) {
+            default_to(port, "protocol", "TCP");
+        }
+    }
+}
+
 fn check_slice(slice: &mut Value, before: Option<&Value>, errors: &mut Vec<FieldError>) {
     let kind = &slice["addressType"];
     if !["IPv4", "IPv6", "FQDN"].iter().any(|k| kind == k) {
@@ -147,10 +162,19 @@ fn check_slice(slice: &mut Value, before: Option<&Value>, errors: &mut Vec<Field
     }
     for (i, endpoint) in items(slice, "/endpoints").iter().enumerate() {
         if items(endpoint, "/addresses").is_empty() {
-            errors.push(FieldError::required(format!("endpoints[{i}].addresses"), "must contain at least 1 address"));
+            errors.push(FieldError::required(
+                format!("endpoints[{i}].addresses"),
+                "must contain at least 1 address",
+            ));
         }
     }
-    for port in slice["ports"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+    for port in slice
+        .get_mut("ports")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_object_mut)
+    {
         port.entry("name").or_insert(json!(""));
         default_to(port, "protocol", "TCP");
     }

@@ -6,33 +6,33 @@ const DAY: u64 = 86_400;
 
 /// Now, in whole seconds, as in `2026-01-31T12:00:00Z`.
 #[must_use]
-pub fn now() -> String {
+pub(crate) fn now() -> String {
     after(Duration::ZERO)
 }
 
 /// The moment `delay` from now, in whole seconds.
 #[must_use]
-pub fn after(delay: Duration) -> String {
+pub(crate) fn after(delay: Duration) -> String {
     format!("{}Z", civil(since_epoch().saturating_add(delay).as_secs()))
 }
 
 /// Now, with nanoseconds.
 #[must_use]
-pub fn now_nano() -> String {
+pub(crate) fn now_nano() -> String {
     let now = since_epoch();
     format!("{}.{:09}Z", civil(now.as_secs()), now.subsec_nanos())
 }
 
 /// Time since the Unix epoch.
 #[must_use]
-pub fn since_epoch() -> Duration {
+pub(crate) fn since_epoch() -> Duration {
     // A clock before 1970 would be a machine without one; counting from zero is as good as any answer then.
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// How long ago `timestamp` was, as kubectl prints it: `42s`, `5m30s`, `3h12m`, `2d4h`, `20d`.
 #[must_use]
-pub fn age(timestamp: &str) -> String {
+pub(crate) fn age(timestamp: &str) -> String {
     let Some(then) = parse(timestamp) else { return "<unknown>".to_owned() };
     human(since_epoch().as_secs().saturating_sub(then))
 }
@@ -99,9 +99,15 @@ mod tests {
 
     #[test]
     fn ages_are_printed_as_kubectl_prints_them() {
-        for (seconds, printed) in
-            [(0, "0s"), (119, "119s"), (150, "2m30s"), (180, "3m"), (7200, "120m"), (90_000, "25h"), (864_000, "10d")]
-        {
+        for (seconds, printed) in [
+            (0, "0s"),
+            (119, "119s"),
+            (150, "2m30s"),
+            (180, "3m"),
+            (7200, "120m"),
+            (90_000, "25h"),
+            (864_000, "10d"),
+        ] {
             assert_eq!(human(seconds), printed);
         }
     }

@@ -153,7 +153,8 @@ impl Cluster {
         if is_unset(&object, "/metadata/name") {
             let prefix = text(&object, "/metadata/generateName").to_owned();
             if prefix.is_empty() {
-                let missing = crate::status::FieldError::required("metadata.name", "name or generateName is required");
+                let missing =
+                    crate::status::FieldError::required("metadata.name", "name or generateName is required");
                 return Err(ApiError::invalid(resource, "", &[missing]));
             }
             let free = |name: &String| state.store.get(resource, namespace, name).is_none();
@@ -217,7 +218,9 @@ impl Cluster {
             if existing.is_err() && !target.status {
                 let mut object = kind.apply(resource, &json!({}), patch, manager)?;
                 object["metadata"]["name"] = json!(target.name);
-                return self.create(resource, &target.namespace, object, dry_run).map(|object| (object, true));
+                return self
+                    .create(resource, &target.namespace, object, dry_run)
+                    .map(|object| (object, true));
             }
         }
         let mut state = self.state();
@@ -237,7 +240,9 @@ impl Cluster {
         let differs = |wanted: &Option<String>, field: &str| {
             wanted.as_ref().filter(|wanted| *wanted != text(&before.value, field)).is_some()
         };
-        if differs(&options.uid, "/metadata/uid") || differs(&options.resource_version, "/metadata/resourceVersion") {
+        if differs(&options.uid, "/metadata/uid")
+            || differs(&options.resource_version, "/metadata/resourceVersion")
+        {
             return Err(ApiError::conflict(resource, name, "the object does not meet the precondition"));
         }
         let grace = grace_period(resource, &before.value, options);
@@ -294,7 +299,8 @@ impl Cluster {
         let given = |pointer: &str| text(&object, pointer);
         let (version, uid) = (given("/metadata/resourceVersion"), given("/metadata/uid"));
         if !version.is_empty() && version != text(old, "/metadata/resourceVersion") {
-            let why = "the object has been modified; please apply your changes to the latest version and try again";
+            let why =
+                "the object has been modified; please apply your changes to the latest version and try again";
             return Err(ApiError::conflict(resource, name, why));
         }
         if !uid.is_empty() && uid != text(old, "/metadata/uid") {
@@ -304,7 +310,8 @@ impl Cluster {
         for (field, expected) in [("name", name), ("namespace", &target.namespace)] {
             let given = given(&format!("/metadata/{field}"));
             if !given.is_empty() && given != expected {
-                let message = format!("the {field} of the object ({given}) does not match the {field} on the URL");
+                let message =
+                    format!("the {field} of the object ({given}) does not match the {field} on the URL");
                 return Err(ApiError::bad_request(message));
             }
         }
@@ -316,9 +323,14 @@ impl Cluster {
             if resource.has_status {
                 object["status"] = old["status"].clone();
             }
-            for field in
-                ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
-            {
+            for field in [
+                "name",
+                "namespace",
+                "uid",
+                "creationTimestamp",
+                "deletionTimestamp",
+                "deletionGracePeriodSeconds",
+            ] {
                 restore(&mut object["metadata"], &old["metadata"], field);
             }
             if resource == &NAMESPACES {
@@ -353,7 +365,8 @@ impl Cluster {
         }
         let deleted = !is_unset(&object, "/metadata/deletionTimestamp");
         let due = object["metadata"]["deletionGracePeriodSeconds"].as_u64().unwrap_or_default() == 0;
-        let target = Target::new(resource, text(&object, "/metadata/namespace"), text(&object, "/metadata/name"));
+        let target =
+            Target::new(resource, text(&object, "/metadata/namespace"), text(&object, "/metadata/name"));
         let finished = before.is_some() && deleted && due && !has_finalizers(resource, &object);
         if resource == &SERVICES {
             state.claims.replace(old, Some(&object));
@@ -377,7 +390,8 @@ impl State {
         if is_unset(&found.value, "/metadata/deletionTimestamp") {
             return Ok(());
         }
-        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+        let why =
+            format!("unable to create new content in namespace {namespace} because it is being terminated");
         Err(ApiError::forbidden(resource, name, &why))
     }
 }
@@ -392,7 +406,8 @@ fn check_identity(resource: &Resource, object: &Value) -> Result<(), ApiError> {
     if fits {
         return Ok(());
     }
-    let message = format!("the object is a {version} {kind}, but the URL takes a {expected} {}", resource.kind);
+    let message =
+        format!("the object is a {version} {kind}, but the URL takes a {expected} {}", resource.kind);
     Err(ApiError::bad_request(message))
 }
 
@@ -424,7 +439,9 @@ fn restore(metadata: &mut Value, old: &Value, field: &str) {
 fn same_but_for_bookkeeping(one: &Value, other: &Value) -> bool {
     let stripped = |value: &Value| {
         let mut value = value.clone();
-        for entry in value.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut).into_iter().flatten() {
+        for entry in
+            value.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut).into_iter().flatten()
+        {
             entry.as_object_mut().map(|e| e.remove("time"));
         }
         value

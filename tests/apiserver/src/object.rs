@@ -43,19 +43,19 @@ impl Object {
 
 /// The string at a JSON pointer; empty if there is none, which is how the API treats absent strings too.
 #[must_use]
-pub fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// The array at a JSON pointer; empty if there is none.
 #[must_use]
-pub fn items<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
+pub(crate) fn items<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
     value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 /// Whether the value at a JSON pointer is absent, null or an empty string.
 #[must_use]
-pub fn is_unset(value: &Value, pointer: &str) -> bool {
+pub(crate) fn is_unset(value: &Value, pointer: &str) -> bool {
     match value.pointer(pointer) {
         None | Some(Value::Null) => true,
         Some(Value::String(text)) => text.is_empty(),
@@ -67,7 +67,7 @@ pub fn is_unset(value: &Value, pointer: &str) -> bool {
 ///
 /// # Panics
 /// Never: a value that is no map is replaced by an empty one first.
-pub fn map_mut<'a>(value: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
+pub(crate) fn map_mut<'a>(value: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
     if !value.is_object() {
         *value = Value::Object(Map::new());
     }
@@ -79,7 +79,7 @@ pub fn map_mut<'a>(value: &'a mut Value, key: &str) -> &'a mut Map<String, Value
 }
 
 /// Sets `key` of a map unless it has a value (null and the empty string count as none).
-pub fn default_to(map: &mut Map<String, Value>, key: &str, value: impl Into<Value>) {
+pub(crate) fn default_to(map: &mut Map<String, Value>, key: &str, value: impl Into<Value>) {
     let unset = match map.get(key) {
         None | Some(Value::Null) => true,
         Some(Value::String(text)) => text.is_empty(),
@@ -92,7 +92,7 @@ pub fn default_to(map: &mut Map<String, Value>, key: &str, value: impl Into<Valu
 
 /// A random (version 4) UUID.
 #[must_use]
-pub fn new_uid() -> String {
+pub(crate) fn new_uid() -> String {
     let (high, low) = (random(), random());
     let (high, low) = ((high & !0xf000) | 0x4000, (low & !(3 << 62)) | (2 << 62));
     format!(
@@ -107,7 +107,7 @@ pub fn new_uid() -> String {
 
 /// Five random characters of the alphabet Kubernetes uses after `generateName`: no vowels, so no words.
 #[must_use]
-pub fn name_suffix() -> String {
+pub(crate) fn name_suffix() -> String {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut bits = random();
     (0..5)

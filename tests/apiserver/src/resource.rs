@@ -30,7 +30,11 @@ impl Resource {
     /// `v1`, or `group/version`: the `apiVersion` of its objects.
     #[must_use]
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     /// `services`, or `endpointslices.discovery.k8s.io`: how error messages name it.
@@ -139,13 +143,8 @@ pub static SERVICE_CIDRS: Resource = Resource {
     ..CORE
 };
 /// Leases.
-pub static LEASES: Resource = Resource {
-    group: "coordination.k8s.io",
-    plural: "leases",
-    singular: "lease",
-    kind: "Lease",
-    ..CORE
-};
+pub static LEASES: Resource =
+    Resource { group: "coordination.k8s.io", plural: "leases", singular: "lease", kind: "Lease", ..CORE };
 
 /// Every kind this server knows.
 pub static ALL: [&Resource; 13] = [

@@ -67,7 +67,11 @@ fn parse_fields(selector: &str) -> Result<Vec<FieldRequirement>, String> {
         } else {
             return Err(format!("invalid field selector {selector:?}: can't understand {part:?}"));
         };
-        Ok(FieldRequirement { pointer: format!("/{}", path.trim().replace('.', "/")), value: value.to_owned(), equal })
+        Ok(FieldRequirement {
+            pointer: format!("/{}", path.trim().replace('.', "/")),
+            value: value.to_owned(),
+            equal,
+        })
     };
     selector.split(',').filter(|part| !part.is_empty()).map(parse).collect()
 }

@@ -77,8 +77,8 @@ impl Server {
     /// [`StartError`].
     pub async fn start(options: Options) -> Result<Self, StartError> {
         for ranges in [&options.service_cidrs, &options.cluster_cidrs] {
-            let one_per_family =
-                ranges.len() < 2 || (ranges.len() == 2 && ranges[0].max_prefix_len() != ranges[1].max_prefix_len());
+            let one_per_family = ranges.len() < 2
+                || (ranges.len() == 2 && ranges[0].max_prefix_len() != ranges[1].max_prefix_len());
             if ranges.is_empty() || !one_per_family {
                 return Err(StartError::Options("give one range, or one per address family"));
             }

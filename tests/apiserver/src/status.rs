@@ -52,7 +52,11 @@ impl FieldError {
 
     /// The field's value occurs twice.
     pub fn duplicate(field: impl Into<String>, value: &Value) -> Self {
-        Self { field: field.into(), reason: "FieldValueDuplicate", message: format!("Duplicate value: {value}") }
+        Self {
+            field: field.into(),
+            reason: "FieldValueDuplicate",
+            message: format!("Duplicate value: {value}"),
+        }
     }
 
     /// The field may not be set here.
@@ -144,8 +148,7 @@ impl ApiError {
     pub fn too_large(requested: u64, current: u64) -> Self {
         let message = format!("Too large resource version: {requested}, current: {current}");
         let mut error = Self::new(504, "Timeout", message);
-        error.details =
-            json!({"causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]});
+        error.details = json!({"causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]});
         error
     }
 
@@ -154,8 +157,7 @@ impl ApiError {
     pub fn invalid(resource: &Resource, name: &str, errors: &[FieldError]) -> Self {
         let mut listed: Vec<String> = errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect();
         let listed = if listed.len() == 1 { listed.remove(0) } else { format!("[{}]", listed.join(", ")) };
-        let mut error =
-            Self::new(422, "Invalid", format!("{} {name:?} is invalid: {listed}", resource.kind));
+        let mut error = Self::new(422, "Invalid", format!("{} {name:?} is invalid: {listed}", resource.kind));
         let causes: Vec<Value> = errors
             .iter()
             .map(|e| json!({"reason": e.reason, "message": e.message, "field": e.field}))

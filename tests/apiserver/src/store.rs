@@ -28,7 +28,7 @@ pub struct Change {
 /// The history asked for is no longer there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("revision {requested} is older than the history, which begins at {oldest}")]
-pub struct Compacted {
+pub(crate) struct Compacted {
     /// The revision asked for.
     pub requested: u64,
     /// The oldest revision that changes are known after.
@@ -37,7 +37,7 @@ pub struct Compacted {
 
 /// All objects by kind, namespace and name.
 #[derive(Debug)]
-pub struct Store {
+pub(crate) struct Store {
     revision: u64,
     /// Changes kept per collection.
     history: usize,
@@ -55,7 +55,7 @@ struct Collection {
 impl Store {
     /// An empty store that keeps the last `history` changes of each collection.
     #[must_use]
-    pub fn new(history: usize) -> Self {
+    pub(crate) fn new(history: usize) -> Self {
         // Starting at the wall clock makes every revision of an earlier run too old rather than from the future,
         // so that clients that outlive a restart of the server list again, as they would after a restored backup.
         let revision = clock::since_epoch().as_micros() as u64;
@@ -66,18 +66,18 @@ impl Store {
 
     /// The revision of the last change.
     #[must_use]
-    pub fn revision(&self) -> u64 {
+    pub(crate) fn revision(&self) -> u64 {
         self.revision
     }
 
     /// One object. `namespace` is empty for cluster-scoped kinds.
     #[must_use]
-    pub fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Option<&Arc<Object>> {
+    pub(crate) fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Option<&Arc<Object>> {
         self.collection(resource).objects.get(&(namespace.to_owned(), name.to_owned()))
     }
 
     /// The objects of one namespace, or of all, in order of namespace and name.
-    pub fn list<'a>(
+    pub(crate) fn list<'a>(
         &'a self,
         resource: &Resource,
         namespace: Option<&'a str>,
@@ -91,7 +91,7 @@ impl Store {
     }
 
     /// Stores an object under the name in its metadata, with the next revision.
-    pub fn put(&mut self, resource: &Resource, mut value: Value) -> Arc<Object> {
+    pub(crate) fn put(&mut self, resource: &Resource, mut value: Value) -> Arc<Object> {
         let revision = self.advance();
         value["metadata"]["resourceVersion"] = json!(revision.to_string());
         let object = Arc::new(Object::new(value));
@@ -102,7 +102,7 @@ impl Store {
     }
 
     /// Removes an object; its last state, if it was there.
-    pub fn remove(&mut self, resource: &Resource, namespace: &str, name: &str) -> Option<Arc<Object>> {
+    pub(crate) fn remove(&mut self, resource: &Resource, namespace: &str, name: &str) -> Option<Arc<Object>> {
         let key = (namespace.to_owned(), name.to_owned());
         let before = self.collection_mut(resource).objects.remove(&key)?;
         let revision = self.advance();
@@ -120,7 +120,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Compacted`] if some of them are no longer kept.
-    pub fn changes_after(&self, resource: &Resource, revision: u64) -> Result<Vec<Change>, Compacted> {
+    pub(crate) fn changes_after(&self, resource: &Resource, revision: u64) -> Result<Vec<Change>, Compacted> {
         let collection = self.collection(resource);
         if revision < collection.oldest {
             return Err(Compacted { requested: revision, oldest: collection.oldest });
@@ -130,7 +130,7 @@ impl Store {
     }
 
     /// Forgets all history, so that only watches from now on are possible.
-    pub fn compact(&mut self) {
+    pub(crate) fn compact(&mut self) {
         // One revision further, so that a watch from the last change known until now is too old as well.
         let revision = self.advance();
         for collection in self.collections.values_mut() {

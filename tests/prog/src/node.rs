@@ -3,16 +3,18 @@
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
+use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
 use fairlead_abi::{
     Address, Backend, Config, Counter, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Port, Reason, Region,
     maps, marks, programs,
 };
-use fairlead_net::netns::NamedNetns;
+use fairlead_net::netns::Netns;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::net::if_::if_nametoindex;
 use tempfile::TempDir;
@@ -90,13 +92,15 @@ pub struct Outcome {
     pub packet: Vec<u8>,
 }
 
-/// A node with two pods: programs, maps and surroundings. All of it goes when this goes.
+/// A node with two pods: programs, maps and surroundings.
+///
+/// There is one in a test process, since the verifier takes half a second for the programs; tests have it in
+/// turn. It is held by file descriptors alone, so that nothing of it outlives the process.
 pub struct Node {
     /// The loaded object.
     pub ebpf: Ebpf,
-    netns: NamedNetns,
+    netns: Netns,
     next_slot: u32,
-    _pins: Mounted,
 }
 
 /// A bpffs mounted on a temporary directory.
@@ -124,32 +128,22 @@ impl Drop for Mounted {
 }
 
 impl Node {
-    /// A node with its own addresses, its two pods, and one port to masquerade with, so that tests know
-    /// which; no Services.
+    /// The node as a new one: its own addresses, its two pods, one port to masquerade with, so that tests know
+    /// which; no Services, no flows, nothing counted.
     ///
     /// # Panics
     /// Without root or the object, or when the kernel refuses a program: then with the verifier's log.
-    #[must_use]
-    pub fn start() -> Self {
-        let mut node = Self::load().unwrap_or_else(|error| panic!("{error:?}"));
-        node.set_snat_ports(SNAT_FIRST, 1);
-        let mut endpoints: HashMap<_, Address, Endpoint> = hash(&mut node.ebpf, maps::ENDPOINTS);
-        for pod in Pod::ALL {
-            let endpoint = Endpoint {
-                ifindex: index_of(&node.netns, pod.interface()),
-                index: pod as u32,
-                pod_mac: pod.pod_mac(),
-                host_mac: pod.host_mac(),
-                reserved: 0,
-            };
-            for family in FAMILIES {
-                endpoints.insert(Address::from(pod.ip(family)), endpoint, 0).expect("insert an endpoint");
-            }
-        }
+    pub fn start() -> MutexGuard<'static, Self> {
+        static NODE: OnceLock<Mutex<Node>> = OnceLock::new();
+        let node = NODE.get_or_init(|| Mutex::new(Self::load().unwrap_or_else(|error| panic!("{error:?}"))));
+        // A test that failed leaves nothing that `reset` does not clear.
+        let mut node = node.lock().unwrap_or_else(PoisonError::into_inner);
+        node.reset();
         node
     }
 
     fn load() -> Result<Self> {
+        // The maps' pins are of no use here; they go, and the maps stay as long as the object.
         let pins = Mounted::new()?;
         let netns = place::build()?;
         let mut loader = EbpfLoader::new();
@@ -164,7 +158,39 @@ impl Node {
             let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
         }
-        Ok(Self { ebpf, netns, next_slot: 0, _pins: pins })
+        Ok(Self { ebpf, netns, next_slot: 0 })
+    }
+
+    fn reset(&mut self) {
+        self.forget();
+        self.set_snat_ports(SNAT_FIRST, 1);
+        for id in 0..CAPACITY {
+            array(&mut self.ebpf, maps::BACKENDS).set(id, Backend::default(), 0).expect("vacate a backend");
+        }
+        clear::<Address, Endpoint>(&mut self.ebpf, maps::ENDPOINTS);
+        for pod in Pod::ALL {
+            let endpoint = Endpoint {
+                ifindex: index_of(&self.netns, pod.interface()),
+                index: pod as u32,
+                pod_mac: pod.pod_mac(),
+                host_mac: pod.host_mac(),
+                reserved: 0,
+            };
+            for family in FAMILIES {
+                let address = Address::from(pod.ip(family));
+                hash(&mut self.ebpf, maps::ENDPOINTS)
+                    .insert(address, endpoint, 0)
+                    .expect("insert an endpoint");
+            }
+        }
+        for (map, count) in [(maps::COUNTERS, Counter::COUNT), (maps::DROPS, Reason::COUNT)] {
+            let map = self.ebpf.map_mut(map).expect("the map");
+            let mut map: PerCpuArray<_, u64> = map.try_into().expect("an array");
+            for index in 0..count {
+                let zeroes = PerCpuValues::try_from(vec![0; nr_cpus().expect("count CPUs")]);
+                map.set(index, zeroes.expect("one for each CPU"), 0).expect("clear a counter");
+            }
+        }
     }
 
     /// Loads the socket programs too.
@@ -367,7 +393,7 @@ fn split(address: SocketAddr) -> (Address, Port) {
     (address.ip().into(), Port::new(address.port()))
 }
 
-fn index_of(netns: &NamedNetns, interface: &str) -> u32 {
+fn index_of(netns: &Netns, interface: &str) -> u32 {
     netns.run(|| if_nametoindex(interface)).expect("enter the namespace").expect("the interface")
 }
 

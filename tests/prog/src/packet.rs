@@ -265,7 +265,8 @@ impl Packet {
     }
 
     fn is_later_fragment(&self) -> bool {
-        let later = |extension: &Extension| matches!(extension, Extension::Fragment(field) if field >> 3 != 0);
+        let later =
+            |extension: &Extension| matches!(extension, Extension::Fragment(field) if field >> 3 != 0);
         self.fragment & 0x1fff != 0 || self.extensions.iter().any(later)
     }
 

@@ -11,11 +11,10 @@ use std::fs;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::{self, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use fairlead_abi::Mac;
-use fairlead_net::netns::NamedNetns;
+use fairlead_net::netns::{NamedNetns, Netns};
 
 /// One of the two IP families, with an address of each party in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,23 +150,23 @@ route add default via 192.0.2.254
 route add default via 2001:db8::fe
 ";
 
-/// Makes the namespace; it goes when the guard goes.
+/// Makes the namespace. It has lost its name when this returns: it goes when the last handle goes, however
+/// the process ends.
 ///
 /// # Errors
 /// Without root, or when `ip` is missing or refuses a line.
-pub fn build() -> Result<NamedNetns> {
-    static MADE: AtomicU32 = AtomicU32::new(0);
-    let name = format!("fl-prog-{}-{}", process::id(), MADE.fetch_add(1, Ordering::Relaxed));
-    let netns = NamedNetns::create(&name)?;
-    netns.run(|| {
-        fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
-        fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")
-    })?
-    .context("switch forwarding on")?;
+pub fn build() -> Result<Netns> {
+    let netns = NamedNetns::create(&format!("fl-prog-{}", process::id()))?;
+    netns
+        .run(|| {
+            fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+            fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")
+        })?
+        .context("switch forwarding on")?;
     let mut command = Command::new("ip");
     command.args(["-batch", "-"]).stdin(Stdio::piped());
     let mut ip = netns.enter(&mut command).spawn().context("start ip")?;
     ip.stdin.take().context("ip's input")?.write_all(INTERFACES.as_bytes()).context("write to ip")?;
     ensure!(ip.wait().context("wait for ip")?.success(), "ip refused a line");
-    Ok(netns)
+    Ok(netns.netns().clone())
 }

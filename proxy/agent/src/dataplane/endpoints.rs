@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DataplaneError;
 use super::links::{Links, Place};
+use crate::errors::chain;
 
 /// CNI_CONTAINERID and CNI_IFNAME: what names an endpoint.
 pub type EndpointId = (String, String);
@@ -52,65 +53,25 @@ struct Known {
 }
 
 impl Endpoints {
-    /// Endpoints over these maps; their files lie in `directory`. Call [`Endpoints::restore`] next.
-    pub fn new(
+    /// Endpoints over these maps, with those that an earlier agent left, by their files in `directory`.
+    ///
+    /// One whose interface is there keeps its index, and with it what the programs know about it; the others
+    /// are removed.
+    ///
+    /// # Errors
+    /// When the directory or the map can't be read. A single endpoint that can't be restored is a warning.
+    pub fn restore(
         table: HashMap<MapData, Address, Endpoint>,
         marks: Array<MapData, u32>,
         links: Arc<Mutex<Links>>,
         directory: PathBuf,
-    ) -> Self {
+    ) -> Result<Self, DataplaneError> {
         let indices = Indices::new(marks.len());
-        Self { table, marks, links, files: directory, known: BTreeMap::new(), indices }
-    }
-
-    /// Takes up what an earlier agent left: endpoints whose interface is there keep their index, and with it
-    /// what the programs know about them; the others are removed. Returns how many were taken up.
-    ///
-    /// # Errors
-    /// When the directory or the map can't be read. A single endpoint that can't be restored is a warning.
-    pub fn restore(&mut self) -> Result<usize, DataplaneError> {
-        let unreadable = |path: &Path, e| DataplaneError::new("read", path.display().to_string(), e);
-        fs::create_dir_all(&self.files).map_err(|e| unreadable(&self.files, e))?;
-        let entries = self.entries()?;
-        let mut restored = BTreeSet::new();
-        for file in fs::read_dir(&self.files).map_err(|e| unreadable(&self.files, e))? {
-            let path = file.map_err(|e| unreadable(&self.files, e))?.path();
-            let registration = match read_registration(&path) {
-                Ok(registration) => registration,
-                Err(e) => {
-                    tracing::warn!("endpoint file {} is left out: {e}", path.display());
-                    continue;
-                }
-            };
-            if !is_interface(&registration) {
-                tracing::info!("{} is gone, its endpoint is removed", registration.host_ifname);
-                remove_file(&path)?;
-                continue;
-            }
-            let index = registration.addresses.iter().find_map(|address| {
-                let entry = entries.get(&Address::from(*address))?;
-                (entry.ifindex == registration.host_ifindex).then_some(entry.index)
-            });
-            let index = index.filter(|index| self.indices.claim(*index));
-            if let Err(e) = self.program(registration, index) {
-                tracing::warn!("restore endpoint of {}: {e}", path.display());
-            }
-        }
-        for known in self.known.values() {
-            restored.extend(known.registration.addresses.iter().map(|address| Address::from(*address)));
-        }
-        for address in entries.keys().filter(|address| !restored.contains(address)) {
-            self.remove_entry(address)?;
-        }
-        let interfaces: BTreeSet<u32> =
-            self.known.values().map(|known| known.registration.host_ifindex).collect();
-        let mut links = lock(&self.links);
-        for ifindex in links.attached(Place::Pod)? {
-            if !interfaces.contains(&ifindex) {
-                links.detach(Place::Pod, ifindex)?;
-            }
-        }
-        Ok(self.known.len())
+        let mut endpoints = Self { table, marks, links, files: directory, known: BTreeMap::new(), indices };
+        let entries = endpoints.entries()?;
+        endpoints.read_files(&entries)?;
+        endpoints.remove_strangers(&entries)?;
+        Ok(endpoints)
     }
 
     /// Programs a pod's endpoint; the same registration again is no change.
@@ -210,11 +171,6 @@ impl Endpoints {
         self.known.is_empty()
     }
 
-    /// How many entries of the endpoint map they take: one for each address.
-    pub fn addresses(&self) -> usize {
-        self.known.values().map(|known| known.registration.addresses.len()).sum()
-    }
-
     /// Every endpoint, for people.
     pub fn views(&self) -> Vec<EndpointView> {
         let view = |known: &Known| {
@@ -228,6 +184,55 @@ impl Endpoints {
             }
         };
         self.known.values().map(view).collect()
+    }
+
+    /// Takes up every endpoint that has a file and an interface.
+    fn read_files(&mut self, entries: &BTreeMap<Address, Endpoint>) -> Result<(), DataplaneError> {
+        let unreadable = |path: &Path, e| DataplaneError::new("read", path.display().to_string(), e);
+        fs::create_dir_all(&self.files).map_err(|e| unreadable(&self.files, e))?;
+        for file in fs::read_dir(&self.files).map_err(|e| unreadable(&self.files, e))? {
+            let path = file.map_err(|e| unreadable(&self.files, e))?.path();
+            let registration = match read_registration(&path) {
+                Ok(registration) => registration,
+                Err(e) => {
+                    tracing::warn!("endpoint file {} is left out: {e}", path.display());
+                    continue;
+                }
+            };
+            if !is_interface(&registration) {
+                tracing::info!("{} is gone, its endpoint is removed", registration.host_ifname);
+                remove_file(&path)?;
+                continue;
+            }
+            let index = registration.addresses.iter().find_map(|address| {
+                let entry = entries.get(&Address::from(*address))?;
+                (entry.ifindex == registration.host_ifindex).then_some(entry.index)
+            });
+            let index = index.filter(|index| self.indices.claim(*index));
+            if let Err(e) = self.program(registration, index) {
+                tracing::warn!("restore endpoint of {}: {e}", path.display());
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes entries and links that belong to no endpoint.
+    fn remove_strangers(&mut self, entries: &BTreeMap<Address, Endpoint>) -> Result<(), DataplaneError> {
+        let (mut addresses, mut interfaces) = (BTreeSet::new(), BTreeSet::new());
+        for Known { registration, .. } in self.known.values() {
+            addresses.extend(registration.addresses.iter().map(|address| Address::from(*address)));
+            interfaces.insert(registration.host_ifindex);
+        }
+        for address in entries.keys().filter(|address| !addresses.contains(address)) {
+            self.remove_entry(address)?;
+        }
+        let mut links = lock(&self.links);
+        for ifindex in links.attached(Place::Pod)? {
+            if !interfaces.contains(&ifindex) {
+                links.detach(Place::Pod, ifindex)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes the entries and attaches the programs; `index` is the endpoint's own if it had one before.
@@ -398,7 +403,7 @@ fn remove_file(path: &Path) -> Result<(), DataplaneError> {
 fn describe(error: MapError, full: &str) -> String {
     match error {
         MapError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::E2BIG) => full.to_owned(),
-        other => other.to_string(),
+        other => chain(&other),
     }
 }
 

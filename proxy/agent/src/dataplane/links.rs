@@ -373,7 +373,7 @@ impl Links {
     }
 }
 
-/// Detaches all that any agent attached under `pins`, and removes the pins of maps: the end of every flow.
+/// Detaches all that any agent attached and pinned below `bpffs`, and removes the pins of maps: the end of every flow.
 ///
 /// # Errors
 /// When a pin can't be removed.

@@ -8,6 +8,7 @@ use fairlead_abi::{Backend, Frontend, FrontendKey, Region};
 use fairlead_core::dataplane::{MapAction, MapCause, MapError, ServiceMaps};
 
 use super::sys;
+use crate::errors::chain;
 
 /// A map, and its descriptor for the calls that aya lacks.
 pub struct Batched<M> {
@@ -90,14 +91,8 @@ fn unread(what: &str, error: std::io::Error) -> MapError {
     MapError { action: MapAction::Read, object: what.to_owned(), cause: failed(error) }
 }
 
-fn failed(error: impl std::error::Error) -> MapCause {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(deeper) = source {
-        text = format!("{text}: {deeper}");
-        source = deeper.source();
-    }
-    MapCause::Failed(text)
+fn failed(error: impl std::error::Error + 'static) -> MapCause {
+    MapCause::Failed(chain(&error))
 }
 
 /// Whether the kernel's answer was `errno`.

@@ -109,9 +109,16 @@ impl Controller {
     fn sync(&mut self) {
         for slice in self.slices.catch_up(&self.cluster).iter().filter(|slice| is_ours(&slice.value)) {
             let service = name_of_service(slice);
-            let present = self.slices.get(slice.namespace(), slice.name()).is_some_and(|s| name_of_service(s) == service);
+            let present = self
+                .slices
+                .get(slice.namespace(), slice.name())
+                .is_some_and(|s| name_of_service(s) == service);
             let names = self.slices_of.entry(service.clone()).or_default();
-            if present { names.insert(slice.name().to_owned()) } else { names.remove(slice.name()) };
+            if present {
+                names.insert(slice.name().to_owned())
+            } else {
+                names.remove(slice.name())
+            };
             self.dirty.insert(service);
         }
         let zones_before: HashMap<String, Value> = self.zones();
@@ -123,7 +130,8 @@ impl Controller {
             self.dirty.insert(name_of(&service));
         }
         for pod in self.pods.catch_up(&self.cluster) {
-            let affected = self.services.in_namespace(pod.namespace()).filter(|service| selects(service, &pod));
+            let affected =
+                self.services.in_namespace(pod.namespace()).filter(|service| selects(service, &pod));
             self.dirty.extend(affected.map(|service| name_of(service)));
         }
         for service in std::mem::take(&mut self.dirty) {
@@ -156,8 +164,12 @@ impl Controller {
             .collect();
         let plan = match self.services.get(namespace, name) {
             // The garbage collector of a cluster does this, after the slices' owner references.
-            None => Plan { delete: existing.iter().map(|s| s.name().to_owned()).collect(), ..Plan::default() },
-            Some(service) if !has_selector(service) || service.value["spec"]["type"] == "ExternalName" => return Ok(()),
+            None => {
+                Plan { delete: existing.iter().map(|s| s.name().to_owned()).collect(), ..Plan::default() }
+            }
+            Some(service) if !has_selector(service) || service.value["spec"]["type"] == "ExternalName" => {
+                return Ok(());
+            }
             Some(service) => {
                 let mut pods: Vec<Arc<Object>> =
                     self.pods.in_namespace(namespace).filter(|pod| selects(service, pod)).cloned().collect();
@@ -200,5 +212,7 @@ fn has_selector(service: &Object) -> bool {
 fn selects(service: &Object, pod: &Object) -> bool {
     let labels = &pod.value["metadata"]["labels"];
     let selector = service.value["spec"]["selector"].as_object();
-    selector.is_some_and(|selector| !selector.is_empty() && selector.iter().all(|(key, value)| &labels[key] == value))
+    selector.is_some_and(|selector| {
+        !selector.is_empty() && selector.iter().all(|(key, value)| &labels[key] == value)
+    })
 }

@@ -13,7 +13,8 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
     loop {
         let everything = Selector::default();
         for namespace in cluster.list(&NAMESPACES, None, &everything).1 {
-            if !is_unset(&namespace.value, "/metadata/deletionTimestamp") && empty(&cluster, namespace.name()) {
+            if !is_unset(&namespace.value, "/metadata/deletionTimestamp") && empty(&cluster, namespace.name())
+            {
                 cluster.finish_namespace(namespace.name());
             }
         }

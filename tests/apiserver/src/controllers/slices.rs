@@ -115,7 +115,8 @@ fn endpoint(
 }
 
 fn pod_addresses(pod: &Value) -> Vec<IpAddr> {
-    let all: Vec<IpAddr> = items(pod, "/status/podIPs").iter().filter_map(|ip| text(ip, "/ip").parse().ok()).collect();
+    let all: Vec<IpAddr> =
+        items(pod, "/status/podIPs").iter().filter_map(|ip| text(ip, "/ip").parse().ok()).collect();
     if all.is_empty() { text(pod, "/status/podIP").parse().into_iter().collect() } else { all }
 }
 
@@ -136,7 +137,8 @@ fn ports(service: &Object, pod: &Object) -> Value {
 
 fn target_port(pod: &Object, port: &Value) -> Option<u64> {
     let Some(name) = port["targetPort"].as_str() else { return port["targetPort"].as_u64() };
-    let sidecars = items(&pod.value, "/spec/initContainers").iter().filter(|c| c["restartPolicy"] == "Always");
+    let sidecars =
+        items(&pod.value, "/spec/initContainers").iter().filter(|c| c["restartPolicy"] == "Always");
     items(&pod.value, "/spec/containers")
         .iter()
         .chain(sidecars)
@@ -162,7 +164,11 @@ fn plan_family(
     let mut kept: BTreeMap<String, Vec<&Object>> = BTreeMap::new();
     for slice in existing {
         let ports = slice.value["ports"].to_string();
-        if groups.contains_key(&ports) { kept.entry(ports).or_default().push(slice) } else { spare.push(slice) }
+        if groups.contains_key(&ports) {
+            kept.entry(ports).or_default().push(slice);
+        } else {
+            spare.push(slice);
+        }
     }
     let mut unplaced: Vec<(Value, Vec<Value>)> = Vec::new();
     for (ports, mut endpoints) in groups {
@@ -260,8 +266,10 @@ mod tests {
     use super::*;
 
     fn service(families: Value, ports: Value) -> Object {
-        Object::new(json!({"metadata": {"name": "web", "namespace": "default", "uid": "s", "labels": {"a": "b"}},
-            "spec": {"ipFamilies": families, "ports": ports, "selector": {"app": "web"}}}))
+        Object::new(
+            json!({"metadata": {"name": "web", "namespace": "default", "uid": "s", "labels": {"a": "b"}},
+            "spec": {"ipFamilies": families, "ports": ports, "selector": {"app": "web"}}}),
+        )
     }
 
     fn pod(number: usize, ready: bool) -> Arc<Object> {
@@ -296,15 +304,23 @@ mod tests {
         let mut made: Vec<_> = plan
             .create
             .iter()
-            .map(|s| (text(s, "/addressType"), s["ports"][0]["port"].as_u64().unwrap(), items(s, "/endpoints").len()))
+            .map(|s| {
+                (
+                    text(s, "/addressType"),
+                    s["ports"][0]["port"].as_u64().unwrap(),
+                    items(s, "/endpoints").len(),
+                )
+            })
             .collect();
         made.sort_unstable();
         assert_eq!(made, [("IPv4", 8080, 2), ("IPv4", 8081, 1), ("IPv6", 8080, 2), ("IPv6", 8081, 1)]);
         let endpoint = &plan.create[0]["endpoints"][1];
         assert_eq!(endpoint["conditions"], json!({"ready": false, "serving": false, "terminating": false}));
         assert_eq!((text(endpoint, "/nodeName"), text(endpoint, "/zone")), ("n1", "z1"));
-        assert_eq!(plan.create[0]["metadata"]["labels"],
-            json!({"a": "b", SERVICE_NAME: "web", MANAGED_BY: CONTROLLER}));
+        assert_eq!(
+            plan.create[0]["metadata"]["labels"],
+            json!({"a": "b", SERVICE_NAME: "web", MANAGED_BY: CONTROLLER})
+        );
     }
 
     #[test]

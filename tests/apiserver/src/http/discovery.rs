@@ -9,7 +9,9 @@ use crate::resource::{self, Resource};
 pub(super) fn document(path: &str) -> Option<Value> {
     let steps: Vec<&str> = path.split('/').skip(1).collect();
     match steps.as_slice() {
-        [""] => Some(json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]})),
+        [""] => Some(
+            json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]}),
+        ),
         ["version"] => Some(version()),
         ["api"] => Some(json!({
             "kind": "APIVersions",
@@ -17,7 +19,8 @@ pub(super) fn document(path: &str) -> Option<Value> {
             "serverAddressByClientCIDRs": [],
         })),
         ["apis"] => {
-            let groups: Vec<Value> = resource::groups().into_iter().map(|(group, _)| group_document(group)).collect();
+            let groups: Vec<Value> =
+                resource::groups().into_iter().map(|(group, _)| group_document(group)).collect();
             Some(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}))
         }
         ["api", "v1"] => Some(resources("", "v1")),

@@ -70,7 +70,8 @@ impl Format {
             let head = format!(
                 r#"{{"kind":"{kind}","apiVersion":"{version}","metadata":{{"resourceVersion":"{revision}"}},"items":["#
             );
-            let mut body = Vec::with_capacity(head.len() + 2 + items.iter().map(|i| i.len() + 1).sum::<usize>());
+            let mut body =
+                Vec::with_capacity(head.len() + 2 + items.iter().map(|i| i.len() + 1).sum::<usize>());
             body.extend_from_slice(head.as_bytes());
             for (i, item) in items.iter().enumerate() {
                 if i > 0 {
@@ -103,7 +104,8 @@ impl Format {
         if ends_initial_events {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        let bookmark = json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata});
+        let bookmark =
+            json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata});
         match self {
             Self::Whole => Bytes::from(bookmark.to_string()),
             Self::Metadata => self.object(resource, &Object::new(bookmark)),

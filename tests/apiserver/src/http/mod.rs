@@ -104,7 +104,8 @@ impl Asked<'_> {
             let (media_type, document) = openapi::v2(self.header(header::ACCEPT));
             return Ok(raw(200, media_type, document));
         }
-        let document = discovery::document(path).or_else(|| openapi::v3(path)).ok_or_else(ApiError::no_such_path)?;
+        let document =
+            discovery::document(path).or_else(|| openapi::v3(path)).ok_or_else(ApiError::no_such_path)?;
         Ok(answer(200, &document))
     }
 
@@ -155,7 +156,8 @@ impl Asked<'_> {
                 let options = self.delete_options()?;
                 let (revision, objects) = cluster.list(resource, namespace.as_deref(), &self.selector()?);
                 for object in &objects {
-                    match cluster.delete(&Target::new(resource, object.namespace(), object.name()), &options) {
+                    match cluster.delete(&Target::new(resource, object.namespace(), object.name()), &options)
+                    {
                         Err(error) if error.code != 404 => return Err(error),
                         _ => {}
                     }
@@ -169,8 +171,9 @@ impl Asked<'_> {
     fn object(&self, target: &Target) -> Result<Response, ApiError> {
         let format = Format::negotiate(self.header(header::ACCEPT), self.parameter("includeObject"));
         let cluster = &self.api.cluster;
-        let answer_with =
-            |code: u16, object: &Object| raw(code, "application/json", format.object(target.resource, object));
+        let answer_with = |code: u16, object: &Object| {
+            raw(code, "application/json", format.object(target.resource, object))
+        };
         match *self.method {
             Method::GET => Ok(answer_with(200, &*cluster.get(target)?)),
             Method::PUT => Ok(answer_with(200, &*cluster.update(target, self.document()?, self.is_dry())?)),
@@ -192,8 +195,11 @@ impl Asked<'_> {
                     let resource = target.resource;
                     let details = json!({"name": target.name, "group": resource.group, "kind": resource.plural,
                         "uid": object.value["metadata"]["uid"]});
-                    Ok(answer(200, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {},
-                        "status": "Success", "details": details})))
+                    Ok(answer(
+                        200,
+                        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {},
+                        "status": "Success", "details": details}),
+                    ))
                 }
             },
             _ => Err(ApiError::method_not_allowed()),
@@ -235,7 +241,9 @@ impl Asked<'_> {
         let media_type = self.header(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim();
         let unreadable = |e: String| ApiError::bad_request(format!("decoding the body: {e}"));
         match media_type {
-            "application/json" | "" => serde_json::from_slice(&self.body).map_err(|e| unreadable(e.to_string())),
+            "application/json" | "" => {
+                serde_json::from_slice(&self.body).map_err(|e| unreadable(e.to_string()))
+            }
             "application/yaml" => serde_saphyr::from_slice(&self.body).map_err(|e| unreadable(e.to_string())),
             other => Err(ApiError::unsupported_media_type(other)),
         }

@@ -32,7 +32,8 @@ pub(super) fn v3(path: &str) -> Option<Value> {
     }
     let (prefix, group, version) = prefixes.into_iter().find(|(prefix, _, _)| *prefix == rest[1..])?;
     let of_group = resource::ALL.into_iter().filter(|r| r.group == group && r.version == version);
-    let paths: Map<String, Value> = of_group.map(|resource| (url(&prefix, resource), operations(resource))).collect();
+    let paths: Map<String, Value> =
+        of_group.map(|resource| (url(&prefix, resource), operations(resource))).collect();
     Some(json!({"openapi": "3.0.0", "info": info(), "paths": paths, "components": {"schemas": {}}}))
 }
 

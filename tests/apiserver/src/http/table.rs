@@ -107,7 +107,8 @@ fn pod(pod: &Value, name: String, age: String) -> Vec<String> {
     let containers = items(pod, "/status/containerStatuses");
     let ready = containers.iter().filter(|c| c["ready"] == true).count();
     let restarts: u64 = containers.iter().filter_map(|c| c["restartCount"].as_u64()).sum();
-    let waiting = containers.iter().map(|c| text(c, "/state/waiting/reason")).find(|reason| !reason.is_empty());
+    let waiting =
+        containers.iter().map(|c| text(c, "/state/waiting/reason")).find(|reason| !reason.is_empty());
     let status = if !is_unset(pod, "/metadata/deletionTimestamp") {
         "Terminating"
     } else if let Some(reason) = waiting {
@@ -157,7 +158,8 @@ fn node(node: &Value, name: String, age: String) -> Vec<String> {
         status.push_str(",SchedulingDisabled");
     }
     let labels = node["metadata"]["labels"].as_object().into_iter().flatten();
-    let roles: Vec<&str> = labels.filter_map(|(key, _)| key.strip_prefix("node-role.kubernetes.io/")).collect();
+    let roles: Vec<&str> =
+        labels.filter_map(|(key, _)| key.strip_prefix("node-role.kubernetes.io/")).collect();
     let address = |kind: &str| {
         let found = items(node, "/status/addresses").iter().find(|a| a["type"] == kind);
         or_none(found.map_or("", |a| text(a, "/address")))

@@ -96,7 +96,8 @@ impl Watcher {
             self.sleep().await;
             let now = Instant::now();
             self.over |= now >= self.deadline;
-            if let Some(cursor) = self.cursor.filter(|_| self.request.bookmarks && now >= self.next_bookmark) {
+            if let Some(cursor) = self.cursor.filter(|_| self.request.bookmarks && now >= self.next_bookmark)
+            {
                 self.next_bookmark = now + BOOKMARK_INTERVAL;
                 self.bookmark(cursor, false, &mut chunk);
                 return Some(chunk.freeze());

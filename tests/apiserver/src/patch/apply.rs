@@ -22,8 +22,7 @@ pub(super) fn apply(resource: &Resource, current: &Value, applied: &Value, manag
     let is_mine = |e: &&Value| e["manager"] == manager && e["operation"] == "Apply";
     let entries = items(current, "/metadata/managedFields");
     let before = entries.iter().find(is_mine).map(|e| e["fieldsV1"].clone()).unwrap_or_default();
-    let others: Vec<&Value> =
-        entries.iter().filter(|e| !is_mine(e)).collect();
+    let others: Vec<&Value> = entries.iter().filter(|e| !is_mine(e)).collect();
 
     let mut result = current.clone();
     let owners: Vec<&Value> = others.iter().map(|e| &e["fieldsV1"]).collect();
@@ -90,15 +89,18 @@ fn remove_unapplied(
             } else if let Some(child) = map.get_mut(key) {
                 remove_unapplied(kind, &below(path, key), child, members, kept, &deeper);
             }
-        } else if let (Some(key), ListKind::Map(first, second)) = (step.strip_prefix("k:"), list_kind(kind, path)) {
+        } else if let (Some(key), ListKind::Map(first, second)) =
+            (step.strip_prefix("k:"), list_kind(kind, path))
+        {
             let Some(list) = live.as_array_mut() else { continue };
             if gone {
                 list.retain(|item| key_of((first, second), item) != key);
             } else if let Some(item) = list.iter_mut().find(|item| key_of((first, second), item) == key) {
                 remove_unapplied(kind, path, item, members, kept, &deeper);
             }
-        } else if let (Some(value), Some(list), true) = (step.strip_prefix("v:"), live.as_array_mut(), gone) {
-            list.retain(|item| item.to_string() != value);
+        } else if let (Some(text), Some(list), true) = (step.strip_prefix("v:"), live.as_array_mut(), gone) {
+            let value: Value = serde_json::from_str(text).unwrap_or_default();
+            list.retain(|item| *item != value);
         }
     }
 }
@@ -110,8 +112,10 @@ mod tests {
 
     #[test]
     fn what_a_manager_no_longer_applies_goes_unless_another_applies_it() {
-        let service = |labels: Value, ports: Value| json!({"apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": "a", "labels": labels}, "spec": {"ports": ports}});
+        let service = |labels: Value, ports: Value| {
+            json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "a", "labels": labels}, "spec": {"ports": ports}})
+        };
         let first = service(json!({"x": "1", "y": "1"}), json!([{"port": 80}, {"port": 81}]));
         let live = apply(&SERVICES, &json!({}), &first, "me");
         let live = apply(&SERVICES, &live, &service(json!({"y": "1"}), json!([])), "you");

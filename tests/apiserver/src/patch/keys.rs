@@ -28,8 +28,13 @@ pub(super) fn list_kind(kind: &str, path: &str) -> ListKind {
         ("Pod", "status.podIPs" | "status.hostIPs" | "spec.hostAliases") => ListKind::Map("ip", None),
         ("Pod", "spec.topologySpreadConstraints") => ListKind::Map("topologyKey", None),
         ("Pod", path) => match path.strip_prefix("spec.").unwrap_or_default() {
-            "containers" | "initContainers" | "ephemeralContainers" | "volumes" | "imagePullSecrets"
-            | "resourceClaims" | "schedulingGates" => BY_NAME,
+            "containers"
+            | "initContainers"
+            | "ephemeralContainers"
+            | "volumes"
+            | "imagePullSecrets"
+            | "resourceClaims"
+            | "schedulingGates" => BY_NAME,
             field => match field.split_once("ontainers.").unwrap_or_default().1 {
                 "env" => BY_NAME,
                 "ports" => ListKind::Map("containerPort", Some("protocol")),

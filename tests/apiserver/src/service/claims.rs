@@ -22,7 +22,7 @@ pub struct Ranges {
 
 /// The addresses and node ports in use, derived from the stored Services.
 #[derive(Debug)]
-pub struct Claims {
+pub(crate) struct Claims {
     ranges: Ranges,
     addresses: HashMap<IpAddr, String>,
     node_ports: HashMap<u16, String>,
@@ -34,14 +34,14 @@ pub struct Claims {
 impl Claims {
     /// Nothing in use yet.
     #[must_use]
-    pub fn new(ranges: Ranges) -> Self {
+    pub(crate) fn new(ranges: Ranges) -> Self {
         let hints = ranges.cluster_ips.iter().map(static_addresses).collect();
         Self { ranges, addresses: HashMap::new(), node_ports: HashMap::new(), hints }
     }
 
     /// Takes note that the Service `before` became `after`.
-    pub fn replace(&mut self, before: Option<&Value>, after: Option<&Value>) {
-        for service in before {
+    pub(crate) fn replace(&mut self, before: Option<&Value>, after: Option<&Value>) {
+        if let Some(service) = before {
             held_addresses(service).for_each(|ip| {
                 self.addresses.remove(&ip);
             });
@@ -49,13 +49,13 @@ impl Claims {
                 self.node_ports.remove(&port);
             });
         }
-        for service in after {
+        if let Some(service) = after {
             let owner = Self::owner(service);
             for ip in held_addresses(service) {
                 self.addresses.insert(ip, owner.clone());
                 for (range, hint) in self.ranges.cluster_ips.iter().zip(&mut self.hints) {
                     if let Some(offset) = offset_in(range, ip) {
-                        *hint = offset + 1;
+                        *hint = (offset + 1).max(static_addresses(range));
                     }
                 }
             }
@@ -113,19 +113,17 @@ impl Claims {
         for (i, port) in ports_mut(service).iter_mut().enumerate() {
             let protocol = text(port, "/protocol").to_owned();
             match port["nodePort"].as_u64() {
-                None | Some(0) if wanted => {
-                    match self.free_port(&taken) {
-                        Some(free) => {
-                            taken.insert(free);
-                            port["nodePort"] = json!(free);
-                        }
-                        None => errors.push(FieldError::invalid(
-                            format!("spec.ports[{i}].nodePort"),
-                            &Value::Null,
-                            "failed to allocate a nodePort: range is full",
-                        )),
+                None | Some(0) if wanted => match self.free_port(&taken) {
+                    Some(free) => {
+                        taken.insert(free);
+                        port["nodePort"] = json!(free);
                     }
-                }
+                    None => errors.push(FieldError::invalid(
+                        format!("spec.ports[{i}].nodePort"),
+                        &Value::Null,
+                        "failed to allocate a nodePort: range is full",
+                    )),
+                },
                 None | Some(0) => {}
                 Some(asked) => {
                     let field = format!("spec.ports[{i}].nodePort");
@@ -163,7 +161,9 @@ impl Claims {
         match u16::try_from(asked).ok().filter(|port| range.contains(port)) {
             None => {
                 let (first, last) = (range.start(), range.end());
-                Some(format!("provided port is not in the valid range. The range of valid ports is {first}-{last}"))
+                Some(format!(
+                    "provided port is not in the valid range. The range of valid ports is {first}-{last}"
+                ))
             }
             Some(port) if self.node_ports.get(&port).is_some_and(|holder| holder != owner) => {
                 Some("provided port is already allocated".to_owned())

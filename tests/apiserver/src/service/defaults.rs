@@ -29,7 +29,8 @@ pub(super) fn carry_over(service: &mut Value, before: &Value) {
             }
         }
     }
-    let has_health_port = |s: &Value| kind(s) == "LoadBalancer" && s["spec"]["externalTrafficPolicy"] == "Local";
+    let has_health_port =
+        |s: &Value| kind(s) == "LoadBalancer" && s["spec"]["externalTrafficPolicy"] == "Local";
     if has_health_port(service) && has_health_port(before) && is_unset(service, "/spec/healthCheckNodePort") {
         service["spec"]["healthCheckNodePort"] = before["spec"]["healthCheckNodePort"].clone();
     }

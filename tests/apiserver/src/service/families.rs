@@ -89,7 +89,8 @@ fn policy(
     let given = text(service, "/spec/ipFamilyPolicy");
     let several = requested.len() > 1 || families.len() > 1;
     if given == "SingleStack" && several {
-        let why = "must be RequireDualStack or PreferDualStack when multiple addresses or families are specified";
+        let why =
+            "must be RequireDualStack or PreferDualStack when multiple addresses or families are specified";
         errors.push(FieldError::invalid("spec.ipFamilyPolicy", &json!(given), why));
     }
     if given == "RequireDualStack" && claims.families().len() < 2 && !is_selectorless_headless(service) {
@@ -139,7 +140,11 @@ fn settle_families(
     }
     for (i, family) in families.iter().enumerate() {
         if !["IPv4", "IPv6"].contains(&family.as_str()) {
-            errors.push(FieldError::unsupported(format!("spec.ipFamilies[{i}]"), &json!(family), &["IPv4", "IPv6"]));
+            errors.push(FieldError::unsupported(
+                format!("spec.ipFamilies[{i}]"),
+                &json!(family),
+                &["IPv4", "IPv6"],
+            ));
         } else if !claims.families().contains(&family.as_str()) && !is_selectorless_headless(service) {
             let why = "not configured on this cluster";
             errors.push(FieldError::invalid(format!("spec.ipFamilies[{i}]"), &json!(family), why));

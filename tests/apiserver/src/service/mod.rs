@@ -10,7 +10,7 @@ mod validate;
 
 use serde_json::Value;
 
-pub use claims::{Claims, Ranges};
+pub(crate) use claims::{Claims, Ranges};
 
 use crate::status::FieldError;
 
@@ -18,7 +18,11 @@ use crate::status::FieldError;
 ///
 /// # Errors
 /// Everything that is wrong with it, by field.
-pub fn admit(service: &mut Value, before: Option<&Value>, claims: &Claims) -> Result<(), Vec<FieldError>> {
+pub(crate) fn admit(
+    service: &mut Value,
+    before: Option<&Value>,
+    claims: &Claims,
+) -> Result<(), Vec<FieldError>> {
     if let Some(before) = before {
         defaults::carry_over(service, before);
     }

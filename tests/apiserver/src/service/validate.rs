@@ -86,7 +86,11 @@ fn ports(errors: &mut Vec<FieldError>, service: &Value) {
             errors.push(FieldError::invalid(field("name"), &port["name"], why));
         }
         if !is_port(&port["port"]) {
-            errors.push(FieldError::invalid(field("port"), &port["port"], "must be between 1 and 65535, inclusive"));
+            errors.push(FieldError::invalid(
+                field("port"),
+                &port["port"],
+                "must be between 1 and 65535, inclusive",
+            ));
         }
         if !["SCTP", "TCP", "UDP"].iter().any(|p| port["protocol"] == *p) {
             let allowed = ["SCTP", "TCP", "UDP"];
@@ -102,7 +106,8 @@ fn ports(errors: &mut Vec<FieldError>, service: &Value) {
             errors.push(FieldError::invalid(field("targetPort"), target, why));
         }
         let node_port = &port["nodePort"];
-        if matches!(kind(service), "ClusterIP" | "ExternalName") && node_port.as_u64().is_some_and(|n| n > 0) {
+        if matches!(kind(service), "ClusterIP" | "ExternalName") && node_port.as_u64().is_some_and(|n| n > 0)
+        {
             let why = format!("may not be used when `type` is '{}'", kind(service));
             errors.push(FieldError::forbidden(field("nodePort"), why));
         }
@@ -125,10 +130,16 @@ fn is_port(value: &Value) -> bool {
 /// RFC 1123: a label of a domain name.
 pub(crate) fn is_label(name: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    (1..=63).contains(&name.len()) && name.chars().all(inner) && !name.starts_with('-') && !name.ends_with('-')
+    (1..=63).contains(&name.len())
+        && name.chars().all(inner)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
 }
 
 /// RFC 6335, section 5.1: at most 15 characters, at least one of them a letter.
 fn is_port_name(name: &str) -> bool {
-    is_label(name) && name.len() <= 15 && name.contains(|c: char| c.is_ascii_lowercase()) && !name.contains("--")
+    is_label(name)
+        && name.len() <= 15
+        && name.contains(|c: char| c.is_ascii_lowercase())
+        && !name.contains("--")
 }

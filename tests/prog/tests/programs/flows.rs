@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 
 use fairlead_abi::{Counter, Flow, Reason, flow_flags};
+use fairlead_prog_tests::case::REDIRECT;
 use fairlead_prog_tests::node::SNAT_FIRST;
 use fairlead_prog_tests::packet::tcp::{ACK, FIN_ACK, RST, SYN, SYN_ACK};
 use fairlead_prog_tests::{Case, FAMILIES, Family, Hook, Node, Packet, Pod, Then, Transport};
 
-use crate::{CLIENT_PORT, NODE_PORT, OPENERS, SERVICE_PORT, TARGET_PORT, at, number, serve};
+use crate::{CLIENT_PORT, NODE_PORT, OPENERS, SERVICE_PORT, TARGET_PORT, at, code, number, serve};
 
 const A: Hook = Hook::FromPod(Pod::A);
 const B: Hook = Hook::FromPod(Pod::B);
@@ -67,6 +68,23 @@ fn a_datagram_whose_backend_is_gone_gets_another() {
         let late = Packet::udp(parties.backend, parties.client);
         let translated = late.clone().from(parties.service);
         Case::new("late answer", B, late, Then::ToPod(Pod::A, translated)).check(&node);
+    }
+}
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn a_datagram_from_outside_whose_backend_is_gone_gets_another() {
+    let mut node = Node::start();
+    for family in FAMILIES {
+        let Parties { service, backend, successor, .. } = Parties::new(family);
+        let (client, masked) = (at(family.client(), CLIENT_PORT), at(family.node(), SNAT_FIRST));
+        serve(&mut node, Transport::Udp, service, &[backend]);
+        let request = Packet::udp(client, service);
+        let translated = request.clone().from(masked).to(backend);
+        Case::begins("first", WIRE, request.clone(), Then::ToPod(Pod::B, translated)).check(&node);
+        Parties::new(family).replace(&mut node, Transport::Udp);
+        let translated = request.clone().from(masked).to(successor);
+        Case::rebalances("next", WIRE, request, Then::ToNode2(translated)).check(&node);
     }
 }
 
@@ -142,7 +160,7 @@ fn a_flow_balanced_anew_is_counted_as_such() {
     let parties = Parties::new(Family::V4);
     parties.begin(&mut node, Transport::Udp);
     parties.replace(&mut node, Transport::Udp);
-    crate::code(&node, A, &Packet::udp(parties.client, parties.service));
+    code(&node, A, &Packet::udp(parties.client, parties.service));
     assert_eq!(node.counters()[Counter::FlowRebalanced as usize], 1);
 }
 
@@ -176,11 +194,13 @@ fn a_reset_that_the_peer_ignores_is_forgotten() {
     for family in FAMILIES {
         let parties = Parties::new(family);
         parties.begin(&mut node, Transport::Tcp(SYN));
-        let (request, reply) =
-            (Packet::tcp(ACK, parties.client, parties.service), Packet::tcp(ACK, parties.backend, parties.client));
-        crate::code(&node, A, &Packet::tcp(RST, parties.client, parties.service));
-        crate::code(&node, A, &request);
-        crate::code(&node, B, &reply);
+        let (request, reply) = (
+            Packet::tcp(ACK, parties.client, parties.service),
+            Packet::tcp(ACK, parties.backend, parties.client),
+        );
+        code(&node, A, &Packet::tcp(RST, parties.client, parties.service));
+        code(&node, A, &request);
+        code(&node, B, &reply);
         assert_eq!(node.flow(&request).map(|flow| flow.flags), Some(0));
         assert_eq!(node.flow(&reply).map(|flow| flow.flags), Some(flow_flags::REPLY));
     }
@@ -196,8 +216,8 @@ fn a_new_connection_on_the_ports_of_an_ended_one_begins_afresh() {
         let reply = Packet::tcp(SYN_ACK, parties.backend, parties.client);
         for end in [FIN_ACK, RST] {
             parties.begin(&mut node, Transport::Tcp(SYN));
-            crate::code(&node, A, &Packet::tcp(end, parties.client, parties.service));
-            assert_eq!(crate::code(&node, A, &syn), fairlead_prog_tests::case::REDIRECT);
+            code(&node, A, &Packet::tcp(end, parties.client, parties.service));
+            assert_eq!(code(&node, A, &syn), REDIRECT);
             assert_eq!(node.flows().len(), 2);
             assert_eq!(node.flow(&syn).map(|flow| flow.flags), Some(0));
             assert_eq!(node.flow(&reply).map(|flow| flow.flags), Some(flow_flags::REPLY));

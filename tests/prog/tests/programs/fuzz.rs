@@ -37,7 +37,8 @@ fn no_packet_confuses_the_programs() {
                 assert!(sent.len() < ETHERNET + 40, "refused a whole packet: round {round}, {hook:?}");
                 continue;
             };
-            let what = || format!("round {round}, {hook:?}\n{}\n{}", dump(&sent, &[]), dump(&outcome.packet, &sent));
+            let what =
+                || format!("round {round}, {hook:?}\n{}\n{}", dump(&sent, &[]), dump(&outcome.packet, &sent));
             assert!([UNSPEC, SHOT, REDIRECT].contains(&outcome.code), "code {}: {}", outcome.code, what());
             if outcome.code == UNSPEC {
                 assert!(outcome.packet == sent, "left to the stack, yet changed: {}", what());

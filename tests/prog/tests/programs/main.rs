@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use fairlead_abi::{Flow, protocol};
 use fairlead_prog_tests::packet::tcp::SYN;
-use fairlead_prog_tests::{Hook, Node, Transport};
+use fairlead_prog_tests::{Hook, Node, Packet, Transport};
 
 /// The first packet of a client, for each protocol that Services have.
 const OPENERS: [Transport; 2] = [Transport::Tcp(SYN), Transport::Udp];
@@ -62,8 +62,7 @@ fn timeless(flow: Option<Flow>) -> Option<Flow> {
     flow.map(|flow| Flow { last_seen: 0, ..flow })
 }
 
-/// Sends and tells where the packet went: the destination's last address byte and port decide in tests with
-/// several backends.
-fn code(node: &Node, hook: Hook, packet: &fairlead_prog_tests::Packet) -> i32 {
+/// Sends, and tells the program's return code alone.
+fn code(node: &Node, hook: Hook, packet: &Packet) -> i32 {
     node.send(hook, &hook.frame(packet.clone()).bytes()).code
 }

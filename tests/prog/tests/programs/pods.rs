@@ -4,11 +4,12 @@
 use std::net::IpAddr;
 
 use fairlead_abi::Reason;
+use fairlead_prog_tests::case::REDIRECT;
 use fairlead_prog_tests::packet::checksum;
 use fairlead_prog_tests::packet::tcp::{ACK, SYN};
 use fairlead_prog_tests::{Case, FAMILIES, Family, Hook, Node, Packet, Pod, Then, Transport};
 
-use crate::{CLIENT_PORT, SERVICE_PORT, at};
+use crate::{CLIENT_PORT, SERVICE_PORT, TARGET_PORT, at, code, serve};
 
 const A: Hook = Hook::FromPod(Pod::A);
 
@@ -150,8 +151,8 @@ fn an_ipv4_address_in_an_ipv6_header_is_nobodys() {
     let mut node = Node::start();
     let (a, b) = (mapped(Pod::A.ip(Family::V4)), mapped(Pod::B.ip(Family::V4)));
     let service = mapped(Family::V4.cluster_ip());
-    let backend = at(Pod::B.ip(Family::V4), crate::TARGET_PORT);
-    crate::serve(&mut node, Transport::Udp, at(Family::V4.cluster_ip(), SERVICE_PORT), &[backend]);
+    let backend = at(Pod::B.ip(Family::V4), TARGET_PORT);
+    serve(&mut node, Transport::Udp, at(Family::V4.cluster_ip(), SERVICE_PORT), &[backend]);
     for (hook, source, destination) in [
         (A, a, b),
         (A, a, service),
@@ -161,8 +162,7 @@ fn an_ipv4_address_in_an_ipv6_header_is_nobodys() {
         (Hook::FromWire, Family::V6.client(), service),
     ] {
         let packet = Packet::udp(at(source, CLIENT_PORT), at(destination, SERVICE_PORT));
-        let code = crate::code(&node, hook, &packet);
-        assert_ne!(code, fairlead_prog_tests::case::REDIRECT, "{hook:?}: {source} to {destination}");
+        assert_ne!(code(&node, hook, &packet), REDIRECT, "{hook:?}: {source} to {destination}");
         assert_eq!(node.flows(), [], "{hook:?}: {source} to {destination}");
     }
 }
@@ -197,7 +197,10 @@ fn broadcast_and_multicast_are_not_sent_to_the_gateway() {
         let packet = Packet::udp(source, at(destination.parse().expect("an address"), 5353));
         Case::new(format!("to {destination}"), A, packet.clone(), Then::ToStack(packet)).check(&node);
     }
-    let packet = Packet::udp(at(Pod::A.ip(Family::V6), CLIENT_PORT), at("ff0e::fb".parse().expect("an address"), 5353));
+    let packet = Packet::udp(
+        at(Pod::A.ip(Family::V6), CLIENT_PORT),
+        at("ff0e::fb".parse().expect("an address"), 5353),
+    );
     Case::new("to ff0e::fb", A, packet.clone(), Then::ToStack(packet)).check(&node);
 }
 

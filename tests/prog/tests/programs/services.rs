@@ -1,12 +1,12 @@
 //! Pods that dial a cluster address.
 
-use fairlead_abi::{Flow, Port, flow_flags};
+use fairlead_abi::{Flow, Port, Reason, flow_flags};
 use fairlead_prog_tests::node::SNAT_FIRST;
 use fairlead_prog_tests::packet::tcp::{ACK, SYN, SYN_ACK};
 use fairlead_prog_tests::random::Random;
 use fairlead_prog_tests::{Case, FAMILIES, Family, Hook, Node, Packet, Pod, Then, Transport};
 
-use crate::{CLIENT_PORT, NODE_PORT, OPENERS, SERVICE_PORT, TARGET_PORT, at, number, serve, timeless};
+use crate::{CLIENT_PORT, NODE_PORT, OPENERS, SERVICE_PORT, TARGET_PORT, at, serve, timeless};
 
 const A: Hook = Hook::FromPod(Pod::A);
 const B: Hook = Hook::FromPod(Pod::B);
@@ -200,14 +200,17 @@ fn a_udp_checksum_that_is_none_stays_none() {
 fn options_and_extension_headers_are_stepped_over() {
     let mut node = Node::start();
     for opener in OPENERS {
-        let (client, service) = (at(Pod::A.ip(Family::V4), CLIENT_PORT), at(Family::V4.cluster_ip(), SERVICE_PORT));
+        let (client, service) =
+            (at(Pod::A.ip(Family::V4), CLIENT_PORT), at(Family::V4.cluster_ip(), SERVICE_PORT));
         let backend = at(Pod::B.ip(Family::V4), TARGET_PORT);
         for words in 1..=10 {
             serve(&mut node, opener, service, &[backend]);
             let request = Packet::new(opener, client, service).options(&vec![1; words * 4]);
-            Case::begins("options", A, request.clone(), Then::ToPod(Pod::B, request.to(backend))).check(&node);
+            Case::begins("options", A, request.clone(), Then::ToPod(Pod::B, request.to(backend)))
+                .check(&node);
         }
-        let (client, service) = (at(Pod::A.ip(Family::V6), CLIENT_PORT), at(Family::V6.cluster_ip(), SERVICE_PORT));
+        let (client, service) =
+            (at(Pod::A.ip(Family::V6), CLIENT_PORT), at(Family::V6.cluster_ip(), SERVICE_PORT));
         let backend = at(Pod::B.ip(Family::V6), TARGET_PORT);
         let request = Packet::new(opener, client, service);
         for request in [
@@ -219,7 +222,8 @@ fn options_and_extension_headers_are_stepped_over() {
             request.clone().fragment(0, false),
         ] {
             serve(&mut node, opener, service, &[backend]);
-            Case::begins("extensions", A, request.clone(), Then::ToPod(Pod::B, request.to(backend))).check(&node);
+            Case::begins("extensions", A, request.clone(), Then::ToPod(Pod::B, request.to(backend)))
+                .check(&node);
         }
         serve(&mut node, opener, service, &[backend]);
         let request = (0..5).fold(request, |request, _| request.extension(60, 1));
@@ -240,17 +244,40 @@ fn the_first_fragment_to_a_service_is_translated() {
     }
 }
 
-/// [`fairlead_abi::Reason::Fragment`]: it has no port to find the Service by.
+/// [`Reason::Fragment`]: it has no port to find the Service by.
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
 fn a_later_fragment_to_a_service_is_dropped() {
-    use fairlead_abi::Reason;
     let mut node = Node::start();
     for family in FAMILIES {
         let (client, service) = (at(Pod::A.ip(family), CLIENT_PORT), at(family.cluster_ip(), SERVICE_PORT));
         serve(&mut node, Transport::Udp, service, &[at(Pod::B.ip(family), TARGET_PORT)]);
         let later = Packet::udp(client, service).fragment(10, false).payload(&[1; 64]);
         Case::new("later", A, later, Then::Dropped(Reason::Fragment)).check(&node);
+    }
+}
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn pods_that_take_part_in_a_service_still_talk_plainly() {
+    let mut node = Node::start();
+    for family in FAMILIES {
+        let (a, b) = (at(Pod::A.ip(family), CLIENT_PORT), at(Pod::B.ip(family), TARGET_PORT));
+        let service = at(family.cluster_ip(), SERVICE_PORT);
+        serve(&mut node, Transport::Udp, service, &[b]);
+        let request = Packet::udp(a, service);
+        Case::begins("request", A, request.clone(), Then::ToPod(Pod::B, request.to(b))).check(&node);
+        let (a, b) = (at(a.ip(), 7), at(b.ip(), 7));
+        for (hook, packet, pod) in [
+            (A, Packet::udp(a, b), Pod::B),
+            (B, Packet::tcp(ACK, b, a), Pod::A),
+            (Hook::FromWire, Packet::udp(at(family.remote_pod(), 7), a), Pod::A),
+            (Hook::FromWire, Packet::tcp(SYN, at(family.remote_pod(), 7), b), Pod::B),
+        ] {
+            Case::new("plain", hook, packet.clone(), Then::ToPod(pod, packet)).check(&node);
+        }
+        let packet = Packet::udp(a, at(family.client(), 7));
+        Case::new("plain, outside", A, packet.clone(), Then::ToGateway(packet)).check(&node);
     }
 }
 
@@ -269,25 +296,27 @@ fn checksums_are_exact_whatever_the_packet_says() {
                 let masked = port();
                 node.set_snat_ports(masked, 1);
                 serve(&mut node, opener, service, &[backend]);
-                let length = random.below(600);
-                let packet = |from, to| {
-                    let packet = Packet::new(opener, from, to).tos(random.clone().next() as u8);
-                    packet.identification(random.clone().next() as u16)
+                let mut packet = |from, to| {
+                    let length = random.below(600);
+                    let packet = Packet::new(opener, from, to).payload(&random.bytes(length));
+                    packet.tos(random.number() as u8).identification(random.number() as u16)
                 };
-                let request = packet(client, service).payload(&random.clone().bytes(length));
+                let request = packet(client, service);
                 let translated = request.clone().to(backend);
                 Case::begins("request", A, request, Then::ToPod(Pod::B, translated)).check(&node);
-                let reply = packet(backend, client).payload(&random.clone().bytes(length));
+                let reply = packet(backend, client);
                 let translated = reply.clone().from(service);
                 Case::new("answer", B, reply, Then::ToPod(Pod::A, translated)).check(&node);
 
-                let request = packet(at(family.client(), client.port()), service);
+                let client = at(family.client(), client.port());
+                let request = packet(client, service);
                 let translated = request.clone().from(at(family.node(), masked)).to(backend);
-                Case::begins("from outside", Hook::FromWire, request, Then::ToPod(Pod::B, translated))
+                Case::begins("outside", Hook::FromWire, request, Then::ToPod(Pod::B, translated))
                     .check(&node);
-                random.next();
+                let reply = packet(backend, at(family.node(), masked));
+                let translated = reply.clone().from(service).to(client);
+                Case::new("answer", B, reply, Then::ToGateway(translated)).check(&node);
             }
         }
     }
-    let _ = number(OPENERS[0]);
 }
