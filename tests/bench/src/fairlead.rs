@@ -18,12 +18,14 @@ apiVersion: v1
 kind: Pod
 metadata: {name: bench-client}
 spec:
+  nodeName: node1
   containers: [{name: client, image: fairlead-bench}]
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: bench-server, labels: {app: bench-server}}
 spec:
+  nodeName: node1
   containers: [{name: server, image: fairlead-bench}]
 ---
 apiVersion: v1

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 /// How long killed processes may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,26 +42,21 @@ pub fn remove(group: &Path) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound && !group.exists() => return Ok(()),
         killed => killed.with_context(|| format!("kill the processes of {}", group.display()))?,
     }
-    let deadline = Instant::now() + PATIENCE;
-    while populated(group)? {
-        if Instant::now() > deadline {
-            bail!("processes of {} do not go away", group.display());
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    remove_tree(group)
+    remove_tree(group, Instant::now() + PATIENCE)
 }
 
-fn populated(group: &Path) -> Result<bool> {
-    let events = group.join("cgroup.events");
-    let text = fs::read_to_string(&events).with_context(|| format!("read {}", events.display()))?;
-    Ok(text.lines().any(|line| line == "populated 1"))
-}
-
-fn remove_tree(group: &Path) -> Result<()> {
+/// Removes the group once it is empty: a killed process leaves its group a moment later.
+fn remove_tree(group: &Path, deadline: Instant) -> Result<()> {
     let entries = fs::read_dir(group).with_context(|| format!("read {}", group.display()))?;
     for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        remove_tree(&entry.path())?;
+        remove_tree(&entry.path(), deadline)?;
     }
-    fs::remove_dir(group).with_context(|| format!("remove control group {}", group.display()))
+    loop {
+        match fs::remove_dir(group) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            removed => return removed.with_context(|| format!("remove control group {}", group.display())),
+        }
+    }
 }

@@ -33,6 +33,10 @@ use crate::{api, cgroup, netns};
 const RETRY: Duration = Duration::from_millis(200);
 /// How long a pod may take to end if it does not say so itself, as in Kubernetes.
 const GRACE: i64 = 30;
+/// When a terminating pod stops being ready, as it would by its readiness probe: it has then been serving
+/// while terminating for this long, and goes on for as long again ([`crate::serve`]), so that every node has
+/// turned datagrams away from it before it is gone.
+const STILL_READY: Duration = Duration::from_millis(500);
 
 /// Runs every pod of the cluster until killed.
 ///
@@ -218,16 +222,16 @@ impl Life {
     }
 
     async fn finish(self: &Arc<Self>, server: Option<Process>) -> Result<()> {
+        if let Some(mut server) = server {
+            // One that is gone already, or had to be killed, is gone all the same.
+            server.signal(Signal::SIGTERM).ok();
+            sleep(STILL_READY).await;
+            self.report_ending().await;
+            let grace = self.grace();
+            spawn_blocking(move || server.wait(grace).ok()).await?;
+        }
         let life = Arc::clone(self);
-        spawn_blocking(move || {
-            if let Some(mut server) = server {
-                server.signal(Signal::SIGTERM).ok();
-                // One that had to be killed is gone all the same.
-                server.wait(life.grace()).ok();
-            }
-            life.clear()
-        })
-        .await??;
+        spawn_blocking(move || life.clear()).await??;
         let now =
             DeleteParams { preconditions: Some(self.only_this()), ..DeleteParams::default().grace_period(0) };
         match self.api.delete(&self.name, &now).await {
@@ -279,6 +283,17 @@ impl Life {
             "containerStatuses": containers,
         }))
         .await
+    }
+
+    async fn report_ending(&self) {
+        let ready = json!({ "type": "Ready", "status": "False", "reason": "Terminating" });
+        if let Err(error) = self.report(json!({ "conditions": [ready] })).await {
+            tracing::warn!(
+                pod = self.name,
+                error = format!("{error:#}"),
+                "report that a pod is no longer ready"
+            );
+        }
     }
 
     async fn report_waiting(&self, why: &str) {

@@ -342,7 +342,7 @@ mod tests {
         let sizes: Vec<_> = slices.iter().map(|s| items(&s.value, "/endpoints").len()).collect();
         assert_eq!(sizes, [100, 100, 50]);
         let fewer = plan(&service, &pods[1..], node, &slices);
-        assert_eq!((fewer.create.len(), fewer.update.len(), fewer.delete.len()), (0, 2, 0));
+        assert_eq!((fewer.create.len(), fewer.update.len(), fewer.delete.len()), (0, 1, 0));
         let none = plan(&service, &[], node, &slices);
         assert_eq!((none.create.len(), none.update.len(), none.delete.len()), (0, 1, 2));
     }
