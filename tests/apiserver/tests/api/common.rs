@@ -15,8 +15,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// A fresh server, and a client of it.
 pub(crate) async fn start() -> (Server, Client) {
     let server = Server::start(Options::default()).await.expect("start the server");
-    let client = Client::try_from(Config::new(server.url().parse().unwrap())).unwrap();
-    (server, client)
+    let mut config = Config::new(server.url().parse().unwrap());
+    // Tests want to see the refusals that the client would sit out for minutes.
+    config.default_retry = false;
+    (server, Client::try_from(config).unwrap())
 }
 
 /// An object of a typed kind.

@@ -282,7 +282,7 @@ fn a_port_is_given_again_when_its_flow_has_ended_or_fallen_silent() {
             let translated = second.clone().from(masked).to(backend);
             if given {
                 // The reply entry is taken over, only the forward one is new.
-                Case::rebalances(what, WIRE, second, Then::ToPod(Pod::B, translated)).check(&node);
+                Case::takes_over(what, WIRE, second, Then::ToPod(Pod::B, translated)).check(&node);
             } else {
                 Case::new(what, WIRE, second, Then::Dropped(Reason::NoSnatPort)).check(&node);
             }
