@@ -14,6 +14,12 @@ macro_rules! numbered {
             /// How many entries a map indexed by this needs.
             pub const COUNT: u32 = Self::ALL.len() as u32;
 
+            /// The variant with this number, or the first for a number that none has.
+            #[inline(always)]
+            pub const fn numbered(number: u32) -> Self {
+                match number { $($number => Self::$variant,)+ _ => Self::ALL[0] }
+            }
+
             /// The label that metrics and command output carry.
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$variant => $label,)+ }
@@ -32,7 +38,7 @@ numbered! {
     Reason {
         /// The packet is shorter than its headers say, or its headers make no sense.
         Malformed = 0, "malformed";
-        /// A pod sent from an address that is not its own.
+        /// A pod sent from an address that is not its own, or the wire brought a packet from one of this node's.
         SpoofedSource = 1, "spoofed_source";
         /// The Service has no endpoint at all: answered with port unreachable.
         NoEndpoint = 2, "no_endpoint";
@@ -46,10 +52,8 @@ numbered! {
         FlowTableFull = 6, "flow_table_full";
         /// The kernel has no usable route to the destination, or the packet could not be changed.
         NotForwarded = 7, "not_forwarded";
-        /// A fragment other than the first of a datagram addressed to a Service.
-        Fragment = 8, "fragment";
         /// A flow to masquerade, on a node that has no address of the packet's family.
-        NoNodeAddress = 9, "no_node_address";
+        NoNodeAddress = 8, "no_node_address";
     }
 }
 

@@ -72,3 +72,20 @@ pub mod flow_flags {
     /// An RST passed, in either direction, and nothing since.
     pub const RESET: u32 = 4;
 }
+
+/// The fragments of one datagram (RFC 791, section 3.2; RFC 8200, section 4.5). 40 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FragmentKey {
+    /// The sender.
+    pub source: Address,
+    /// The receiver.
+    pub destination: Address,
+    /// The datagram's identification as it stands in the packet.
+    pub identification: u32,
+    /// An IP protocol number, see [`crate::protocol`].
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+layout!(FragmentKey, 40);

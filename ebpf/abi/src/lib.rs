@@ -14,6 +14,7 @@
 //! | [`maps::ENDPOINTS`] | hash | [`Address`] → [`Endpoint`] | agent, at CNI ADD and DEL |
 //! | [`maps::MARKS`] | array | endpoint index → [`marks`] | programs; cleared by the agent |
 //! | [`maps::FLOWS`] | LRU hash | [`FlowKey`] → [`Flow`] | programs |
+//! | [`maps::FRAGMENTS`] | LRU hash | [`FragmentKey`] → [`Flow`] of the first fragment | programs |
 //! | [`maps::SOCKETS`] | LRU hash | [`SocketKey`] → [`SocketPeer`] | programs |
 //! | [`maps::COUNTERS`] | per-CPU array | [`Counter`] → packets | programs |
 //! | [`maps::DROPS`] | per-CPU array | [`Reason`] → packets | programs |
@@ -31,7 +32,7 @@ pub use address::{Address, Port, protocol};
 pub use config::Config;
 pub use count::{Counter, Reason};
 pub use endpoint::{Endpoint, Mac, marks};
-pub use flow::{Flow, FlowKey, flow_flags};
+pub use flow::{Flow, FlowKey, FragmentKey, flow_flags};
 pub use service::{Backend, Frontend, FrontendKey, Region, frontend_flags};
 pub use socket::{SocketKey, SocketPeer};
 
@@ -54,6 +55,8 @@ pub mod maps {
     pub const MARKS: &str = "MARKS";
     /// [`FlowKey`](crate::FlowKey) → [`Flow`](crate::Flow).
     pub const FLOWS: &str = "FLOWS";
+    /// [`FragmentKey`](crate::FragmentKey) → [`Flow`](crate::Flow).
+    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// [`SocketKey`](crate::SocketKey) → [`SocketPeer`](crate::SocketPeer).
     pub const SOCKETS: &str = "SOCKETS";
     /// [`Counter`](crate::Counter) → packets (`u64`), per CPU.

@@ -4,16 +4,19 @@
 //! find the forward one, the backend's packets the reply one. The table is an LRU hash: when it is full, the
 //! flow that was silent longest makes way.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::LruHashMap;
-use fairlead_abi::{Address, Config, Flow, FlowKey, Reason, flow_flags, protocol};
+use fairlead_abi::{Address, Backend, Config, Counter, Flow, FlowKey, Reason, flow_flags, protocol};
 use fairlead_flow::snat;
 
-use crate::lb::{self, Choice};
-use crate::packet::Packet;
-use crate::{config, endpoint};
+use crate::lb::{self, Choice, Client};
+use crate::packet::{Fragment, Packet};
+use crate::verdict::Outcome;
+use crate::{config, endpoint, fragment, observe};
 
 #[map]
 static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(65_536, 0);
@@ -28,26 +31,97 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// The flow that this packet belongs to, noted as seen. A forward flow whose backend is gone is none:
-/// its packet is balanced anew.
+/// What [`flow_of`] may do.
+pub(crate) mod may {
+    /// Find a flow that is known.
+    pub(crate) const FIND: u32 = 1;
+    /// Begin a flow from inside the cluster, if the destination is a frontend.
+    pub(crate) const BEGIN_INSIDE: u32 = 2;
+    /// Begin a flow from outside the cluster, if the destination is a frontend.
+    pub(crate) const BEGIN_OUTSIDE: u32 = 4;
+    /// Begin a flow for what is for no frontend but would be taken for part of another flow.
+    pub(crate) const KEEP_APART: u32 = 8;
+}
+
+/// The flow that the packet belongs to, or begins, as far as it [`may`]. It lies in `room`.
 #[inline(always)]
-pub(crate) fn find(packet: &Packet) -> Option<Flow> {
-    let entry = FLOWS.get_ptr_mut(&packet.tuple)?;
+pub(crate) fn flow_of<'room>(
+    packet: &Packet,
+    may: u32,
+    room: &'room mut MaybeUninit<Flow>,
+) -> Result<Option<&'room Flow>, Reason> {
+    let found = Outcome(fairlead_flow(packet, room.as_mut_ptr(), may)).is_something()?;
+    // SAFETY: `fairlead_flow` has filled it in if it says so.
+    Ok(found.then(|| unsafe { room.assume_init_ref() }))
+}
+
+/// Out of line as a global function: the verifier walks it once, by itself, and its callers go on with one state
+/// where the ways through it had many; nor do they hold its stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_flow(packet: *const Packet, flow: *mut Flow, may: u32) -> i32 {
+    // SAFETY: the caller passes a packet of its own; the verifier wants to see that it and the room are there.
+    let Some(packet) = (unsafe { packet.as_ref() }) else {
+        return Outcome::NOTHING.0;
+    };
+    // SAFETY: as above. A flow is integers only: whatever lies in the room is one.
+    let Some(flow) = (unsafe { flow.as_mut() }) else {
+        return Outcome::NOTHING.0;
+    };
+    if may & may::FIND != 0 && find(packet, flow) {
+        return Outcome::SOMETHING.0;
+    }
+    let mut room = MaybeUninit::uninit();
+    let chosen = match choose(packet, may, &mut room) {
+        Outcome::NOTHING if may & may::KEEP_APART != 0 => keep_apart(packet, &mut room),
+        chosen => chosen,
+    };
+    if chosen != Outcome::SOMETHING {
+        return chosen.0;
+    }
+    // SAFETY: whoever has chosen has filled it in.
+    Outcome::of(open(packet, unsafe { room.assume_init_ref() }, flow)).0
+}
+
+/// Out of line for the stack's sake.
+#[inline(never)]
+fn choose(packet: &Packet, may: u32, room: &mut MaybeUninit<Choice>) -> Outcome {
+    let client = if may & may::BEGIN_OUTSIDE != 0 { Client::Outside } else { Client::Inside };
+    if may & (may::BEGIN_INSIDE | may::BEGIN_OUTSIDE) == 0 {
+        return Outcome::NOTHING;
+    }
+    match lb::pick(packet, client) {
+        Ok(Some(choice)) => {
+            room.write(choice);
+            Outcome::SOMETHING
+        }
+        Ok(None) => Outcome::NOTHING,
+        Err(reason) => Outcome::from(reason),
+    }
+}
+
+/// The flow that this packet belongs to, noted as seen. A forward flow whose backend is gone is none:
+/// its packet is balanced anew. A later fragment belongs to the flow of its first.
+///
+/// Out of line for the stack's sake.
+#[inline(never)]
+fn find(packet: &Packet, flow: &mut Flow) -> bool {
+    if packet.fragment == Fragment::Later {
+        return fragment::find(packet, flow);
+    }
+    let Some(entry) = FLOWS.get_ptr_mut(&packet.tuple) else {
+        return false;
+    };
     // SAFETY: the pointer is to a live element; all fields are integers, so that a racing write, or the
     // element's reuse, can only give a stale value, never an invalid one.
-    let flow = unsafe { *entry };
-    if flow.flags & flow_flags::REPLY == 0 && is_stale(packet, &flow) {
-        return None;
+    *flow = unsafe { *entry };
+    if flow.flags & flow_flags::REPLY == 0 && is_stale(packet, flow) {
+        observe::count(Counter::FlowRebalanced);
+        return false;
     }
     let seen = now();
-    let ended = packet.tcp.closes() || packet.tcp.resets();
-    let flags = if packet.tcp.resets() {
-        flow.flags | flow_flags::RESET
-    } else if packet.tcp.closes() {
-        flow.flags | flow_flags::CLOSING
-    } else {
-        flow.flags & !flow_flags::RESET
-    };
+    let ended = ending(packet);
+    let flags = flow.flags & !flow_flags::RESET | ended;
     if flags != flow.flags || seen.wrapping_sub(flow.last_seen) > REFRESH {
         // SAFETY: as above.
         unsafe {
@@ -55,10 +129,25 @@ pub(crate) fn find(packet: &Packet) -> Option<Flow> {
             (*entry).last_seen = seen;
         }
     }
-    if ended {
-        end_partner(packet, &flow, seen);
+    if flags != flow.flags {
+        tell_partner(packet, flow, ended, seen);
     }
-    Some(flow)
+    if packet.fragment == Fragment::First {
+        fragment::remember(packet, flow);
+    }
+    true
+}
+
+/// What the segment's flags say about the end of its connection.
+#[inline(always)]
+fn ending(packet: &Packet) -> u32 {
+    if packet.tcp.resets() {
+        flow_flags::RESET
+    } else if packet.tcp.closes() {
+        flow_flags::CLOSING
+    } else {
+        0
+    }
 }
 
 /// Whether the flow must choose a backend anew. A datagram never goes to a backend that is gone; a TCP
@@ -85,68 +174,91 @@ fn leaving(flow: &Flow, ip_protocol: u8) -> FlowKey {
     }
 }
 
-/// Tells the entry of the other direction that the connection ends.
+/// Tells the entry of the other direction that the connection ends, or that an RST was not believed.
 #[inline(always)]
-fn end_partner(packet: &Packet, flow: &Flow, seen: u64) {
+fn tell_partner(packet: &Packet, flow: &Flow, ended: u32, seen: u64) {
     let partner = leaving(flow, packet.tuple.protocol).reversed();
     if let Some(entry) = FLOWS.get_ptr_mut(&partner) {
-        let flag = if packet.tcp.resets() { flow_flags::RESET } else { flow_flags::CLOSING };
         // SAFETY: as in `find`.
         unsafe {
-            (*entry).flags |= flag;
+            (*entry).flags = (*entry).flags & !flow_flags::RESET | ended;
             (*entry).last_seen = seen;
         }
     }
 }
 
-/// Enters a new flow to the chosen backend, in both directions.
+/// Enters a new flow to the chosen backend, in both directions, and leaves the forward one in `flow`, which holds
+/// the reply one before: the stack has no room for two.
 #[inline(always)]
-pub(crate) fn open(packet: &Packet, choice: &Choice) -> Result<Flow, Reason> {
+fn open(packet: &Packet, choice: &Choice, flow: &mut Flow) -> Result<(), Reason> {
     let config = config::get()?;
     let backend = choice.backend.address;
     // A backend that is the node itself answers through the node's stack, where the reply is seen anyhow,
     // and would refuse a packet that claims to come from its own address. A pod that reaches itself must
     // not see its own address either.
     let masquerade = backend == packet.tuple.source || choice.masquerade && !config::is_node_address(backend);
-    let source =
-        if masquerade { config::node_address(config, packet.tuple.source)? } else { packet.tuple.source };
-    let seen = now();
     let mut reply = FlowKey {
-        source: choice.backend.address,
-        destination: source,
+        source: backend,
+        destination: packet.tuple.source,
         source_port: choice.backend.port,
         destination_port: packet.tuple.source_port,
         protocol: packet.tuple.protocol,
         reserved: [0; 3],
     };
-    let back = Flow {
-        last_seen: seen,
-        source: packet.tuple.destination,
-        destination: packet.tuple.source,
-        source_port: packet.tuple.destination_port,
-        destination_port: packet.tuple.source_port,
-        backend: choice.id,
-        generation: choice.backend.generation,
-        flags: flow_flags::REPLY,
-        reserved: 0,
-    };
+    if masquerade {
+        reply.destination = config::node_address(config, packet.tuple.source)?;
+    }
+    flow.last_seen = now();
+    flow.source = packet.tuple.destination;
+    flow.destination = packet.tuple.source;
+    flow.source_port = packet.tuple.destination_port;
+    flow.destination_port = packet.tuple.source_port;
+    flow.backend = choice.id;
+    flow.generation = choice.backend.generation;
+    flow.flags = flow_flags::REPLY;
+    flow.reserved = 0;
     // A client that keeps its address keeps its port too, unless another flow of its own, to another
     // frontend of the same backend, has it.
-    let kept = !masquerade && claim(&reply, &back);
+    let kept = !masquerade && claim(&reply, flow);
     if !kept {
-        masquerade_port(&mut reply, &back, config)?;
+        masquerade_port(&mut reply, flow, config)?;
     }
-    let forward = Flow {
-        source,
-        destination: choice.backend.address,
-        source_port: reply.destination_port,
-        destination_port: choice.backend.port,
-        flags: 0,
-        ..back
+    flow.source = reply.destination;
+    flow.destination = reply.source;
+    flow.source_port = reply.destination_port;
+    flow.destination_port = reply.source_port;
+    flow.flags = 0;
+    FLOWS.insert(&packet.tuple, &*flow, 0).map_err(|_| Reason::FlowTableFull)?;
+    mark(flow, &packet.tuple.source);
+    observe::count(Counter::FlowCreated);
+    if packet.fragment == Fragment::First {
+        fragment::remember(packet, flow);
+    }
+    Ok(())
+}
+
+/// Fills in the choice for a packet that is for no frontend, where the answers to it would be taken for those of
+/// a flow to a Service: one of the same client port whose backend is this packet's destination. It is its own
+/// backend, and gets another port if that flow still lives. Out of line for the stack's sake.
+#[inline(never)]
+fn keep_apart(packet: &Packet, choice: &mut MaybeUninit<Choice>) -> Outcome {
+    let begins = packet.tcp.opens() || packet.tuple.protocol == protocol::UDP;
+    if !begins || !packet.has_ports() {
+        return Outcome::NOTHING;
+    }
+    let answer = packet.tuple.reversed();
+    // SAFETY: as in `find`.
+    let held = unsafe { FLOWS.get(&answer) };
+    if held.is_none_or(|held| held.flags & flow_flags::REPLY == 0) {
+        return Outcome::NOTHING;
+    }
+    let itself = Backend {
+        address: packet.tuple.destination,
+        port: packet.tuple.destination_port,
+        ..Backend::default()
     };
-    FLOWS.insert(&packet.tuple, &forward, 0).map_err(|_| Reason::FlowTableFull)?;
-    mark(&forward, &packet.tuple.source);
-    Ok(forward)
+    choice.write(Choice { id: lb::NO_BACKEND, backend: itself, masquerade: false });
+    Outcome::SOMETHING
 }
 
 /// Both ends of the flow, where they are local pods, must consult the table from now on.

@@ -3,13 +3,15 @@
 use core::mem;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup,
+};
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Counter, Endpoint, Mac, Reason};
 
 use crate::packet::{ETHERNET, Ethernet, Ipv4, Ipv6, Packet, at};
-use crate::verdict::Verdict;
+use crate::verdict::{self, Verdict};
 use crate::{endpoint, nat, observe};
 
 /// Linux' number of IPv4, everywhere the same.
@@ -20,6 +22,23 @@ const AF_INET6: u8 = 10;
 /// Sends a packet to wherever its destination is.
 #[inline(always)]
 pub(crate) fn send(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
+    Ok(Verdict::Done(fairlead_send(ctx.skb.skb, packet)))
+}
+
+/// Out of line as a global function: the verifier walks it once, by itself, and its callers go on with one state
+/// where the ways through it had many; nor do they hold its stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_send(skb: *mut __sk_buff, packet: *const Packet) -> i32 {
+    // SAFETY: the caller passes a packet of its own; the verifier wants to see that it is there.
+    match unsafe { packet.as_ref() } {
+        Some(packet) => verdict::code(send_on(&TcContext::new(skb), packet)),
+        None => verdict::code(Ok(Verdict::Stack)),
+    }
+}
+
+#[inline(always)]
+fn send_on(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
     match endpoint::find(&packet.tuple.destination) {
         Some(receiver) => deliver(ctx, packet, receiver),
         None => route(ctx, packet),
@@ -33,27 +52,33 @@ pub(crate) fn deliver(ctx: &TcContext, packet: &Packet, receiver: &Endpoint) -> 
     address_frame(ctx, receiver.host_mac, receiver.pod_mac)?;
     observe::count(Counter::ToPod);
     // SAFETY: the helper takes numbers only.
-    Ok(Verdict::Redirect(unsafe { bpf_redirect_peer(receiver.ifindex, 0) } as i32))
+    Ok(Verdict::Done(unsafe { bpf_redirect_peer(receiver.ifindex, 0) } as i32))
 }
 
 /// Sends a packet out by the kernel's routing table; one for the node itself goes up its stack.
 #[inline(always)]
-pub(crate) fn route(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
-    let (outcome, found) = look_up_route(ctx, packet)?;
+fn route(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
+    if is_multicast(packet) {
+        observe::count(Counter::ToStack);
+        return Ok(Verdict::Stack);
+    }
+    // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
+    let ingress = unsafe { (*ctx.skb.skb).ingress_ifindex };
+    let (outcome, found) = look_up_route(ctx, packet, ingress)?;
     match outcome {
         BPF_FIB_LKUP_RET_SUCCESS => {
             nat::take_hop(ctx, packet.is_v4)?;
             address_frame(ctx, found.smac, found.dmac)?;
             observe::count(Counter::Forwarded);
             // SAFETY: the helper takes numbers only.
-            Ok(Verdict::Redirect(unsafe { bpf_redirect(found.ifindex, 0) } as i32))
+            Ok(Verdict::Done(unsafe { bpf_redirect(found.ifindex, 0) } as i32))
         }
         BPF_FIB_LKUP_RET_NO_NEIGH => {
             nat::take_hop(ctx, packet.is_v4)?;
             observe::count(Counter::Forwarded);
             // SAFETY: no parameters are passed, so the helper looks the next hop up and resolves it.
             let code = unsafe { bpf_redirect_neigh(found.ifindex, core::ptr::null_mut(), 0, 0) };
-            Ok(Verdict::Redirect(code as i32))
+            Ok(Verdict::Done(code as i32))
         }
         // The node itself, or a case for the kernel: too large a packet, no route, a special one. It answers
         // with the ICMP error that belongs to it.
@@ -64,12 +89,62 @@ pub(crate) fn route(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason>
     }
 }
 
+/// Sends on a packet of the node itself, translated on its way out of an uplink.
 #[inline(always)]
-fn look_up_route(ctx: &TcContext, packet: &Packet) -> Result<(u32, FibLookup), Reason> {
+pub(crate) fn emit(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
+    Ok(Verdict::Done(fairlead_emit(ctx.skb.skb, packet)))
+}
+
+/// Out of line as a global function, like `fairlead_send`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_emit(skb: *mut __sk_buff, packet: *const Packet) -> i32 {
+    // SAFETY: the caller passes a packet of its own; the verifier wants to see that it is there.
+    match unsafe { packet.as_ref() } {
+        Some(packet) => verdict::code(send_out(&TcContext::new(skb), packet)),
+        None => verdict::code(Ok(Verdict::Stack)),
+    }
+}
+
+#[inline(always)]
+fn send_out(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
+    if let Some(receiver) = endpoint::find(&packet.tuple.destination) {
+        address_frame(ctx, receiver.host_mac, receiver.pod_mac)?;
+        observe::count(Counter::ToPod);
+        // SAFETY: the helper takes numbers only.
+        return Ok(Verdict::Done(unsafe { bpf_redirect(receiver.ifindex, 0) } as i32));
+    }
+    // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
+    let uplink = unsafe { (*ctx.skb.skb).ifindex };
+    let (outcome, found) = look_up_route(ctx, packet, uplink)?;
+    if outcome == BPF_FIB_LKUP_RET_SUCCESS {
+        address_frame(ctx, found.smac, found.dmac)?;
+        if found.ifindex == uplink {
+            return Ok(Verdict::Stack);
+        }
+        // SAFETY: the helper takes numbers only.
+        return Ok(Verdict::Done(unsafe { bpf_redirect(found.ifindex, 0) } as i32));
+    }
+    if outcome == BPF_FIB_LKUP_RET_NO_NEIGH {
+        // SAFETY: no parameters are passed, so the helper looks the next hop up and resolves it.
+        let code = unsafe { bpf_redirect_neigh(found.ifindex, core::ptr::null_mut(), 0, 0) };
+        return Ok(Verdict::Done(code as i32));
+    }
+    Err(Reason::NotForwarded)
+}
+
+/// Whether the kernel's routing table would not say that the packet is for many: an IPv4 destination above
+/// the unicast addresses (RFC 1112, section 4; RFC 919, section 7).
+#[inline(always)]
+fn is_multicast(packet: &Packet) -> bool {
+    packet.is_v4 && u32::from_be(packet.tuple.destination.v4_word()) >= 0xe000_0000
+}
+
+#[inline(always)]
+fn look_up_route(ctx: &TcContext, packet: &Packet, ifindex: u32) -> Result<(u32, FibLookup), Reason> {
     // SAFETY: a struct of integers and unions of them, for which zero is a value.
     let mut fib: FibLookup = unsafe { mem::zeroed() };
-    // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
-    fib.ifindex = unsafe { (*ctx.skb.skb).ingress_ifindex };
+    fib.ifindex = ifindex;
     fib.l4_protocol = packet.tuple.protocol;
     if packet.is_v4 {
         // SAFETY: `at` has checked the bounds.

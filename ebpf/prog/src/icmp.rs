@@ -1,24 +1,16 @@
-//! Refusing a packet with port unreachable, so that the client's connect() fails at once
-//! (RFC 792; RFC 4443, section 3.1).
+//! Port unreachable (RFC 792; RFC 4443, section 3.1).
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
-use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_redirect, bpf_skb_change_tail};
+use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_skb_change_tail};
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Counter, Reason, protocol};
+use fairlead_abi::{Reason, protocol};
 use fairlead_flow::checksum;
 
-use crate::observe;
-use crate::packet::{ETHERNET, Ethernet, Ipv4, Ipv6, Packet, at};
-use crate::verdict::Verdict;
+use crate::packet::{ETHERNET, Ipv4, Ipv6, Packet, TCP, UDP, at};
 
 const IPV4: usize = size_of::<Ipv4>();
 const IPV6: usize = size_of::<Ipv6>();
 const ICMP: usize = 8;
-/// How much of a TCP header is quoted: all of it, since the kernel will not cut a packet off before a
-/// checksum that the device is still to complete.
-const TCP: usize = 20;
-/// How much of a UDP header is quoted.
-const UDP: usize = 8;
 /// Type and code, destination unreachable and port unreachable.
 const UNREACHABLE_V4: [u8; 2] = [3, 3];
 /// Type and code, destination unreachable and port unreachable.
@@ -34,21 +26,16 @@ struct Icmp {
     rest: u32,
 }
 
-/// Turns the packet into the answer and sends it back out of where it came from.
+/// Turns the packet into the answer, its frame apart. The whole transport header is
+/// quoted: the kernel will not cut a packet off before a checksum that the device is still to complete.
 #[inline(always)]
-pub(crate) fn refuse(ctx: &TcContext, packet: &Packet, reason: Reason) -> Result<Verdict, Reason> {
+pub(crate) fn refuse(ctx: &TcContext, packet: &Packet, reason: Reason) -> Result<(), Reason> {
     match (packet.is_v4, packet.tuple.protocol) {
-        (true, protocol::TCP) => refuse_v4::<{ IPV4 + TCP }>(ctx, packet, reason)?,
-        (true, _) => refuse_v4::<{ IPV4 + UDP }>(ctx, packet, reason)?,
-        (false, protocol::TCP) => refuse_v6::<{ IPV6 + TCP }>(ctx, packet, reason)?,
-        (false, _) => refuse_v6::<{ IPV6 + UDP }>(ctx, packet, reason)?,
+        (true, protocol::TCP) => refuse_v4::<{ IPV4 + TCP }>(ctx, packet, reason),
+        (true, _) => refuse_v4::<{ IPV4 + UDP }>(ctx, packet, reason),
+        (false, protocol::TCP) => refuse_v6::<{ IPV6 + TCP }>(ctx, packet, reason),
+        (false, _) => refuse_v6::<{ IPV6 + UDP }>(ctx, packet, reason),
     }
-    turn_frame(ctx)?;
-    observe::drop(reason);
-    observe::count(Counter::Rejected);
-    // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave; the helper
-    // takes numbers only.
-    Ok(Verdict::Redirect(unsafe { bpf_redirect((*ctx.skb.skb).ifindex, 0) } as i32))
 }
 
 /// Cuts the packet off after the part to quote, and makes room for new headers before it.
@@ -64,7 +51,7 @@ fn make_room(ctx: &TcContext, quoted: usize, headers: usize) -> Result<(), i64> 
 
 #[inline(always)]
 fn refuse_v4<const QUOTED: usize>(ctx: &TcContext, packet: &Packet, reason: Reason) -> Result<(), Reason> {
-    if packet.transport != ETHERNET + IPV4 {
+    if packet.transport() != ETHERNET + IPV4 {
         return Err(reason);
     }
     make_room(ctx, QUOTED, IPV4 + ICMP).map_err(|_| reason)?;
@@ -94,7 +81,7 @@ fn refuse_v4<const QUOTED: usize>(ctx: &TcContext, packet: &Packet, reason: Reas
 
 #[inline(always)]
 fn refuse_v6<const QUOTED: usize>(ctx: &TcContext, packet: &Packet, reason: Reason) -> Result<(), Reason> {
-    if packet.transport != ETHERNET + IPV6 {
+    if packet.transport() != ETHERNET + IPV6 {
         return Err(reason);
     }
     make_room(ctx, QUOTED, IPV6 + ICMP).map_err(|_| reason)?;
@@ -134,16 +121,5 @@ fn write_icmp<const QUOTED: usize>(
     let quoted_sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, quoted.cast(), QUOTED as u32, 0) };
     let kind = u64::from(u16::from_ne_bytes(kind));
     header.checksum = !checksum::fold(sum + kind + (quoted_sum as u32 as u64));
-    Ok(())
-}
-
-/// Addresses the frame back to its sender.
-#[inline(always)]
-fn turn_frame(ctx: &TcContext) -> Result<(), Reason> {
-    // SAFETY: `at` has checked the bounds.
-    let frame = unsafe { &mut *at::<Ethernet>(ctx, 0)? };
-    let (source, destination) = (frame.source, frame.destination);
-    frame.source = destination;
-    frame.destination = source;
     Ok(())
 }

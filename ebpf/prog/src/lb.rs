@@ -6,6 +6,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use fairlead_abi::{Address, Backend, Frontend, FrontendKey, Port, Reason, frontend_flags};
 
+use crate::packet::Packet;
+
 #[map]
 static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
 
@@ -14,6 +16,9 @@ static SLOTS: Array<u32> = Array::pinned(262_144, 0);
 
 #[map]
 static BACKENDS: Array<Backend> = Array::pinned(131_072, 0);
+
+/// An id that no backend has; its generation is always 0.
+pub(crate) const NO_BACKEND: u32 = 0;
 
 /// Where a new flow comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,4 +70,17 @@ pub(crate) fn choose(frontend: &Frontend, client: Client) -> Result<Choice, Reas
     }
     let masquerade = client == Client::Outside && frontend.flags & frontend_flags::KEEP_SOURCE == 0;
     Ok(Choice { id, backend, masquerade })
+}
+
+/// The choice for a packet that is the first of a flow to a Service, if its destination is a frontend.
+#[inline(always)]
+pub(crate) fn pick(packet: &Packet, client: Client) -> Result<Option<Choice>, Reason> {
+    if !packet.has_ports() {
+        return Ok(None);
+    }
+    let tuple = &packet.tuple;
+    match find(tuple.destination, tuple.destination_port, tuple.protocol) {
+        Some(frontend) => choose(&frontend, client).map(Some),
+        None => Ok(None),
+    }
 }

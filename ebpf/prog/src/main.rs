@@ -19,15 +19,19 @@ mod config;
 mod ct;
 mod endpoint;
 mod forward;
-mod host;
+mod fragment;
 mod icmp;
 mod lb;
 mod nat;
 mod observe;
 mod packet;
 mod pod;
+mod refuse;
+mod reset;
 mod sock;
+mod stack;
 mod verdict;
+mod wire;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
@@ -41,19 +45,19 @@ pub fn fairlead_frpod(ctx: TcContext) -> i32 {
 /// A packet that the node's own stack sends to a pod.
 #[classifier]
 pub fn fairlead_topod(ctx: TcContext) -> i32 {
-    verdict::code(host::from_stack(&ctx))
+    verdict::code(stack::to_pod(&ctx))
 }
 
 /// A packet that arrives from outside the node.
 #[classifier]
 pub fn fairlead_frwire(ctx: TcContext) -> i32 {
-    verdict::code(host::from_wire(&ctx))
+    verdict::code(wire::from_wire(&ctx))
 }
 
 /// A packet that the node's own stack sends out.
 #[classifier]
 pub fn fairlead_towire(ctx: TcContext) -> i32 {
-    verdict::code(host::from_stack(&ctx))
+    verdict::code(stack::to_wire(&ctx))
 }
 
 /// connect() of an IPv4 socket.
@@ -71,13 +75,13 @@ pub fn fairlead_conn6(ctx: SockAddrContext) -> i32 {
 /// sendto() and sendmsg() with an address, IPv4.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn fairlead_send4(ctx: SockAddrContext) -> i32 {
-    sock::connect(&ctx, sock::Family::V4)
+    sock::send(&ctx, sock::Family::V4)
 }
 
 /// sendto() and sendmsg() with an address, IPv6.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn fairlead_send6(ctx: SockAddrContext) -> i32 {
-    sock::connect(&ctx, sock::Family::V6)
+    sock::send(&ctx, sock::Family::V6)
 }
 
 /// recvfrom() and recvmsg(), IPv4.

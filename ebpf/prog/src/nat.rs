@@ -7,7 +7,7 @@ use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Flow, Reason, protocol};
 use fairlead_flow::checksum::Difference;
 
-use crate::packet::{ETHERNET, Ipv4, Ipv6, Packet, at};
+use crate::packet::{ETHERNET, Fragment, Ipv4, Ipv6, Packet, at};
 
 /// `BPF_F_IPV6` (kernel 6.16): IPv6 has no header checksum that would balance a change of its addresses.
 const IPV6_ADDRESSES: u64 = 1 << 7;
@@ -16,10 +16,10 @@ const TCP_CHECKSUM: usize = 16;
 /// Where a UDP header has its checksum.
 const UDP_CHECKSUM: usize = 6;
 
-/// Gives the packet the flow's tuple. Pointers into the packet are void afterwards.
+/// Gives the packet the flow's tuple; of a later fragment, the addresses, which are all that it has. Pointers into the packet are void afterwards.
 #[inline(always)]
 pub(crate) fn translate(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Result<(), Reason> {
-    let old = packet.tuple;
+    let old = &packet.tuple;
     let addresses =
         Difference::NONE.address(old.source, flow.source).address(old.destination, flow.destination);
     let ports = Difference::NONE
@@ -37,11 +37,14 @@ pub(crate) fn translate(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Re
         header.source = flow.source.words();
         header.destination = flow.destination.words();
     }
-    // SAFETY: `at` has checked the bounds.
-    let ports_in_packet = unsafe { &mut *at::<[u16; 2]>(ctx, packet.transport)? };
-    *ports_in_packet = [flow.source_port.wire(), flow.destination_port.wire()];
     packet.tuple.source = flow.source;
     packet.tuple.destination = flow.destination;
+    if packet.fragment == Fragment::Later {
+        return Ok(());
+    }
+    // SAFETY: `at` has checked the bounds.
+    let ports_in_packet = unsafe { &mut *at::<[u16; 2]>(ctx, packet.transport())? };
+    *ports_in_packet = [flow.source_port.wire(), flow.destination_port.wire()];
     packet.tuple.source_port = flow.source_port;
     packet.tuple.destination_port = flow.destination_port;
     fix_transport_checksum(ctx, packet, addresses, ports)
@@ -60,7 +63,7 @@ fn fix_transport_checksum(
         protocol::TCP => (TCP_CHECKSUM, 0),
         _ => (UDP_CHECKSUM, u64::from(BPF_F_MARK_MANGLED_0)),
     };
-    let offset = packet.transport + place;
+    let offset = packet.transport() + place;
     let pseudo = mangled | u64::from(BPF_F_PSEUDO_HDR);
     let sum = u64::from(addresses.to_u32());
     let done = if packet.is_v4 {
@@ -88,6 +91,6 @@ pub(crate) fn take_hop(ctx: &TcContext, is_v4: bool) -> Result<(), Reason> {
     header.ttl -= 1;
     // The time to live is the high byte of its word: the checksum grows by what the word loses.
     let sum = u32::from(header.checksum) + u32::from(0x0100_u16.to_be());
-    header.checksum = (sum + (sum >> 16)) as u16;
+    header.checksum = (sum + u32::from(sum >= 0xffff)) as u16;
     Ok(())
 }

@@ -1,18 +1,29 @@
 //! A packet, parsed once.
 
+use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Address, FlowKey, Port, Reason, protocol};
 use fairlead_flow::tcp;
 
+use crate::verdict::Outcome;
+
 /// Length of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
+/// Length of a TCP header without options.
+pub(crate) const TCP: usize = 20;
+/// Length of a UDP header.
+pub(crate) const UDP: usize = 8;
 /// EtherType of IPv4, as it stands in memory.
 pub(crate) const IPV4: u16 = 0x0800_u16.to_be();
 /// EtherType of IPv6, as it stands in memory.
 pub(crate) const IPV6: u16 = 0x86dd_u16.to_be();
 
 /// How many IPv6 extension headers are walked; a packet with more is handled by its addresses alone.
-const EXTENSIONS: usize = 4;
+const EXTENSIONS: usize = 3;
+/// How far into a packet a transport header is looked for; one less than a power of two.
+const LONGEST_HEADERS: usize = 0x3ff;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -72,19 +83,46 @@ pub(crate) struct Ipv6 {
 }
 
 /// A parsed packet. Ports are 0 where the protocol has none or the fragment does not carry them.
+#[repr(C)]
 pub(crate) struct Packet {
     /// Addresses, ports and protocol.
     pub(crate) tuple: FlowKey,
+    /// The identification that a datagram's fragments share; 0 if it is whole.
+    pub(crate) identification: u32,
     /// Where the transport header begins, in bytes from the Ethernet header's first.
-    pub(crate) transport: usize,
+    pub(crate) transport: u32,
     /// Whether it is IPv4.
     pub(crate) is_v4: bool,
     /// Remaining hops.
     pub(crate) ttl: u8,
     /// The flags of a TCP segment.
     pub(crate) tcp: tcp::Flags,
-    /// Whether it is a fragment other than the first, and so without a transport header.
-    pub(crate) is_later_fragment: bool,
+    /// Whether it is a fragment, and which.
+    pub(crate) fragment: Fragment,
+}
+
+/// A packet's place in its datagram.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fragment {
+    /// It is the datagram.
+    Whole,
+    /// It is the first fragment, with the transport header.
+    First,
+    /// It is another one, without.
+    Later,
+}
+
+impl Fragment {
+    /// From the offset and the bit that says that more follow.
+    #[inline(always)]
+    fn new(offset: u16, more: bool) -> Self {
+        match (offset, more) {
+            (0, false) => Self::Whole,
+            (0, true) => Self::First,
+            _ => Self::Later,
+        }
+    }
 }
 
 impl Packet {
@@ -92,6 +130,12 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn has_ports(&self) -> bool {
         self.tuple.destination_port.wire() != 0
+    }
+
+    /// Where the transport header begins, as the verifier wants it: within bounds that it can see.
+    #[inline(always)]
+    pub(crate) fn transport(&self) -> usize {
+        self.transport as usize & LONGEST_HEADERS
     }
 }
 
@@ -105,94 +149,126 @@ pub(crate) fn at<T>(ctx: &TcContext, offset: usize) -> Result<*mut T, Reason> {
     Ok((start + offset) as *mut T)
 }
 
-/// Parses the packet; `None` if it is neither IPv4 nor IPv6.
+/// Parses the packet into `room`; `None` if it is neither IPv4 nor IPv6.
 #[inline(always)]
-pub(crate) fn parse(ctx: &TcContext) -> Result<Option<Packet>, Reason> {
+pub(crate) fn parse<'room>(
+    ctx: &TcContext,
+    room: &'room mut MaybeUninit<Packet>,
+) -> Result<Option<&'room mut Packet>, Reason> {
+    let parsed = Outcome(fairlead_parse(ctx.skb.skb, room.as_mut_ptr())).is_something()?;
+    // SAFETY: `fairlead_parse` has filled it in if it says so.
+    Ok(parsed.then(|| unsafe { room.assume_init_mut() }))
+}
+
+/// Out of line as a global function: the verifier walks it once, by itself, and its callers go on with one state
+/// where the ways through it had many; nor do they hold its stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_parse(skb: *mut __sk_buff, packet: *mut Packet) -> i32 {
+    let ctx = TcContext::new(skb);
     // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
-    let kind = unsafe { (*ctx.skb.skb).protocol } as u16;
-    match kind {
-        IPV4 => parse_v4(ctx).map(Some),
-        IPV6 => parse_v6(ctx).map(Some),
-        _ => Ok(None),
+    let headers = match unsafe { (*skb).protocol } as u16 {
+        IPV4 => parse_v4(&ctx),
+        IPV6 => parse_v6(&ctx),
+        _ => return Outcome::NOTHING.0,
+    };
+    match headers.and_then(|headers| read_ports(&ctx, headers)) {
+        // The verifier wants to see that the room is there.
+        Ok(_) if packet.is_null() => Outcome::NOTHING.0,
+        Ok(parsed) => {
+            // SAFETY: the caller passes room for a packet of its own.
+            unsafe { packet.write(parsed) };
+            Outcome::SOMETHING.0
+        }
+        Err(reason) => Outcome::from(reason).0,
     }
 }
 
-/// Makes the headers part of the packet's linear data, where `at` can reach them.
+/// Makes the first `length` bytes, as far as there are any, linear data that `at` can reach.
 #[inline(always)]
-fn pull(ctx: &TcContext, headers: usize) {
-    if ctx.data() + headers > ctx.data_end() {
+fn pull(ctx: &TcContext, length: usize) {
+    if ctx.data() + length > ctx.data_end() {
         // A short packet is found out when it is read.
-        let _ = ctx.pull_data((headers as u32).min(ctx.len()));
+        let _ = ctx.pull_data((length as u32).min(ctx.len()));
     }
 }
 
 #[inline(always)]
 fn parse_v4(ctx: &TcContext) -> Result<Packet, Reason> {
-    pull(ctx, ETHERNET + size_of::<Ipv4>() + 20);
+    pull(ctx, ETHERNET + size_of::<Ipv4>() + TCP);
     // SAFETY: `at` has checked the bounds; nothing changes the packet while the header is read.
     let header = unsafe { &*at::<Ipv4>(ctx, ETHERNET)? };
-    let length = usize::from(header.version_ihl & 0x0f) * 4;
-    if header.version_ihl >> 4 != 4 || length < size_of::<Ipv4>() {
+    let length = u32::from(header.version_ihl & 0x0f) * 4;
+    if header.version_ihl >> 4 != 4 || (length as usize) < size_of::<Ipv4>() {
         return Err(Reason::Malformed);
     }
-    let mut packet = Packet {
+    let place = u16::from_be(header.fragment);
+    Ok(Packet {
         tuple: FlowKey {
             source: Address::from_v4_word(header.source),
             destination: Address::from_v4_word(header.destination),
             protocol: header.protocol,
             ..FlowKey::default()
         },
-        transport: ETHERNET + length,
+        identification: u32::from(header.identification),
+        transport: ETHERNET as u32 + length,
         is_v4: true,
         ttl: header.ttl,
         tcp: tcp::Flags::default(),
-        is_later_fragment: u16::from_be(header.fragment) & 0x1fff != 0,
-    };
-    read_ports(ctx, &mut packet)?;
-    Ok(packet)
+        fragment: Fragment::new(place & 0x1fff, place & 0x2000 != 0),
+    })
 }
 
 #[inline(always)]
 fn parse_v6(ctx: &TcContext) -> Result<Packet, Reason> {
-    pull(ctx, ETHERNET + size_of::<Ipv6>() + 20);
+    pull(ctx, ETHERNET + size_of::<Ipv6>() + TCP);
     // SAFETY: `at` has checked the bounds; nothing changes the packet while the header is read.
     let header = unsafe { &*at::<Ipv6>(ctx, ETHERNET)? };
+    let source = Address::from_v6_words(header.source);
+    let destination = Address::from_v6_words(header.destination);
+    // On the wire, a mapped address would pass for the IPv4 address that it stands for here.
+    if header.version_class_label & 0xf000_0000_u32.to_be() != 0x6000_0000_u32.to_be()
+        || source.is_v4()
+        || destination.is_v4()
+    {
+        return Err(Reason::Malformed);
+    }
     let mut packet = Packet {
-        tuple: FlowKey {
-            source: Address::from_v6_words(header.source),
-            destination: Address::from_v6_words(header.destination),
-            protocol: header.next_header,
-            ..FlowKey::default()
-        },
-        transport: ETHERNET + size_of::<Ipv6>(),
+        tuple: FlowKey { source, destination, protocol: header.next_header, ..FlowKey::default() },
+        identification: 0,
+        transport: (ETHERNET + size_of::<Ipv6>()) as u32,
         is_v4: false,
         ttl: header.hop_limit,
         tcp: tcp::Flags::default(),
-        is_later_fragment: false,
+        fragment: Fragment::Whole,
     };
     if matches!(packet.tuple.protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION) {
         skip_extensions(ctx, &mut packet)?;
     }
-    read_ports(ctx, &mut packet)?;
     Ok(packet)
 }
 
-/// Walks the extension headers (RFC 8200, section 4) up to the transport header.
+/// Walks the extension headers (RFC 8200, section 4) up to the transport header, or to the end of what a
+/// later fragment has of them.
 #[inline(always)]
 fn skip_extensions(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     for _ in 0..EXTENSIONS {
-        let header: [u8; 4] = ctx.load(packet.transport).map_err(|_| Reason::Malformed)?;
+        let header: [u8; 8] = ctx.load(packet.transport()).map_err(|_| Reason::Malformed)?;
         match packet.tuple.protocol {
-            HOP_BY_HOP | ROUTING | DESTINATION => packet.transport += (usize::from(header[1]) + 1) * 8,
+            HOP_BY_HOP | ROUTING | DESTINATION => packet.transport += (u32::from(header[1]) + 1) * 8,
             FRAGMENT => {
-                packet.is_later_fragment |= u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0;
+                let place = u16::from_be_bytes([header[2], header[3]]);
                 packet.transport += 8;
+                packet.fragment = Fragment::new(place >> 3, place & 1 != 0);
+                packet.identification = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
             }
             _ => break,
         }
         packet.tuple.protocol = header[0];
+        if packet.fragment == Fragment::Later {
+            break;
+        }
     }
-    pull(ctx, ETHERNET + size_of::<Ipv6>() + 20);
     Ok(())
 }
 
@@ -204,21 +280,28 @@ struct Ports {
 }
 
 #[inline(always)]
-fn read_ports(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
-    if packet.is_later_fragment {
-        return Ok(());
+fn read_ports(ctx: &TcContext, mut packet: Packet) -> Result<Packet, Reason> {
+    if packet.fragment == Fragment::Later {
+        return Ok(packet);
     }
-    match packet.tuple.protocol {
-        protocol::TCP => {
-            // SAFETY: `at` has checked the bounds.
-            packet.tcp = tcp::Flags(unsafe { *at::<u8>(ctx, packet.transport + 13)? });
-        }
-        protocol::UDP => {}
-        _ => return Ok(()),
+    let length = match packet.tuple.protocol {
+        protocol::TCP => TCP,
+        protocol::UDP => UDP,
+        _ => return Ok(packet),
+    };
+    if packet.transport as usize > LONGEST_HEADERS {
+        return Err(Reason::Malformed);
     }
+    let transport = packet.transport();
+    pull(ctx, transport + length);
+    if packet.tuple.protocol == protocol::TCP {
+        // SAFETY: `at` has checked the bounds.
+        packet.tcp = tcp::Flags(unsafe { (*at::<[u8; TCP]>(ctx, transport)?)[13] });
+    }
+    at::<[u8; UDP]>(ctx, transport)?;
     // SAFETY: `at` has checked the bounds.
-    let ports = unsafe { &*at::<Ports>(ctx, packet.transport)? };
+    let ports = unsafe { &*at::<Ports>(ctx, transport)? };
     packet.tuple.source_port = Port::from_wire(ports.source);
     packet.tuple.destination_port = Port::from_wire(ports.destination);
-    Ok(())
+    Ok(packet)
 }

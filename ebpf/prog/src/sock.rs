@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::SockAddrContext;
-use fairlead_abi::{Address, Counter, Port, Reason, SocketKey, SocketPeer, protocol};
+use fairlead_abi::{Address, Counter, Frontend, Port, Reason, SocketKey, SocketPeer, protocol};
 
 use crate::lb::{self, Choice, Client};
 use crate::{config, observe};
@@ -30,41 +30,72 @@ pub(crate) enum Family {
     V6,
 }
 
-/// connect(), and sendmsg() with an address: dials a backend in place of a frontend.
+/// connect(): dials a backend in place of a frontend.
+///
+/// A datagram socket is left to dial the frontend: once connected, no hook would see it again, not even
+/// when its backend is gone. Its packets are translated one by one on their way out.
 #[inline(always)]
 pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
-    if !is_host(ctx) {
-        return ALLOW;
-    }
-    let (address, port) = read(ctx, family);
-    let protocol = protocol_of(ctx);
-    let Some(frontend) = lb::find(address, port, protocol) else {
+    let Some((frontend, dialled)) = dialling(ctx, family) else {
         return ALLOW;
     };
-    // SAFETY: the helper reads the context that the kernel gave.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let dialled = SocketKey { cookie, address, port, reserved: [0; 3] };
-    if protocol == protocol::UDP
-        && let Some(peer) = chosen_before(&dialled)
-    {
+    match lb::choose(&frontend, Client::Inside) {
+        Ok(choice) if is_datagram(ctx) && !config::is_node_address(choice.backend.address) => ALLOW,
+        Ok(choice) => dial(ctx, family, &dialled, &choice),
+        Err(reason) => refuse(reason),
+    }
+}
+
+/// sendmsg() with an address: sends to a backend in place of a frontend, the same one as long as it is there.
+#[inline(always)]
+pub(crate) fn send(ctx: &SockAddrContext, family: Family) -> i32 {
+    let Some((frontend, dialled)) = dialling(ctx, family) else {
+        return ALLOW;
+    };
+    if let Some(peer) = chosen_before(&dialled) {
         write(ctx, family, peer.address, peer.port);
         return ALLOW;
     }
     match lb::choose(&frontend, Client::Inside) {
-        Ok(choice) => {
-            remember(&dialled, &choice);
-            write(ctx, family, choice.backend.address, choice.backend.port);
-            observe::count(Counter::SocketTranslated);
-            ALLOW
-        }
-        Err(reason) => {
-            observe::drop(reason);
-            let error = if let Reason::NoEndpoint = reason { ECONNREFUSED } else { EHOSTUNREACH };
-            // SAFETY: the helper takes a number (kernel 5.18).
-            unsafe { bpf_set_retval(-error) };
-            REFUSE
-        }
+        Ok(choice) => dial(ctx, family, &dialled, &choice),
+        Err(reason) => refuse(reason),
     }
+}
+
+/// The frontend that a host process names, and its socket.
+#[inline(always)]
+fn dialling(ctx: &SockAddrContext, family: Family) -> Option<(Frontend, SocketKey)> {
+    if !is_host(ctx) {
+        return None;
+    }
+    let (address, port) = read(ctx, family);
+    let frontend = lb::find(address, port, protocol_of(ctx))?;
+    // SAFETY: the helper reads the context that the kernel gave.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    Some((frontend, SocketKey { cookie, address, port, reserved: [0; 3] }))
+}
+
+#[inline(always)]
+fn dial(ctx: &SockAddrContext, family: Family, dialled: &SocketKey, choice: &Choice) -> i32 {
+    remember(dialled, choice);
+    write(ctx, family, choice.backend.address, choice.backend.port);
+    observe::count(Counter::SocketTranslated);
+    ALLOW
+}
+
+/// Fails the call at once, with the error that a refusal or a route that leads nowhere would give.
+#[inline(always)]
+fn refuse(reason: Reason) -> i32 {
+    observe::drop(reason);
+    let error = if let Reason::NoEndpoint = reason { ECONNREFUSED } else { EHOSTUNREACH };
+    // SAFETY: the helper takes a number (kernel 5.18).
+    unsafe { bpf_set_retval(-error) };
+    REFUSE
+}
+
+#[inline(always)]
+fn is_datagram(ctx: &SockAddrContext) -> bool {
+    protocol_of(ctx) == protocol::UDP
 }
 
 /// recvmsg() and getpeername(): names the frontend in place of the backend.

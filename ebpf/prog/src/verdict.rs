@@ -1,4 +1,5 @@
-//! Verdicts: decided once, by the modules, and turned into the hook's numbers here.
+//! Verdicts: decided once, by the modules, and turned into the hook's numbers here, and
+//! the numbers that functions out of line answer with.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use fairlead_abi::Reason;
@@ -10,8 +11,8 @@ use crate::observe;
 pub(crate) enum Verdict {
     /// The kernel's stack, or the next program at this hook, goes on with it.
     Stack,
-    /// A redirect helper has taken it; the value is what the helper answered.
-    Redirect(i32),
+    /// It is decided: this is the hook's number for it, most often what a redirect helper answered.
+    Done(i32),
 }
 
 /// The return code of a tc program. `TC_ACT_UNSPEC` leaves other programs at the hook their turn.
@@ -19,10 +20,44 @@ pub(crate) enum Verdict {
 pub(crate) fn code(verdict: Result<Verdict, Reason>) -> i32 {
     match verdict {
         Ok(Verdict::Stack) => TC_ACT_UNSPEC,
-        Ok(Verdict::Redirect(code)) => code,
+        Ok(Verdict::Done(code)) => code,
         Err(reason) => {
             observe::drop(reason);
             TC_ACT_SHOT
         }
+    }
+}
+
+/// The answer of a function out of line: one number, since two registers are not returned, and the verifier
+/// follows a number where it loses a half-filled structure.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outcome(pub(crate) i32);
+
+impl Outcome {
+    /// There is none.
+    pub(crate) const NOTHING: Self = Self(0);
+    /// There is one: the room has been filled.
+    pub(crate) const SOMETHING: Self = Self(1);
+
+    /// Something, or the reason why not.
+    #[inline(always)]
+    pub(crate) fn of(result: Result<(), Reason>) -> Self {
+        match result {
+            Ok(()) => Self::SOMETHING,
+            Err(reason) => reason.into(),
+        }
+    }
+
+    /// Whether there is something.
+    #[inline(always)]
+    pub(crate) fn is_something(self) -> Result<bool, Reason> {
+        if self.0 >= 0 { Ok(self == Self::SOMETHING) } else { Err(Reason::numbered((-1 - self.0) as u32)) }
+    }
+}
+
+impl From<Reason> for Outcome {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self(-1 - reason as i32)
     }
 }

@@ -1,6 +1,6 @@
 //! Pods that dial a cluster address.
 
-use fairlead_abi::{Flow, Port, Reason, flow_flags};
+use fairlead_abi::{Flow, Port, flow_flags};
 use fairlead_prog_tests::node::SNAT_FIRST;
 use fairlead_prog_tests::packet::tcp::{ACK, SYN, SYN_ACK};
 use fairlead_prog_tests::random::Random;
@@ -247,13 +247,24 @@ fn the_first_fragment_to_a_service_is_translated() {
 /// [`Reason::Fragment`]: it has no port to find the Service by.
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn a_later_fragment_to_a_service_is_dropped() {
+fn later_fragments_follow_their_first_to_its_backend() {
     let mut node = Node::start();
     for family in FAMILIES {
         let (client, service) = (at(Pod::A.ip(family), CLIENT_PORT), at(family.cluster_ip(), SERVICE_PORT));
-        serve(&mut node, Transport::Udp, service, &[at(Pod::B.ip(family), TARGET_PORT)]);
-        let later = Packet::udp(client, service).fragment(10, false).payload(&[1; 64]);
-        Case::new("later", A, later, Then::Dropped(Reason::Fragment)).check(&node);
+        let backends = [Pod::B, Pod::A].map(|pod| at(pod.ip(family), TARGET_PORT));
+        serve(&mut node, Transport::Udp, service, &backends[..1]);
+        let first = Packet::udp(client, service).fragment(0, true).payload(&[1; 64]);
+        let translated = first.clone().to(backends[0]);
+        Case::begins("first", A, first, Then::ToPod(Pod::B, translated)).check(&node);
+        let later = Packet::udp(client, service).fragment(9, false).payload(&[2; 64]);
+        let translated = later.clone().to(backends[0]);
+        Case::new("later", A, later, Then::ToPod(Pod::B, translated)).check(&node);
+        let answer = Packet::udp(backends[0], client).fragment(0, true).payload(&[3; 64]);
+        let named = answer.clone().from(service);
+        Case::new("first of the answer", B, answer, Then::ToPod(Pod::A, named)).check(&node);
+        let later = Packet::udp(backends[0], client).fragment(9, false).payload(&[4; 64]);
+        let named = later.clone().from(service);
+        Case::new("later of the answer", B, later, Then::ToPod(Pod::A, named)).check(&node);
     }
 }
 

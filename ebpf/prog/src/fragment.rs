@@ -1,0 +1,40 @@
+//! Fragments of translated datagrams: later ones have no ports, and follow their first.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::LruHashMap;
+use fairlead_abi::{Flow, FragmentKey};
+
+use crate::packet::Packet;
+
+/// Datagrams whose fragments are under way. An entry serves until the identification comes again.
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, Flow> = LruHashMap::pinned(8_192, 0);
+
+/// Notes the flow of a first fragment. Out of line for the stack's sake.
+#[inline(never)]
+pub(crate) fn remember(packet: &Packet, flow: &Flow) {
+    // Refused, the later fragments pass untranslated, and the datagram is lost, as datagrams may be.
+    let _ = FRAGMENTS.insert(&key(packet), flow, 0);
+}
+
+/// Gives the flow of a later fragment, if its first has passed.
+#[inline(always)]
+pub(crate) fn find(packet: &Packet, flow: &mut Flow) -> bool {
+    // SAFETY: the value is copied out at once; a racing write gives a stale tuple at worst.
+    let first = unsafe { FRAGMENTS.get(&key(packet)) };
+    if let Some(first) = first {
+        *flow = *first;
+    }
+    first.is_some()
+}
+
+#[inline(always)]
+fn key(packet: &Packet) -> FragmentKey {
+    FragmentKey {
+        source: packet.tuple.source,
+        destination: packet.tuple.destination,
+        identification: packet.identification,
+        protocol: packet.tuple.protocol,
+        reserved: [0; 3],
+    }
+}

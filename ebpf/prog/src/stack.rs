@@ -1,0 +1,60 @@
+//! Packets that the node's own stack sends.
+//!
+//! Host processes are connected to backends by the socket hooks. What remains are replies of backends that
+//! are the node itself (hostNetwork pods), and packets that host processes send to frontends after all:
+//! from connected UDP sockets, which no hook would see when their backend goes, and from raw ones.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::programs::TcContext;
+use fairlead_abi::{Flow, Reason, flow_flags};
+
+use crate::ct::{self, may};
+use crate::packet::{self, Packet};
+use crate::verdict::Verdict;
+use crate::{config, endpoint, forward, nat};
+
+/// A packet on its way to a local pod: perhaps a reply of a backend that is the node itself.
+#[inline(always)]
+pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
+    let (mut packet, mut flow) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let Some(packet) = own(ctx, &mut packet)? else {
+        return Ok(Verdict::Stack);
+    };
+    let receiver = endpoint::find(&packet.tuple.destination);
+    if receiver.is_some_and(endpoint::is_translated)
+        && let Some(flow) = ct::flow_of(packet, may::FIND, &mut flow)?.filter(|flow| is_reply(flow))
+    {
+        nat::translate(ctx, packet, flow)?;
+    }
+    Ok(Verdict::Stack)
+}
+
+/// A packet on its way out of the node: perhaps such a reply, perhaps one to a frontend.
+#[inline(always)]
+pub(crate) fn to_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
+    let (mut packet, mut flow) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let Some(packet) = own(ctx, &mut packet)? else {
+        return Ok(Verdict::Stack);
+    };
+    let Some(flow) = ct::flow_of(packet, may::FIND | may::BEGIN_INSIDE, &mut flow)? else {
+        return Ok(Verdict::Stack);
+    };
+    nat::translate(ctx, packet, flow)?;
+    if is_reply(flow) { Ok(Verdict::Stack) } else { forward::emit(ctx, packet) }
+}
+
+/// The packet, if it is the node's own. What is only forwarded has another source.
+#[inline(always)]
+fn own<'room>(
+    ctx: &TcContext,
+    room: &'room mut MaybeUninit<Packet>,
+) -> Result<Option<&'room mut Packet>, Reason> {
+    let packet = packet::parse(ctx, room)?;
+    Ok(packet.filter(|packet| config::is_node_address(packet.tuple.source)))
+}
+
+#[inline(always)]
+fn is_reply(flow: &Flow) -> bool {
+    flow.flags & flow_flags::REPLY != 0
+}

@@ -1,0 +1,51 @@
+//! Packets that arrive from outside the node.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::programs::TcContext;
+use fairlead_abi::Reason;
+
+use crate::ct::{self, may};
+use crate::lb::Client;
+use crate::packet;
+use crate::verdict::Verdict;
+use crate::{config, endpoint, forward, nat, refuse};
+
+/// `PACKET_OTHERHOST` of if_packet.h: a frame for another machine, which the switch has flooded.
+const OTHER_HOST: u32 = 3;
+
+/// From parse to verdict. Only what a local pod or a Service claims is ours; all else is left to the node's
+/// stack.
+#[inline(always)]
+pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
+    let (mut packet, mut flow) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let Some(packet) = packet::parse(ctx, &mut packet)? else {
+        return Ok(Verdict::Stack);
+    };
+    // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
+    let for_another = unsafe { (*ctx.skb.skb).pkt_type } == OTHER_HOST;
+    if packet.ttl <= 1 || for_another {
+        return Ok(Verdict::Stack);
+    }
+    // The kernel would call it martian.
+    if config::is_node_address(packet.tuple.source) || endpoint::find(&packet.tuple.source).is_some() {
+        return Err(Reason::SpoofedSource);
+    }
+    let receiver = endpoint::find(&packet.tuple.destination);
+    if let Some(receiver) = receiver
+        && !endpoint::is_translated(receiver)
+    {
+        return forward::deliver(ctx, packet, receiver);
+    }
+    let may = if receiver.is_some() { may::FIND } else { may::FIND | may::BEGIN_OUTSIDE };
+    match ct::flow_of(packet, may, &mut flow) {
+        Ok(Some(flow)) => {
+            nat::translate(ctx, packet, flow)?;
+            forward::send(ctx, packet)
+        }
+        Ok(None) if receiver.is_some() => forward::send(ctx, packet),
+        Ok(None) => Ok(Verdict::Stack),
+        Err(Reason::NoEndpoint) => refuse::refuse(ctx, packet, Client::Outside),
+        Err(reason) => Err(reason),
+    }
+}
