@@ -68,7 +68,8 @@ extern "C" fn fairlead_flow(packet: *const Packet, flow: *mut Flow, may: u32) ->
     let Some(flow) = (unsafe { flow.as_mut() }) else {
         return Outcome::NOTHING.0;
     };
-    if may & may::FIND != 0 && find(packet, flow) {
+    let found = if may & may::FIND != 0 { find(packet, flow) } else { Found::None };
+    if found == Found::Flow {
         return Outcome::SOMETHING.0;
     }
     let mut room = MaybeUninit::uninit();
@@ -80,7 +81,12 @@ extern "C" fn fairlead_flow(packet: *const Packet, flow: *mut Flow, may: u32) ->
         return chosen.0;
     }
     // SAFETY: whoever has chosen has filled it in.
-    Outcome::of(open(packet, unsafe { room.assume_init_ref() }, flow)).0
+    let opened = open(packet, unsafe { room.assume_init_ref() }, flow);
+    if opened.is_ok() {
+        let anew = found == Found::Stale;
+        observe::count(if anew { Counter::FlowRebalanced } else { Counter::FlowCreated });
+    }
+    Outcome::of(opened).0
 }
 
 /// Out of line for the stack's sake.
@@ -100,24 +106,35 @@ fn choose(packet: &Packet, may: u32, room: &mut MaybeUninit<Choice>) -> Outcome 
     }
 }
 
-/// The flow that this packet belongs to, noted as seen. A forward flow whose backend is gone is none:
-/// its packet is balanced anew. A later fragment belongs to the flow of its first.
+/// What a look into the table finds.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// No entry.
+    None,
+    /// The packet's flow.
+    Flow,
+    /// A flow whose backend is gone, or whose connection has ended: the packet is balanced anew.
+    Stale,
+}
+
+/// Fills in the flow that this packet belongs to, and notes it as seen. A later fragment belongs to the flow of
+/// its first.
 ///
 /// Out of line for the stack's sake.
 #[inline(never)]
-fn find(packet: &Packet, flow: &mut Flow) -> bool {
+fn find(packet: &Packet, flow: &mut Flow) -> Found {
     if packet.fragment == Fragment::Later {
-        return fragment::find(packet, flow);
+        return if fragment::find(packet, flow) { Found::Flow } else { Found::None };
     }
     let Some(entry) = FLOWS.get_ptr_mut(&packet.tuple) else {
-        return false;
+        return Found::None;
     };
     // SAFETY: the pointer is to a live element; all fields are integers, so that a racing write, or the
     // element's reuse, can only give a stale value, never an invalid one.
     *flow = unsafe { *entry };
     if flow.flags & flow_flags::REPLY == 0 && is_stale(packet, flow) {
-        observe::count(Counter::FlowRebalanced);
-        return false;
+        return Found::Stale;
     }
     let seen = now();
     let ended = ending(packet);
@@ -135,7 +152,7 @@ fn find(packet: &Packet, flow: &mut Flow) -> bool {
     if packet.fragment == Fragment::First {
         fragment::remember(packet, flow);
     }
-    true
+    Found::Flow
 }
 
 /// What the segment's flags say about the end of its connection.
@@ -230,7 +247,6 @@ fn open(packet: &Packet, choice: &Choice, flow: &mut Flow) -> Result<(), Reason>
     flow.flags = 0;
     FLOWS.insert(&packet.tuple, &*flow, 0).map_err(|_| Reason::FlowTableFull)?;
     mark(flow, &packet.tuple.source);
-    observe::count(Counter::FlowCreated);
     if packet.fragment == Fragment::First {
         fragment::remember(packet, flow);
     }

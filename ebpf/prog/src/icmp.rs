@@ -6,6 +6,7 @@ use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Reason, protocol};
 use fairlead_flow::checksum;
 
+use crate::header;
 use crate::packet::{ETHERNET, Ipv4, Ipv6, Packet, TCP, UDP, at};
 
 const IPV4: usize = size_of::<Ipv4>();
@@ -15,8 +16,6 @@ const ICMP: usize = 8;
 const UNREACHABLE_V4: [u8; 2] = [3, 3];
 /// Type and code, destination unreachable and port unreachable.
 const UNREACHABLE_V6: [u8; 2] = [1, 4];
-const TTL: u8 = 64;
-const DO_NOT_FRAGMENT: u16 = 0x4000_u16.to_be();
 
 /// An ICMP or ICMPv6 header.
 #[repr(C)]
@@ -26,8 +25,8 @@ struct Icmp {
     rest: u32,
 }
 
-/// Turns the packet into the answer, its frame apart. The whole transport header is
-/// quoted: the kernel will not cut a packet off before a checksum that the device is still to complete.
+/// Turns the packet into the answer, its frame apart. The whole transport header is quoted: the kernel will not
+/// cut a packet off before a checksum that the device is still to complete.
 #[inline(always)]
 pub(crate) fn refuse(ctx: &TcContext, packet: &Packet, reason: Reason) -> Result<(), Reason> {
     match (packet.is_v4, packet.tuple.protocol) {
@@ -55,27 +54,7 @@ fn refuse_v4<const QUOTED: usize>(ctx: &TcContext, packet: &Packet, reason: Reas
         return Err(reason);
     }
     make_room(ctx, QUOTED, IPV4 + ICMP).map_err(|_| reason)?;
-    // SAFETY: `at` has checked the bounds.
-    let header = unsafe { &mut *at::<Ipv4>(ctx, ETHERNET)? };
-    *header = Ipv4 {
-        version_ihl: 0x45,
-        tos: 0,
-        total_length: ((IPV4 + ICMP + QUOTED) as u16).to_be(),
-        identification: 0,
-        fragment: DO_NOT_FRAGMENT,
-        ttl: TTL,
-        protocol: protocol::ICMP,
-        checksum: 0,
-        source: packet.tuple.destination.v4_word(),
-        destination: packet.tuple.source.v4_word(),
-    };
-    // SAFETY: a header is twenty bytes, which are initialised.
-    let words: &[u16; IPV4 / 2] = unsafe { &*core::ptr::from_ref(header).cast() };
-    let mut sum = 0;
-    for word in words {
-        sum += u64::from(*word);
-    }
-    header.checksum = !checksum::fold(sum);
+    header::write_v4(ctx, packet, protocol::ICMP, ICMP + QUOTED)?;
     write_icmp::<QUOTED>(ctx, ETHERNET + IPV4, UNREACHABLE_V4, 0)
 }
 
@@ -85,23 +64,8 @@ fn refuse_v6<const QUOTED: usize>(ctx: &TcContext, packet: &Packet, reason: Reas
         return Err(reason);
     }
     make_room(ctx, QUOTED, IPV6 + ICMP).map_err(|_| reason)?;
-    let length = ((ICMP + QUOTED) as u16).to_be();
-    // SAFETY: `at` has checked the bounds.
-    let header = unsafe { &mut *at::<Ipv6>(ctx, ETHERNET)? };
-    *header = Ipv6 {
-        version_class_label: 0x6000_0000_u32.to_be(),
-        payload_length: length,
-        next_header: protocol::ICMPV6,
-        hop_limit: TTL,
-        source: packet.tuple.destination.words(),
-        destination: packet.tuple.source.words(),
-    };
-    // The pseudo-header: both addresses, the length and the protocol (RFC 8200, section 8.1).
-    let mut pseudo = u64::from(length) + u64::from(u16::from(protocol::ICMPV6).to_be());
-    let (source, destination) = (packet.tuple.source.words(), packet.tuple.destination.words());
-    for word in [source, destination].as_flattened() {
-        pseudo += u64::from(*word);
-    }
+    header::write_v6(ctx, packet, protocol::ICMPV6, ICMP + QUOTED)?;
+    let pseudo = header::pseudo(packet, protocol::ICMPV6, ICMP + QUOTED);
     write_icmp::<QUOTED>(ctx, ETHERNET + IPV6, UNREACHABLE_V6, pseudo)
 }
 

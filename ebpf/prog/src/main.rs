@@ -20,6 +20,7 @@ mod ct;
 mod endpoint;
 mod forward;
 mod fragment;
+mod header;
 mod icmp;
 mod lb;
 mod nat;
