@@ -372,7 +372,9 @@ fn make_namespaces(layout: &Layout) -> Result<()> {
 fn make_node(fabric: &Netns, node: &NodeLayout) -> Result<()> {
     cgroup::create(&node.host_cgroup())?;
     cgroup::create(&node.pods_cgroup())?;
-    fabric::join(fabric, &netns::create(&node.netns)?.keep(), node.fabric_host())
+    let netns = netns::create(&node.netns)?.keep();
+    fabric::join(fabric, &netns, node.fabric_host())?;
+    fabric::add_default_routes(&netns, API_HOST)
 }
 
 /// Removes all that the layout names; goes on after an error, and returns the first.

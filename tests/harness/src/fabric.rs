@@ -1,14 +1,14 @@
 //! The uplink fabric: a bridge in a namespace of its own, and a veth pair to everyone on it.
 
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result};
 use fairlead_net::netns::Netns;
 use futures::TryStreamExt;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
-use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::layout::{FABRIC_V4, FABRIC_V6, fabric_address};
 
@@ -55,6 +55,26 @@ pub fn join(fabric: &Netns, netns: &Netns, host: u8) -> Result<()> {
         Ok(netlink.link().set(member).execute().await?)
     })
     .with_context(|| format!("plug host {host} into the fabric"))
+}
+
+/// Sends what the namespace has no other route for to host `gateway` of the fabric, as a node's default route
+/// does. Without one, the kernel refuses to connect a socket to a ClusterIP before any program sees it.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn add_default_routes(netns: &Netns, gateway: u8) -> Result<()> {
+    netlink(netns, async move |netlink| {
+        let (v4, v6) = fabric_address(gateway);
+        for (unspecified, gateway) in
+            [(IpAddr::V4(Ipv4Addr::UNSPECIFIED), v4), (IpAddr::V6(Ipv6Addr::UNSPECIFIED), v6)]
+        {
+            let route = RouteMessageBuilder::<IpAddr>::new();
+            let route = route.destination_prefix(unspecified, 0)?.gateway(gateway)?.build();
+            netlink.route().add(route).execute().await?;
+        }
+        Ok(())
+    })
+    .context("add the default routes")
 }
 
 /// Gives an interface inside the namespace one more address.
