@@ -6,7 +6,6 @@ use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Counter, Reason, protocol};
 
 use crate::ct::{self, may};
-use crate::lb::Client;
 use crate::packet::{self, Packet};
 use crate::verdict::Verdict;
 use crate::{endpoint, forward, nat, observe, refuse};
@@ -48,7 +47,7 @@ pub(crate) fn from_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
             forward::send(ctx, packet)
         }
         Ok(None) => forward::send(ctx, packet),
-        Err(Reason::NoEndpoint) => refuse::refuse(ctx, packet, Client::Inside),
+        Err(Reason::NoEndpoint) => refuse::refuse(ctx, packet),
         Err(reason) => Err(reason),
     }
 }

@@ -50,8 +50,12 @@ pub(crate) fn refuse(ctx: &TcContext, packet: &Packet, reason: Reason) -> Result
     }
 }
 
-/// Writes the segment at `PLACE`, with a whole checksum: the receiver is the other end of the veth pair, which
-/// takes one that it was told to complete as it is.
+/// Writes the segment at `PLACE`.
+///
+/// Its checksum field is to hold the pseudo-header's sum where the device completes it, and a whole checksum where
+/// not, which only the kernel knows. So it is given the sum, and the kernel's helper, which does nothing in the
+/// first case, the difference: the segment, once the pseudo-header, and once more to outweigh the sum, which the
+/// helper takes for the complement that a checksum is.
 #[inline(always)]
 fn write<const PLACE: usize>(ctx: &TcContext, packet: &Packet, sequence: u32) -> Result<(), Reason> {
     // SAFETY: `at` has checked the bounds.
@@ -71,8 +75,9 @@ fn write<const PLACE: usize>(ctx: &TcContext, packet: &Packet, sequence: u32) ->
     let sum = unsafe {
         bpf_csum_diff(core::ptr::null_mut(), 0, core::ptr::from_mut(segment).cast(), TCP as u32, 0)
     };
-    let checksum = !checksum::fold(header::pseudo(packet, protocol::TCP, TCP) + (sum as u32 as u64));
-    // SAFETY: `at` has checked the bounds.
-    unsafe { *at::<u16>(ctx, PLACE + offset_of!(Tcp, checksum))? = checksum };
-    Ok(())
+    let pseudo = header::pseudo(packet, protocol::TCP, TCP);
+    segment.checksum = checksum::fold(pseudo);
+    let difference = checksum::fold(2 * pseudo + (sum as u32 as u64));
+    ctx.l4_csum_replace(PLACE + offset_of!(Tcp, checksum), 0, u64::from(difference), 0)
+        .map_err(|_| Reason::NotForwarded)
 }

@@ -6,7 +6,6 @@ use aya_ebpf::programs::TcContext;
 use fairlead_abi::Reason;
 
 use crate::ct::{self, may};
-use crate::lb::Client;
 use crate::packet;
 use crate::verdict::Verdict;
 use crate::{config, endpoint, forward, nat, refuse};
@@ -45,7 +44,7 @@ pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
         }
         Ok(None) if receiver.is_some() => forward::send(ctx, packet),
         Ok(None) => Ok(Verdict::Stack),
-        Err(Reason::NoEndpoint) => refuse::refuse(ctx, packet, Client::Outside),
+        Err(Reason::NoEndpoint) => refuse::refuse(ctx, packet),
         Err(reason) => Err(reason),
     }
 }
