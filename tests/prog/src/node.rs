@@ -11,8 +11,8 @@ use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
 use fairlead_abi::{
-    Address, Backend, Config, Counter, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Port, Reason, Region,
-    maps, marks, programs,
+    Address, Backend, Config, Counter, Endpoint, Flow, FlowKey, FragmentKey, Frontend, FrontendKey, Port,
+    Reason, Region, maps, marks, programs,
 };
 use fairlead_net::netns::Netns;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -147,7 +147,8 @@ impl Node {
         let pins = Mounted::new()?;
         let netns = place::build()?;
         let mut loader = EbpfLoader::new();
-        for map in [maps::FRONTENDS, maps::SLOTS, maps::BACKENDS, maps::FLOWS, maps::SOCKETS] {
+        for map in [maps::FRONTENDS, maps::SLOTS, maps::BACKENDS, maps::FLOWS, maps::FRAGMENTS, maps::SOCKETS]
+        {
             loader.map_max_entries(map, CAPACITY);
         }
         let mut ebpf = loader
@@ -311,13 +312,14 @@ impl Node {
         region
     }
 
-    /// Forgets every frontend, flow and mark.
+    /// Forgets every frontend, flow, fragment and mark.
     ///
     /// # Panics
     /// When a map refuses.
     pub fn forget(&mut self) {
         clear::<FrontendKey, Frontend>(&mut self.ebpf, maps::FRONTENDS);
         clear::<FlowKey, Flow>(&mut self.ebpf, maps::FLOWS);
+        clear::<FragmentKey, Flow>(&mut self.ebpf, maps::FRAGMENTS);
         let mut marks = array::<u32>(&mut self.ebpf, maps::MARKS);
         for pod in Pod::ALL {
             marks.set(pod as u32, 0, 0).expect("clear a mark");

@@ -21,6 +21,8 @@ pub mod tcp {
     pub const FIN_ACK: u8 = 0x01 | ACK;
     /// Breaks the connection.
     pub const RST: u8 = 0x04;
+    /// Answers a SYN that finds nobody.
+    pub const RST_ACK: u8 = RST | ACK;
 }
 
 /// What stands between the IP header and the payload.
@@ -62,7 +64,16 @@ pub struct Packet {
     options: Vec<u8>,
     extensions: Vec<Extension>,
     transport: Transport,
+    segment: Segment,
     payload: Vec<u8>,
+}
+
+/// What else a TCP header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Segment {
+    sequence: u32,
+    acknowledgement: u32,
+    window: u16,
 }
 
 impl Packet {
@@ -81,6 +92,7 @@ impl Packet {
             options: Vec::new(),
             extensions: Vec::new(),
             transport,
+            segment: Segment { sequence: 1, acknowledgement: 2, window: 0xffff },
             payload: b"hello".to_vec(),
         }
     }
@@ -112,10 +124,33 @@ impl Packet {
         let transport = if matches!(self.transport, Transport::Tcp(_)) { 20 } else { 8 };
         let quoted = &bytes[ETHERNET..self.transport_offset() + transport];
         let refusal = Self::icmp(kind, code, self.destination.ip(), self.source.ip());
-        // An answer that is never fragmented needs no identification (RFC 6864, section 4.1).
-        let fragment = if self.is_v4() { 0x4000 } else { 0 };
+        let fragment = self.unfragmented();
         let (source, destination) = self.macs;
         Self { fragment, ..refusal }.payload(quoted).frame(destination, source)
+    }
+
+    /// The answer that resets the connection that this SYN would open, from its destination (RFC 9293, section
+    /// 3.5.2): no payload, no options.
+    #[must_use]
+    pub fn reset(&self) -> Self {
+        let reset = Self::tcp(tcp::RST_ACK, self.destination, self.source);
+        let acknowledgement = self.segment.sequence.wrapping_add(1);
+        let segment = Segment { sequence: 0, acknowledgement, window: 0 };
+        let (source, destination) = self.macs;
+        Self { segment, fragment: self.unfragmented(), ..reset }.payload(&[]).frame(destination, source)
+    }
+
+    /// The fragment field of an answer to this packet. One that is never fragmented needs no identification
+    /// (RFC 6864, section 4.1).
+    fn unfragmented(&self) -> u16 {
+        if self.is_v4() { 0x4000 } else { 0 }
+    }
+
+    /// With these sequence and acknowledgement numbers.
+    #[must_use]
+    pub fn numbers(mut self, sequence: u32, acknowledgement: u32) -> Self {
+        self.segment = Segment { sequence, acknowledgement, ..self.segment };
+        self
     }
 
     /// With the frame's sender and receiver.
@@ -278,8 +313,10 @@ impl Packet {
         let ports = [self.source.port().to_be_bytes(), self.destination.port().to_be_bytes()].concat();
         let (mut header, place) = match self.transport {
             Transport::Tcp(flags) => {
-                let rest = [0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0];
-                ([&ports[..], &rest].concat(), 16)
+                let Segment { sequence, acknowledgement, window } = self.segment;
+                let numbers = [sequence.to_be_bytes(), acknowledgement.to_be_bytes()].concat();
+                let [high, low] = window.to_be_bytes();
+                ([&ports[..], &numbers, &[0x50, flags, high, low, 0, 0, 0, 0]].concat(), 16)
             }
             Transport::Udp | Transport::UdpWithoutChecksum => {
                 let length = (8 + self.payload.len()) as u16;
@@ -405,6 +442,16 @@ mod tests {
         assert_eq!(bytes.len(), 14 + 20 + 8 + 5);
         assert_eq!(checksum(&bytes[14..34]), 0);
         assert_eq!(checksum(&[packet.pseudo_header(13), bytes[34..].to_vec()].concat()), 0);
+    }
+
+    #[test]
+    fn a_reset_acknowledges_the_syn_alone_and_says_nothing_else() {
+        let syn = Packet::tcp(tcp::SYN, v4("10.0.0.1:1000"), v4("10.0.0.2:80")).numbers(u32::MAX, 7);
+        let bytes = syn.tos(0xb8).hops(9).identification(3).reset().bytes();
+        assert_eq!(bytes[14..24], [0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6]);
+        assert_eq!(bytes[26..34], [10, 0, 0, 2, 10, 0, 0, 1]);
+        assert_eq!(bytes[34..50], [0, 80, 3, 232, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x14, 0, 0]);
+        assert_eq!(bytes.len(), 54);
     }
 
     #[test]

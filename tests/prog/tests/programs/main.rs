@@ -1,7 +1,9 @@
 //! Packets through the loaded programs: one module per concern.
 
+mod apart;
 mod flows;
 mod fuzz;
+mod host;
 mod load;
 mod malformed;
 mod nodeport;
@@ -12,7 +14,7 @@ mod services;
 use std::net::{IpAddr, SocketAddr};
 
 use fairlead_abi::{Flow, protocol};
-use fairlead_prog_tests::packet::tcp::SYN;
+use fairlead_prog_tests::packet::tcp::{ACK, SYN, SYN_ACK};
 use fairlead_prog_tests::{Hook, Node, Packet, Transport};
 
 /// The first packet of a client, for each protocol that Services have.
@@ -33,6 +35,14 @@ fn at(ip: IpAddr, port: u16) -> SocketAddr {
 /// The protocol's number.
 fn number(transport: Transport) -> u8 {
     if matches!(transport, Transport::Tcp(_)) { protocol::TCP } else { protocol::UDP }
+}
+
+/// The packets that follow the first one of a connection, and those that answer it.
+fn later(transport: Transport) -> [Transport; 2] {
+    match transport {
+        Transport::Tcp(_) => [Transport::Tcp(ACK), Transport::Tcp(SYN_ACK)],
+        other => [other, other],
+    }
 }
 
 /// Makes `frontend`, which is the only one from now on, lead to these backends, numbered from 1, whose
@@ -65,4 +75,10 @@ fn timeless(flow: Option<Flow>) -> Option<Flow> {
 /// Sends, and tells the program's return code alone.
 fn code(node: &Node, hook: Hook, packet: &Packet) -> i32 {
     node.send(hook, &hook.frame(packet.clone()).bytes()).code
+}
+
+/// Lets every flow fall silent for so many seconds; false if the machine, whose clock it is, is younger.
+fn age(node: &mut Node, seconds: u64) -> bool {
+    node.edit_flows(|flow| flow.last_seen = flow.last_seen.wrapping_sub(seconds * 1_000_000_000));
+    node.flows().iter().all(|(_, flow)| flow.last_seen < u64::MAX / 2)
 }

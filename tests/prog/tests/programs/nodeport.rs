@@ -1,13 +1,15 @@
 //! Clients outside of the cluster that dial the node.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 
 use fairlead_abi::{Config, Reason, frontend_flags, protocol};
 use fairlead_prog_tests::case::{REDIRECT, UNSPEC};
 use fairlead_prog_tests::node::SNAT_FIRST;
 use fairlead_prog_tests::{Case, FAMILIES, Family, Hook, Node, Packet, Pod, Then, Transport};
 
-use crate::{CLIENT_PORT, NODE_PORT, OPENERS, TARGET_PORT, at, code, serve, serve_with};
+use crate::pods::kinds;
+use crate::{CLIENT_PORT, NODE_PORT, OPENERS, SERVICE_PORT, TARGET_PORT, at, serve, serve_with};
 
 const B: Hook = Hook::FromPod(Pod::B);
 const WIRE: Hook = Hook::FromWire;
@@ -201,15 +203,36 @@ fn a_node_without_an_address_of_the_family_masquerades_nothing() {
 fn the_wire_brings_nothing_from_this_node_or_its_pods() {
     let mut node = Node::start();
     for family in FAMILIES {
-        let (service, backend) = (at(family.node(), NODE_PORT), at(Pod::B.ip(family), TARGET_PORT));
-        serve(&mut node, Transport::Udp, service, &[backend]);
-        for source in [family.node(), Pod::A.ip(family), Pod::B.ip(family)] {
-            for destination in [service, backend] {
-                let packet = Packet::udp(at(source, CLIENT_PORT), destination);
-                assert_ne!(code(&node, WIRE, &packet), REDIRECT, "{source} to {destination}");
-                assert_eq!(node.flows(), [], "{source} to {destination}");
+        let (service, backend) = (at(family.node(), SERVICE_PORT), at(Pod::B.ip(family), TARGET_PORT));
+        for opener in OPENERS {
+            serve(&mut node, opener, service, &[backend]);
+            for source in [family.node(), Pod::A.ip(family), Pod::B.ip(family)] {
+                for destination in [family.node(), Pod::A.ip(family), Pod::B.ip(family), family.client()] {
+                    for packet in kinds(source, destination) {
+                        Case::new("spoofed", WIRE, packet, Then::Dropped(Reason::SpoofedSource)).check(&node);
+                    }
+                }
             }
         }
+    }
+}
+
+/// A node without an address of a family does not have the unspecified one, from which others ask whether theirs
+/// is taken (RFC 4862, section 5.4.2).
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn the_unspecified_address_is_not_the_nodes() {
+    let mut node = Node::start();
+    for config in [
+        Config { node_v4: Family::V4.node().into(), ..Config::default() },
+        Config { node_v6: Family::V6.node().into(), ..Config::default() },
+    ] {
+        node.set_config(config);
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let solicitation = Packet::icmp(135, 0, ip("::"), ip("ff02::1:ff00:1")).hops(255);
+        Case::new("duplicate address detection", WIRE, solicitation, Then::Passed).check(&node);
+        let discover = Packet::udp(at(ip("0.0.0.0"), 68), at(ip("255.255.255.255"), 67));
+        Case::new("DHCP", WIRE, discover, Then::Passed).check(&node);
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{CLIENT_PORT, SERVICE_PORT, TARGET_PORT, at, code, serve};
 const A: Hook = Hook::FromPod(Pod::A);
 
 /// Packets of every kind, from one address to another.
-fn kinds(source: IpAddr, destination: IpAddr) -> Vec<Packet> {
+pub(crate) fn kinds(source: IpAddr, destination: IpAddr) -> Vec<Packet> {
     let (source, destination) = (at(source, CLIENT_PORT), at(destination, SERVICE_PORT));
     let echo = if source.is_ipv4() { 8 } else { 128 };
     let mut kinds = vec![
@@ -186,6 +186,30 @@ fn neighbour_and_listener_discovery_reach_the_node() {
     }
     let report = Packet::icmp(143, 0, ip("fe80::a"), ip("ff02::16")).hops(1).extension(0, 1);
     Case::new("listener report", A, report.clone(), Then::ToStack(report)).check(&node);
+}
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn of_icmpv6_only_discovery_may_come_from_a_link_local_address() {
+    let node = Node::start();
+    let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+    for kind in 0..=u8::MAX {
+        // Listener discovery is 130 to 132 and 143 (RFC 2710, RFC 3810), neighbour discovery 133 to 137 (RFC 4861).
+        let is_discovery = matches!(kind, 130..=137 | 143);
+        for source in [ip("fe80::a"), ip("febf:ffff::1"), ip("::")] {
+            for destination in [Family::V6.node(), ip("ff02::1"), Pod::B.ip(Family::V6), Family::V6.client()]
+            {
+                let packet = Packet::icmp(kind, 0, source, destination);
+                let discovery = Then::ToStack(packet.clone());
+                let then = if is_discovery { discovery } else { Then::Dropped(Reason::SpoofedSource) };
+                Case::new(format!("type {kind}"), A, packet, then).check(&node);
+            }
+        }
+        for source in [ip("fec0::a"), ip("fe7f::a"), ip("ff02::1"), ip("::1"), Pod::B.ip(Family::V6)] {
+            let packet = Packet::icmp(kind, 0, source, Family::V6.node());
+            Case::new(format!("type {kind}"), A, packet, Then::Dropped(Reason::SpoofedSource)).check(&node);
+        }
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Services that have nobody to answer.
 
 use fairlead_abi::{Reason, frontend_flags};
-use fairlead_prog_tests::packet::tcp::{ACK, RST, SYN};
+use fairlead_prog_tests::packet::tcp::{ACK, FIN_ACK, RST, SYN, SYN_ACK};
+use fairlead_prog_tests::random::Random;
 use fairlead_prog_tests::{Case, FAMILIES, Family, Hook, Node, Packet, Pod, Then, Transport};
 
 use crate::{CLIENT_PORT, NODE_PORT, OPENERS, SERVICE_PORT, TARGET_PORT, at, number, serve, serve_with};
@@ -22,12 +23,39 @@ fn a_service_without_endpoints_refuses_at_once() {
         ] {
             serve(&mut node, opener, service, &[]);
             let request = Packet::new(opener, at(client, CLIENT_PORT), service);
+            let then = if opener == Transport::Tcp(SYN) { Then::Reset } else { Then::Refused };
             for length in [0, 1, 2, 3, 4, 5, 12, 13, 64, 511, 1400] {
                 let request = request.clone().payload(&vec![0xa5; length]).identification(length as u16);
-                Case::new(format!("{length} bytes"), hook, request, Then::Refused).check(&node);
+                Case::new(format!("{length} bytes"), hook, request, then.clone()).check(&node);
             }
             let request = request.tos(0x2e).hops(3);
-            Case::new("marked and far travelled", hook, request, Then::Refused).check(&node);
+            Case::new("marked and far travelled", hook, request, then).check(&node);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn a_reset_acknowledges_whatever_number_the_connection_would_begin_with() {
+    const ECE_AND_CWR: u8 = 0xc0;
+    let mut random = Random::announced();
+    let mut node = Node::start();
+    for family in FAMILIES {
+        let [client_port, service_port] = [(); 2].map(|()| 1 + random.below(65_535) as u16);
+        let service = at(family.cluster_ip(), service_port);
+        serve(&mut node, Transport::Tcp(SYN), service, &[]);
+        let edges = [0, 1, 0xffff, 0x1_0000, 0xffff_fffe, u32::MAX];
+        let numbers = edges.into_iter().chain((0..200).map(|_| random.number() as u32)).collect::<Vec<_>>();
+        for number in numbers {
+            for (hook, client, flags) in [
+                (A, Pod::A.ip(family), SYN),
+                (A, Pod::A.ip(family), SYN | ECE_AND_CWR),
+                (WIRE, family.client(), SYN),
+            ] {
+                let client = at(client, client_port);
+                let syn = Packet::tcp(flags, client, service).numbers(number, random.number() as u32);
+                Case::new(format!("sequence number {number}"), hook, syn, Then::Reset).check(&node);
+            }
         }
     }
 }
@@ -39,7 +67,7 @@ fn segments_of_a_connection_that_nobody_knows_are_refused_too() {
     for family in FAMILIES {
         let service = at(family.cluster_ip(), SERVICE_PORT);
         serve(&mut node, Transport::Tcp(SYN), service, &[]);
-        for flags in [ACK, RST] {
+        for flags in [ACK, RST, SYN_ACK, FIN_ACK] {
             let segment = Packet::tcp(flags, at(Pod::A.ip(family), CLIENT_PORT), service);
             Case::new("segment", A, segment, Then::Refused).check(&node);
         }

@@ -2,22 +2,14 @@
 
 use fairlead_abi::{Flow, Port, flow_flags};
 use fairlead_prog_tests::node::SNAT_FIRST;
-use fairlead_prog_tests::packet::tcp::{ACK, SYN, SYN_ACK};
+use fairlead_prog_tests::packet::tcp::{ACK, SYN};
 use fairlead_prog_tests::random::Random;
 use fairlead_prog_tests::{Case, FAMILIES, Family, Hook, Node, Packet, Pod, Then, Transport};
 
-use crate::{CLIENT_PORT, NODE_PORT, OPENERS, SERVICE_PORT, TARGET_PORT, at, serve, timeless};
+use crate::{CLIENT_PORT, NODE_PORT, OPENERS, SERVICE_PORT, TARGET_PORT, at, later, serve, timeless};
 
 const A: Hook = Hook::FromPod(Pod::A);
 const B: Hook = Hook::FromPod(Pod::B);
-
-/// The packets that follow the first one of a connection, and those that answer it.
-fn later(transport: Transport) -> [Transport; 2] {
-    match transport {
-        Transport::Tcp(_) => [Transport::Tcp(ACK), Transport::Tcp(SYN_ACK)],
-        other => [other, other],
-    }
-}
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
@@ -244,7 +236,7 @@ fn the_first_fragment_to_a_service_is_translated() {
     }
 }
 
-/// [`Reason::Fragment`]: it has no port to find the Service by.
+/// They have no port to find the Service by.
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
 fn later_fragments_follow_their_first_to_its_backend() {
