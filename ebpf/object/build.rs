@@ -19,7 +19,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={}", toolchain.rust_src().join("core/Cargo.toml").display());
     let missing = toolchain.missing();
     if !missing.is_empty() {
-        println!("cargo::warning=no eBPF programs in this build ({} missing): make setup", missing.join(", "));
+        println!(
+            "cargo::warning=no eBPF programs in this build ({} missing): make setup",
+            missing.join(", ")
+        );
         fs::write(&object, [])?;
         return Ok(());
     }

@@ -99,8 +99,7 @@ mod tests {
     fn an_ipv4_address_and_its_mapped_form_change_a_sum_alike() {
         let (old, new) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(192, 168, 3, 4));
         let mapped = Difference::NONE.address(IpAddr::from(old).into(), IpAddr::from(new).into());
-        let plain =
-            Difference::NONE.word(u32::from_ne_bytes(old.octets()), u32::from_ne_bytes(new.octets()));
+        let plain = Difference::NONE.word(u32::from_ne_bytes(old.octets()), u32::from_ne_bytes(new.octets()));
         assert_eq!(mapped.apply(0x1234), plain.apply(0x1234));
     }
 }

@@ -13,7 +13,7 @@ impl Flags {
     /// The first segment of a connection.
     #[inline(always)]
     pub const fn opens(self) -> bool {
-        self.0 & (Self::SYN | Self::ACK) == Self::SYN
+        self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::SYN
     }
 
     /// The sender has nothing more to say.
@@ -34,8 +34,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_syn_without_ack_opens() {
+    fn only_a_syn_without_ack_or_rst_opens() {
         assert!(Flags(0x02).opens());
+        assert!(!Flags(0x06).opens());
         assert!(!Flags(0x12).opens());
         assert!(!Flags(0x10).opens());
     }

@@ -23,7 +23,8 @@ pub(crate) fn node_address(config: &Config, like: Address) -> Result<Address, Re
 /// Whether this is the node's own primary address.
 #[inline(always)]
 pub(crate) fn is_node_address(address: Address) -> bool {
-    CONFIG
-        .get(0)
-        .is_some_and(|config| address == if address.is_v4() { config.node_v4 } else { config.node_v6 })
+    let is_configured =
+        |config: &Config| address == if address.is_v4() { config.node_v4 } else { config.node_v6 };
+    // A family that the node has no address of is configured as unspecified.
+    !address.is_unspecified() && CONFIG.get(0).is_some_and(is_configured)
 }

@@ -78,6 +78,10 @@ extern "C" fn fairlead_flow(packet: *const Packet, flow: *mut Flow, may: u32) ->
         chosen => chosen,
     };
     if chosen != Outcome::SOMETHING {
+        if found == Found::Stale && chosen == Outcome::NOTHING {
+            // Nothing takes its place, and its later packets must not find it.
+            let _ = FLOWS.remove(&packet.tuple);
+        }
         return chosen.0;
     }
     // SAFETY: whoever has chosen has filled it in.
@@ -314,8 +318,29 @@ fn claim(reply: &FlowKey, back: &Flow) -> bool {
         && held.destination_port == back.destination_port
         && held.source == back.source
         && held.source_port == back.source_port;
-    if !own && !snat::may_take_over(held, reply.protocol, back.last_seen) {
-        return false;
+    if !own {
+        if !snat::may_take_over(held, reply.protocol, back.last_seen) {
+            return false;
+        }
+        forget_forward(reply, held);
     }
     FLOWS.insert(reply, back, 0).is_ok()
+}
+
+/// Removes the forward entry whose reply entry `held`, at `reply`, is given away: its client, should it speak
+/// again, is balanced anew. One that leads elsewhere by now is left alone.
+#[inline(never)]
+fn forget_forward(reply: &FlowKey, held: &Flow) {
+    let forward = leaving(held, reply.protocol).reversed();
+    // SAFETY: as in `find`.
+    let Some(flow) = (unsafe { FLOWS.get(&forward) }) else {
+        return;
+    };
+    let leads_here = flow.destination == reply.source
+        && flow.destination_port == reply.source_port
+        && flow.source == reply.destination
+        && flow.source_port == reply.destination_port;
+    if leads_here {
+        let _ = FLOWS.remove(&forward);
+    }
 }

@@ -121,5 +121,6 @@ impl Toolchain {
 fn cache() -> Result<PathBuf, Error> {
     let from = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = from("XDG_CACHE_HOME").or_else(|| from("HOME").map(|home| home.join(".cache")));
-    base.map(|base| base.join("fairlead")).ok_or_else(|| Error("neither XDG_CACHE_HOME nor HOME is set".into()))
+    base.map(|base| base.join("fairlead"))
+        .ok_or_else(|| Error("neither XDG_CACHE_HOME nor HOME is set".into()))
 }

@@ -65,7 +65,8 @@ pub enum NewFlow {
     None,
     /// It does: two more entries.
     Begun,
-    /// It does, and takes over the reply entry of a flow that has ended: one more entry.
+    /// It does, and takes over the reply entry of a flow that has ended, whose forward entry goes: as many
+    /// entries as before.
     TakesOver,
     /// Its flow is given another backend: one more entry, since the old backend's reply entry stays.
     Rebalanced,
@@ -107,7 +108,8 @@ impl Case {
         let entries = match self.flow {
             NewFlow::None => 0,
             NewFlow::Begun => 2,
-            NewFlow::TakesOver | NewFlow::Rebalanced => 1,
+            NewFlow::TakesOver => 0,
+            NewFlow::Rebalanced => 1,
         };
         match self.flow {
             NewFlow::None => {}

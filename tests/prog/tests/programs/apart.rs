@@ -111,7 +111,7 @@ fn a_backend_dialled_directly_after_the_services_connection_has_ended_keeps_the_
 
             let again = Packet::new(opener, client, service);
             let translated = again.clone().from(parties.moved()).to(backend);
-            Case::rebalances("the Service again", A, again, parties.reaches(translated)).check(&node);
+            Case::begins("the Service again", A, again, parties.reaches(translated)).check(&node);
             parties.answer(&node, next, parties.moved(), service);
             parties.answer(&node, next, client, backend);
         }
@@ -150,7 +150,7 @@ fn a_service_sent_to_again_after_the_backend_was_sent_to_directly_still_answers_
         Case::takes_over("directly", A, direct.clone(), parties.reaches(direct)).check(&node);
         let again = Packet::udp(client, service);
         let translated = again.clone().from(parties.moved()).to(backend);
-        Case::rebalances("the Service again", A, again, parties.reaches(translated)).check(&node);
+        Case::begins("the Service again", A, again, parties.reaches(translated)).check(&node);
         parties.answer(&node, Transport::Udp, parties.moved(), service);
         parties.answer(&node, Transport::Udp, client, backend);
     }
