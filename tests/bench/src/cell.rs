@@ -23,9 +23,9 @@ pub(crate) enum Cell {
     /// The same with an ordinary close, the client's first: its ports are used again while in TIME_WAIT.
     CrrClose,
     /// Request and response on an open TCP connection, one in flight.
-    Rr,
+    Rr1,
     /// The same with [`IN_FLIGHT`] connections, one request in flight on each.
-    Rr16,
+    Rr,
     /// One TCP connection, large writes.
     Throughput,
     /// Small UDP datagrams and their answers, [`IN_FLIGHT`] at a time.
@@ -59,7 +59,7 @@ pub(crate) struct Metric {
 impl Cell {
     /// All of them, in the order of the report.
     pub(crate) const ALL: [Self; 6] =
-        [Self::Crr, Self::CrrClose, Self::Rr, Self::Rr16, Self::Throughput, Self::Udp];
+        [Self::Crr, Self::CrrClose, Self::Rr1, Self::Rr, Self::Throughput, Self::Udp];
 
     /// What a sample of this cell tells.
     pub(crate) const fn metrics(self) -> &'static [Metric] {
@@ -71,17 +71,17 @@ impl Cell {
                 const { &[metric("crr", Quantity::Rate), metric("crr_cpu_per_op", Quantity::CpuPerOperation)] }
             }
             Self::CrrClose => const { &[metric("crr_close", Quantity::Rate)] },
-            Self::Rr => {
+            Self::Rr1 => {
                 const {
                     &[
-                        metric("rr", Quantity::Rate),
+                        metric("rr1", Quantity::Rate),
                         metric("rr_p50", Quantity::Median),
                         metric("rr_p99", Quantity::P99),
                     ]
                 }
             }
-            Self::Rr16 => {
-                const { &[metric("rr16", Quantity::Rate), metric("cpu_per_op", Quantity::CpuPerOperation)] }
+            Self::Rr => {
+                const { &[metric("rr", Quantity::Rate), metric("rr_cpu_per_op", Quantity::CpuPerOperation)] }
             }
             Self::Throughput => const { &[metric("throughput", Quantity::Bits)] },
             Self::Udp => {
@@ -134,8 +134,8 @@ impl Target {
     /// The socket address that a cell's client dials.
     pub(crate) const fn of(&self, cell: Cell) -> SocketAddr {
         let port = match cell {
-            Cell::Crr | Cell::CrrClose | Cell::Rr16 => self.many,
-            Cell::Rr => self.single,
+            Cell::Crr | Cell::CrrClose | Cell::Rr => self.many,
+            Cell::Rr1 => self.single,
             Cell::Throughput => self.sink,
             Cell::Udp => self.datagram,
         };

@@ -97,8 +97,8 @@ fn perform(request: Request) -> Result<Reply> {
             let measure = match order.cell {
                 Cell::Crr => crr::run(&order, true),
                 Cell::CrrClose => crr::run(&order, false),
-                Cell::Rr => rr::one(&order),
-                Cell::Rr16 => rr::many(&order),
+                Cell::Rr1 => rr::one(&order),
+                Cell::Rr => rr::many(&order),
                 Cell::Throughput => throughput::run(&order),
                 Cell::Udp => udp::run(&order),
             };

@@ -148,8 +148,8 @@ mod tests {
     fn report(limit: [f64; 3], direct: [f64; 3], clusterip: [f64; 3]) -> Report {
         let paths = vec![path(LIMIT, None), path(DIRECT, None), path("clusterip", Some(DIRECT))];
         let all = [(LIMIT, limit), (DIRECT, direct), ("clusterip", clusterip)];
-        let by_cell = all.map(|(name, values)| ((Cell::Rr, name), latencies(values))).into();
-        Report::new(&[(Cell::Rr, paths)], &Samples { by_cell, ..Samples::default() })
+        let by_cell = all.map(|(name, values)| ((Cell::Rr1, name), latencies(values))).into();
+        Report::new(&[(Cell::Rr1, paths)], &Samples { by_cell, ..Samples::default() })
     }
 
     fn value(report: &Report, name: &str) -> Option<f64> {
@@ -169,9 +169,9 @@ mod tests {
     #[test]
     fn a_baseline_is_not_compared_with_itself() {
         let report = report([1.0; 3], [1.0; 3], [1.0; 3]);
-        assert_eq!(value(&report, "limit_rr_limit_ratio"), None);
-        assert_eq!(value(&report, "direct_rr_ratio"), None);
-        assert_eq!(value(&report, "clusterip_rr_ratio"), Some(1.0));
+        assert_eq!(value(&report, "limit_rr1_limit_ratio"), None);
+        assert_eq!(value(&report, "direct_rr1_ratio"), None);
+        assert_eq!(value(&report, "clusterip_rr1_ratio"), Some(1.0));
     }
 
     #[test]

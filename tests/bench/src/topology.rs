@@ -70,7 +70,7 @@ impl Topology {
     /// # Errors
     /// When one can't; the error names the path.
     pub(crate) fn add_path(&mut self, path: Path) -> Result<()> {
-        for cell in [Cell::Crr, Cell::Rr, Cell::Throughput] {
+        for cell in [Cell::Crr, Cell::Rr1, Cell::Throughput] {
             self.worker(path.client)
                 .tell(Request::Reach(path.target.of(cell)))
                 .with_context(|| format!("path {}", path.name))?;
