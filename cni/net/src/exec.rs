@@ -12,9 +12,10 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHe
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
-use crate::netlink::{Kernel, route_message};
+use crate::netlink::Kernel;
 use crate::netns::{Netns, NetnsError};
 use crate::plan::{End, Plan, Step};
+use crate::routes::route_message;
 
 /// What went wrong while wiring a pod.
 #[derive(Debug, thiserror::Error)]

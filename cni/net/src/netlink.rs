@@ -2,15 +2,8 @@
 
 use std::io;
 
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
 use rtnetlink::{Handle, new_connection};
 use tokio::runtime::{Builder, Runtime};
-
-use crate::ROUTE_PROTOCOL;
-use crate::routes::Route;
 
 /// A conversation for code that is not async: each request is waited for.
 pub(crate) struct Kernel {
@@ -48,26 +41,4 @@ pub(crate) fn cause(error: rtnetlink::Error) -> io::Error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         other => io::Error::other(other),
     }
-}
-
-/// The message for a route of ours in the main table, through `device` if given.
-pub(crate) fn route_message(route: &Route, device: Option<u32>) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header = RouteHeader {
-        address_family: if route.destination.addr().is_ipv4() {
-            AddressFamily::Inet
-        } else {
-            AddressFamily::Inet6
-        },
-        destination_prefix_length: route.destination.prefix_len(),
-        table: RouteHeader::RT_TABLE_MAIN,
-        protocol: RouteProtocol::Other(ROUTE_PROTOCOL),
-        scope: if route.gateway.is_some() { RouteScope::Universe } else { RouteScope::Link },
-        kind: RouteType::Unicast,
-        ..RouteHeader::default()
-    };
-    message.attributes.push(RouteAttribute::Destination(route.destination.network().into()));
-    message.attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
-    message.attributes.extend(device.map(RouteAttribute::Oif));
-    message
 }

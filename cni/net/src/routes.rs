@@ -14,11 +14,11 @@ use futures::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
 use crate::ROUTE_PROTOCOL;
-use crate::netlink::{cause, open, route_message};
+use crate::netlink::{cause, open};
 
 /// A route: a range of addresses and the way there, the device itself if there is no gateway.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -200,6 +200,28 @@ fn node_route(message: &RouteMessage) -> Option<Route> {
     })?;
     let destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
     Some(Route { destination, gateway: Some(gateway) })
+}
+
+/// The message for a route of ours in the main table, through `device` if given.
+pub(crate) fn route_message(route: &Route, device: Option<u32>) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: if route.destination.addr().is_ipv4() {
+            AddressFamily::Inet
+        } else {
+            AddressFamily::Inet6
+        },
+        destination_prefix_length: route.destination.prefix_len(),
+        table: RouteHeader::RT_TABLE_MAIN,
+        protocol: RouteProtocol::Other(ROUTE_PROTOCOL),
+        scope: if route.gateway.is_some() { RouteScope::Universe } else { RouteScope::Link },
+        kind: RouteType::Unicast,
+        ..RouteHeader::default()
+    };
+    message.attributes.push(RouteAttribute::Destination(route.destination.network().into()));
+    message.attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
+    message.attributes.extend(device.map(RouteAttribute::Oif));
+    message
 }
 
 #[cfg(test)]

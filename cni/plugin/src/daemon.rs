@@ -109,7 +109,7 @@ async fn serve(options: Options) -> Result<()> {
 }
 
 async fn connect(options: &Options) -> Result<Client> {
-    let config = match &options.kubeconfig {
+    let mut config = match &options.kubeconfig {
         Some(path) => {
             let kubeconfig = Kubeconfig::read_from(path)?;
             Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
@@ -118,6 +118,8 @@ async fn connect(options: &Options) -> Result<Client> {
         }
         None => Config::incluster().context("find the service account; or give --kubeconfig")?,
     };
+    // The watches back off by themselves; the client's own retries would hold a request for minutes.
+    config.default_retry = false;
     Client::try_from(config).context("set up the API client")
 }
 

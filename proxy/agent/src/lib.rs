@@ -14,6 +14,7 @@ pub mod agent;
 pub mod cli;
 pub mod dataplane;
 pub mod errors;
+pub mod exposition;
 pub mod health;
 pub mod metrics;
 pub mod node;

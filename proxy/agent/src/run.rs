@@ -207,7 +207,7 @@ fn node_name(options: &Run) -> Result<String> {
 }
 
 async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
-    let config = match kubeconfig {
+    let mut config = match kubeconfig {
         Some(path) => {
             let kubeconfig =
                 Kubeconfig::read_from(path).with_context(|| format!("read kubeconfig {}", path.display()))?;
@@ -217,6 +217,8 @@ async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
         }
         None => Config::incluster().context("use the pod's service account; see --kubeconfig")?,
     };
+    // The watches back off by themselves; the client's own retries would hold a request for minutes.
+    config.default_retry = false;
     Client::try_from(config).context("make a client of the API")
 }
 

@@ -14,7 +14,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use crate::metrics::Histogram;
+use crate::exposition::Histogram;
 use crate::watch::{Change, TRIGGER_ANNOTATION, Update};
 
 /// The shortest time between two reconciles.
