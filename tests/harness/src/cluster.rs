@@ -386,6 +386,10 @@ fn remove(layout: &Layout) -> Result<()> {
     }
     if outcome.is_ok() {
         fs::remove_dir_all(&layout.dir).with_context(|| format!("remove {}", layout.dir.display()))?;
+        if layout.dir.starts_with(TEST_DIR) {
+            // It stays while other tests have clusters in it.
+            fs::remove_dir(TEST_DIR).ok();
+        }
     }
     outcome
 }
