@@ -1,7 +1,9 @@
 # Thin names over `cargo xtask`, which says what each does.
 .PHONY: setup build lint test demo demo-down bench
 
+# Cargo itself needs a linker before it can run anything of ours.
 setup:
+	@command -v cc >/dev/null || { echo "==> installing a linker"; apt-get update -qq; apt-get install -y -qq gcc libc6-dev; }
 	@cargo xtask setup
 
 build: setup

@@ -16,7 +16,7 @@ use fairlead_toolchain::{BPF_LINKER_VERSION, Toolchain};
 use crate::command::{cargo, exists, output, run, say};
 
 /// Commands that tests and demo call, and the Debian packages that have them.
-const COMMANDS: &[(&str, &str)] = &[("ip", "iproute2"), ("kubectl", "kubernetes-client"), ("cc", "gcc")];
+const COMMANDS: &[(&str, &str)] = &[("ip", "iproute2"), ("kubectl", "kubernetes-client")];
 /// Debian suites that may carry rust-src of rustc's version, and the keyring that signs them.
 const SUITES: &[&str] = &["trixie-backports", "forky", "sid"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
