@@ -31,7 +31,7 @@ fn every_line_that_is_printed_is_in_the_file_and_is_a_number() {
         let line: Vec<_> = line.split(' ').collect();
         assert_eq!((line[0], line[2]), (name.as_str().unwrap(), unit.as_str().unwrap()));
     }
-    for name in ["limit_crr", "direct_crr_close_limit_ratio", "direct_outside_udp", "direct_cpu_per_op"] {
+    for name in ["limit_crr", "direct_crr_close_limit_ratio", "direct_outside_udp", "direct_rr_cpu_per_op"] {
         assert!(results.iter().any(|result| result["name"] == name), "no {name} in\n{printed}");
     }
 }
