@@ -71,6 +71,10 @@ pub mod flow_flags {
     pub const CLOSING: u32 = 2;
     /// An RST passed, in either direction, and nothing since.
     pub const RESET: u32 = 4;
+    /// A FIN passed in this entry's direction.
+    pub const FIN: u32 = 8;
+    /// A FIN passed in each direction.
+    pub const CLOSED: u32 = 16;
 }
 
 /// The fragments of one datagram (RFC 791, section 3.2; RFC 8200, section 4.5). 40 bytes.

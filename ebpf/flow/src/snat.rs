@@ -6,11 +6,11 @@ use fairlead_abi::{Flow, Port, flow_flags, protocol};
 pub const ATTEMPTS: u32 = 16;
 
 const SECOND: u64 = 1_000_000_000;
-/// A connection's port rests this long after a FIN, so that its last segments find their way.
+/// A connection's port rests this long after a FIN from one side, if the other falls silent.
 pub const CLOSING_REST: u64 = SECOND;
-/// A connection's port rests this long after an RST; a segment that still follows shows that the RST was
-/// not believed, and takes the mark away.
-pub const RESET_REST: u64 = SECOND / 10;
+/// A connection's port rests this long after an RST, or a FIN from both. A segment that still follows an RST shows
+/// that it was not believed, and takes the mark away.
+pub const ENDED_REST: u64 = SECOND / 10;
 /// The kernel's own timeout for an established TCP connection (nf_conntrack_tcp_timeout_established).
 pub const TCP_IDLE: u64 = 432_000 * SECOND;
 /// The kernel's own timeout for a UDP stream (nf_conntrack_udp_timeout_stream).
@@ -29,8 +29,8 @@ pub const fn candidate(first: u16, count: u16, seed: u32, attempt: u32) -> Port 
 #[inline(always)]
 pub const fn may_take_over(held: &Flow, ip_protocol: u8, now: u64) -> bool {
     let idle = now.saturating_sub(held.last_seen);
-    if held.flags & flow_flags::RESET != 0 {
-        return idle > RESET_REST;
+    if held.flags & (flow_flags::RESET | flow_flags::CLOSED) != 0 {
+        return idle > ENDED_REST;
     }
     if held.flags & flow_flags::CLOSING != 0 {
         return idle > CLOSING_REST;
@@ -69,8 +69,12 @@ mod tests {
         assert!(may_take_over(&closed, protocol::TCP, now));
         let just_closed = Flow { last_seen: now - SECOND / 2, ..closed };
         assert!(!may_take_over(&just_closed, protocol::TCP, now));
-        let just_reset = Flow { flags: flow_flags::RESET, ..just_closed };
-        assert!(may_take_over(&just_reset, protocol::TCP, now));
+        for flags in [flow_flags::RESET, flow_flags::CLOSING | flow_flags::CLOSED] {
+            let ended = Flow { flags, ..just_closed };
+            assert!(may_take_over(&ended, protocol::TCP, now));
+            let just_ended = Flow { last_seen: now - SECOND / 20, ..ended };
+            assert!(!may_take_over(&just_ended, protocol::TCP, now));
+        }
         let quiet = Flow { last_seen: now - 121 * SECOND, ..Flow::default() };
         assert!(may_take_over(&quiet, protocol::UDP, now));
     }

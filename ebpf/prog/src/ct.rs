@@ -141,8 +141,9 @@ fn find(packet: &Packet, flow: &mut Flow) -> Found {
         return Found::Stale;
     }
     let seen = now();
-    let ended = ending(packet);
-    let flags = flow.flags & !flow_flags::RESET | ended;
+    let ended = ending(packet, flow.flags);
+    let own = if packet.tcp.closes() { flow_flags::FIN } else { 0 };
+    let flags = flow.flags & !flow_flags::RESET | ended | own;
     if flags != flow.flags || seen.wrapping_sub(flow.last_seen) > REFRESH {
         // SAFETY: as above.
         unsafe {
@@ -159,16 +160,18 @@ fn find(packet: &Packet, flow: &mut Flow) -> Found {
     Found::Flow
 }
 
-/// What the segment's flags say about the end of its connection.
+/// What the segment says about the end of its connection, whose entry had these flags before: a FIN that comes
+/// after one from the other side is the second.
 #[inline(always)]
-fn ending(packet: &Packet) -> u32 {
+fn ending(packet: &Packet, before: u32) -> u32 {
     if packet.tcp.resets() {
-        flow_flags::RESET
-    } else if packet.tcp.closes() {
-        flow_flags::CLOSING
-    } else {
-        0
+        return flow_flags::RESET;
     }
+    if !packet.tcp.closes() {
+        return 0;
+    }
+    let first = before & (flow_flags::CLOSING | flow_flags::FIN) != flow_flags::CLOSING;
+    if first { flow_flags::CLOSING } else { flow_flags::CLOSING | flow_flags::CLOSED }
 }
 
 /// Whether the flow must choose a backend anew. A datagram never goes to a backend that is gone; a TCP

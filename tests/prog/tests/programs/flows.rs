@@ -168,10 +168,50 @@ fn the_end_of_a_connection_is_noted_on_both_entries_whoever_ends_it() {
                 parties.begin(&mut node, Transport::Tcp(SYN));
                 Case::new("end", hook, packet, then).check(&node);
                 let flags_of = |packet| node.flow(&packet).map(|flow: Flow| flow.flags);
-                assert_eq!(flags_of(request(ACK)), Some(noted), "forward, told at {hook:?}");
-                assert_eq!(flags_of(reply(ACK)), Some(noted | flow_flags::REPLY), "reply, told at {hook:?}");
+                // Whose FIN it was is noted on the entry of its direction alone.
+                let fin = if flags == FIN_ACK { flow_flags::FIN } else { 0 };
+                let (there, back) = if hook == A { (fin, 0) } else { (0, fin) };
+                assert_eq!(flags_of(request(ACK)), Some(noted | there), "forward, told at {hook:?}");
+                let expected = noted | back | flow_flags::REPLY;
+                assert_eq!(flags_of(reply(ACK)), Some(expected), "reply, told at {hook:?}");
             }
         }
+    }
+}
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn a_connection_is_closed_by_a_fin_from_each_side_and_not_by_two_from_one() {
+    let mut node = Node::start();
+    for family in FAMILIES {
+        let parties = Parties::new(family);
+        let request = Packet::tcp(FIN_ACK, parties.client, parties.service);
+        let reply = Packet::tcp(FIN_ACK, parties.backend, parties.client);
+        let asks = |node: &Node| {
+            let then = Then::ToPod(Pod::B, request.clone().to(parties.backend));
+            Case::new("the client's FIN", A, request.clone(), then).check(node);
+        };
+        let answers = |node: &Node| {
+            let then = Then::ToPod(Pod::A, reply.clone().from(parties.service));
+            Case::new("the backend's FIN", B, reply.clone(), then).check(node);
+        };
+        let closed = |node: &Node| {
+            [&request, &reply].map(|packet| {
+                node.flow(packet).is_some_and(|flow: Flow| flow.flags & flow_flags::CLOSED != 0)
+            })
+        };
+        parties.begin(&mut node, Transport::Tcp(SYN));
+        asks(&node);
+        asks(&node);
+        assert_eq!(closed(&node), [false, false], "two FINs of the client");
+        answers(&node);
+        assert_eq!(closed(&node), [true, true], "one of the backend too");
+        parties.begin(&mut node, Transport::Tcp(SYN));
+        answers(&node);
+        answers(&node);
+        assert_eq!(closed(&node), [false, false], "two FINs of the backend");
+        asks(&node);
+        assert_eq!(closed(&node), [true, true], "one of the client too");
     }
 }
 
@@ -246,6 +286,7 @@ fn a_port_is_given_again_when_its_flow_has_ended_or_fallen_silent() {
             ("live", Transport::Tcp(SYN), 0, 3600, false),
             ("just closed", Transport::Tcp(SYN), flow_flags::CLOSING, 0, false),
             ("closed", Transport::Tcp(SYN), flow_flags::CLOSING, 3, true),
+            ("closed by both", Transport::Tcp(SYN), flow_flags::CLOSING | flow_flags::CLOSED, 1, true),
             ("reset", Transport::Tcp(SYN), flow_flags::RESET, 1, true),
             ("forgotten", Transport::Tcp(SYN), 0, 432_010, true),
             ("live", Transport::Udp, 0, 60, false),
