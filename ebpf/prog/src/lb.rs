@@ -43,7 +43,8 @@ pub(crate) struct Choice {
 #[inline(always)]
 pub(crate) fn find(address: Address, port: Port, protocol: u8) -> Option<Frontend> {
     let key = FrontendKey { address, port, protocol, reserved: 0 };
-    // SAFETY: the map is not preallocated, so an element that is read is not reused before the program ends.
+    // SAFETY: the value is copied out at once; a racing write, or the element's reuse, gives a stale value at
+    // worst, and all fields are integers, so none is invalid.
     unsafe { FRONTENDS.get(&key) }.copied()
 }
 
