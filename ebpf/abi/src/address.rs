@@ -97,7 +97,7 @@ impl core::fmt::Debug for Address {
     }
 }
 
-/// A TCP or UDP port in network byte order.
+/// A TCP, UDP or SCTP port in network byte order.
 #[repr(transparent)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Port(u16);

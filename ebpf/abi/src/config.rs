@@ -10,13 +10,13 @@ pub struct Config {
     pub node_v4: Address,
     /// The node's primary IPv6 address: the source of masqueraded packets. `::` if it has none.
     pub node_v6: Address,
-    /// Cookie of the host's network namespace: socket hooks translate only for sockets in it.
+    /// Cookie of the host's network namespace, whose processes may not bind NodePorts.
     pub host_netns: u64,
     /// First port of the range that masqueraded flows use, in the host's byte order.
     pub snat_first: u16,
     /// How many ports that range has; a power of two.
     pub snat_count: u16,
-    /// Zero.
-    pub reserved: u32,
+    /// How many elements [`crate::maps::PLACES`] has: how many connections there may be. A power of two.
+    pub places: u32,
 }
 layout!(Config, 48);

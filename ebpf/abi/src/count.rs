@@ -48,12 +48,20 @@ numbered! {
         StaleService = 4, "stale_service";
         /// No free port was found to masquerade the flow with.
         NoSnatPort = 5, "no_snat_port";
-        /// The flow table refused the entry.
+        /// Every place of the flow table that was tried holds a live connection.
         FlowTableFull = 6, "flow_table_full";
         /// The kernel has no usable route to the destination, or the packet could not be changed.
         NotForwarded = 7, "not_forwarded";
         /// A flow to masquerade, on a node that has no address of the packet's family.
         NoNodeAddress = 8, "no_node_address";
+        /// The Service's loadBalancerSourceRanges do not admit the client.
+        SourceNotAllowed = 9, "source_not_allowed";
+        /// The ClusterIP has no such port: answered with port unreachable.
+        UnknownPort = 10, "unknown_port";
+        /// The address is one of the ServiceCIDR that no Service has.
+        NoService = 11, "no_service";
+        /// The translated packet is too large for its route: answered with what fits.
+        TooBig = 12, "too_big";
     }
 }
 
@@ -74,6 +82,14 @@ numbered! {
         SocketTranslated = 5, "socket_translated";
         /// Answered with ICMP port unreachable.
         Rejected = 6, "rejected";
+        /// A flow that had expired made way for a new one.
+        FlowReclaimed = 7, "flow_reclaimed";
+        /// An ICMP error about a translated flow was translated.
+        ErrorTranslated = 8, "error_translated";
+        /// A client was given the backend that it had before (sessionAffinity).
+        AffinityKept = 9, "affinity_kept";
+        /// A process was kept from binding a NodePort.
+        BindRefused = 10, "bind_refused";
     }
 }
 

@@ -58,8 +58,8 @@ pub struct Flow {
     pub generation: u32,
     /// [`flow_flags`].
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Where in [`crate::maps::PLACES`] the connection is entered.
+    pub place: u32,
 }
 layout!(Flow, 64);
 
@@ -75,6 +75,8 @@ pub mod flow_flags {
     pub const FIN: u32 = 8;
     /// A FIN passed in each direction.
     pub const CLOSED: u32 = 16;
+    /// A packet passed in the other direction.
+    pub const ANSWERED: u32 = 32;
 }
 
 /// The fragments of one datagram (RFC 791, section 3.2; RFC 8200, section 4.5). 40 bytes.

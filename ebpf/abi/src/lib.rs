@@ -13,9 +13,14 @@
 //! | [`maps::BACKENDS`] | array | backend id → [`Backend`] | agent |
 //! | [`maps::ENDPOINTS`] | hash | [`Address`] → [`Endpoint`] | agent, at CNI ADD and DEL |
 //! | [`maps::MARKS`] | array | endpoint index → [`marks`] | programs; cleared by the agent |
-//! | [`maps::FLOWS`] | LRU hash | [`FlowKey`] → [`Flow`] | programs |
+//! | [`maps::FLOWS`] | hash | [`FlowKey`] → [`Flow`] | programs; expired ones also removed by the agent |
+//! | [`maps::PLACES`] | array | place → forward [`FlowKey`] | programs |
 //! | [`maps::FRAGMENTS`] | LRU hash | [`FragmentKey`] → [`Flow`] of the first fragment | programs |
 //! | [`maps::SOCKETS`] | LRU hash | [`SocketKey`] → [`SocketPeer`] | programs |
+//! | [`maps::CLIENTS`] | hash | network namespace's cookie → [`SocketClient`] | agent |
+//! | [`maps::AFFINITY`] | LRU hash | [`AffinityKey`] → [`Affinity`] | programs |
+//! | [`maps::SOURCE_RANGES`] | longest prefix | [`SourceRange`] → 1 | agent |
+//! | [`maps::SERVICE_CIDRS`] | longest prefix | [`Address`] → [`cidr_flags`] | agent |
 //! | [`maps::COUNTERS`] | per-CPU array | [`Counter`] → packets | programs |
 //! | [`maps::DROPS`] | per-CPU array | [`Reason`] → packets | programs |
 #![no_std]
@@ -33,11 +38,13 @@ pub use config::Config;
 pub use count::{Counter, Reason};
 pub use endpoint::{Endpoint, Mac, marks};
 pub use flow::{Flow, FlowKey, FragmentKey, flow_flags};
-pub use service::{Backend, Frontend, FrontendKey, Region, frontend_flags};
-pub use socket::{SocketKey, SocketPeer};
+pub use service::{
+    Affinity, AffinityKey, Backend, Frontend, FrontendKey, Region, SourceRange, cidr_flags, frontend_flags,
+};
+pub use socket::{SocketClient, SocketKey, SocketPeer};
 
 /// The version of every layout in this crate; maps and links are pinned under a directory named after it.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Map names, as they stand in the object file and under the pin directory. The kernel keeps 15 characters.
 pub mod maps {
@@ -55,10 +62,20 @@ pub mod maps {
     pub const MARKS: &str = "MARKS";
     /// [`FlowKey`](crate::FlowKey) → [`Flow`](crate::Flow).
     pub const FLOWS: &str = "FLOWS";
+    /// Place → the forward [`FlowKey`](crate::FlowKey) of the connection that has it; one of protocol 0 is free.
+    pub const PLACES: &str = "PLACES";
     /// [`FragmentKey`](crate::FragmentKey) → [`Flow`](crate::Flow).
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// [`SocketKey`](crate::SocketKey) → [`SocketPeer`](crate::SocketPeer).
     pub const SOCKETS: &str = "SOCKETS";
+    /// Cookie of a network namespace (`u64`) → [`SocketClient`](crate::SocketClient).
+    pub const CLIENTS: &str = "CLIENTS";
+    /// [`AffinityKey`](crate::AffinityKey) → [`Affinity`](crate::Affinity).
+    pub const AFFINITY: &str = "AFFINITY";
+    /// [`SourceRange`](crate::SourceRange), of which a prefix of 32 + 0–128 bits counts → 1 (`u32`).
+    pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
+    /// [`Address`](crate::Address), of which a prefix counts → [`cidr_flags`](crate::cidr_flags) (`u32`).
+    pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
     /// [`Counter`](crate::Counter) → packets (`u64`), per CPU.
     pub const COUNTERS: &str = "COUNTERS";
     /// [`Reason`](crate::Reason) → packets (`u64`), per CPU.
@@ -91,6 +108,10 @@ pub mod programs {
     pub const GETPEERNAME4: &str = "fairlead_peer4";
     /// cgroup getpeername6.
     pub const GETPEERNAME6: &str = "fairlead_peer6";
+    /// cgroup post_bind4.
+    pub const BIND4: &str = "fairlead_bind4";
+    /// cgroup post_bind6.
+    pub const BIND6: &str = "fairlead_bind6";
 }
 
 /// Asserts a layout's size at compile time, and, for user space, makes it a value that maps may hold.

@@ -37,3 +37,15 @@ pub struct SocketPeer {
     pub generation: u32,
 }
 layout!(SocketPeer, 28);
+
+/// A network namespace whose sockets are translated before any packet exists, and the addresses that its
+/// processes are known by: the node's for the host's own, the pod's for a pod's. 32 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketClient {
+    /// Its IPv4 address, or `::`.
+    pub v4: Address,
+    /// Its IPv6 address, or `::`.
+    pub v6: Address,
+}
+layout!(SocketClient, 32);

@@ -2,5 +2,6 @@
 #![no_std]
 
 pub mod checksum;
+pub mod maglev;
 pub mod snat;
 pub mod tcp;

@@ -240,7 +240,7 @@ fn open(packet: &Packet, choice: &Choice, flow: &mut Flow) -> Result<(), Reason>
     flow.backend = choice.id;
     flow.generation = choice.backend.generation;
     flow.flags = flow_flags::REPLY;
-    flow.reserved = 0;
+    flow.place = 0;
     // A client that keeps its address keeps its port too, unless another flow of its own, to another
     // frontend of the same backend, has it.
     let kept = !masquerade && claim(&reply, flow);

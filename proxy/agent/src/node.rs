@@ -77,7 +77,7 @@ pub fn config(addresses: &[IpAddr], ports: PortRange, host_netns: u64) -> Config
         host_netns,
         snat_first: ports.first(),
         snat_count: ports.count(),
-        reserved: 0,
+        places: 0,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use fairlead_abi::{Frontend, Region};
+use fairlead_abi::{Frontend, FrontendKey, Region};
 
 use super::ledger::Programmed;
 use super::{Failure, Reconciler, Report};
@@ -142,7 +142,7 @@ impl Reconciler {
     ) -> BTreeSet<ObjectName> {
         let mut touched = BTreeSet::new();
         for (key, wanted) in &desired.frontends {
-            let frontend = match self.frontend(name, wanted, now) {
+            let frontend = match self.frontend(name, key, wanted, now) {
                 Ok(Some(frontend)) => frontend,
                 Ok(None) => continue,
                 Err(error) => {
@@ -169,6 +169,7 @@ impl Reconciler {
     fn frontend(
         &mut self,
         name: &ObjectName,
+        key: &FrontendKey,
         wanted: &DesiredFrontend,
         now: Instant,
     ) -> Result<Option<Frontend>, MapError> {
@@ -179,7 +180,14 @@ impl Reconciler {
             return Ok(None);
         };
         let service = self.ledger.service_id(&wanted.port, now)?;
-        Ok(Some(Frontend { service, flags: wanted.flags, internal, external }))
+        Ok(Some(Frontend {
+            service,
+            flags: wanted.flags,
+            internal,
+            external,
+            check: key.check(),
+            ..Frontend::default()
+        }))
     }
 
     /// Removes the frontends that `name` has and no longer gets. One that another Service gets instead is
