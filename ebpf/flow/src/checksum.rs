@@ -38,6 +38,13 @@ impl Difference {
         self.word(old[0], new[0]).word(old[1], new[1]).word(old[2], new[2]).word(old[3], new[3])
     }
 
+    /// With the growth of another sum.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// Folded to 32 bits: what the kernel's `bpf_l4_csum_replace` takes when its size is 0.
     #[inline(always)]
     pub const fn to_u32(self) -> u32 {

@@ -2,6 +2,8 @@
 #![no_std]
 
 pub mod checksum;
+pub mod life;
 pub mod maglev;
+pub mod sctp;
 pub mod snat;
 pub mod tcp;

@@ -10,6 +10,13 @@ impl Flags {
     const RST: u8 = 0x04;
     const ACK: u8 = 0x10;
 
+    /// What opens a connection.
+    pub const OPENS: Self = Self(Self::SYN);
+    /// What says that the sender has nothing more to say.
+    pub const CLOSES: Self = Self(Self::FIN);
+    /// What ends a connection at once.
+    pub const RESETS: Self = Self(Self::RST);
+
     /// The first segment of a connection.
     #[inline(always)]
     pub const fn opens(self) -> bool {

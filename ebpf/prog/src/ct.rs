@@ -1,35 +1,30 @@
 //! The flow table: which packets are translated, and to what.
 //!
 //! Only flows to Services are in it. Each has two entries, made together by [`open`]: the client's packets
-//! find the forward one, the backend's packets the reply one. The table is an LRU hash: when it is full, the
-//! flow that was silent longest makes way.
+//! find the forward one, the backend's packets the reply one. What is over is removed by [`crate::places`].
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::LruHashMap;
+use aya_ebpf::maps::HashMap;
 use fairlead_abi::{Address, Backend, Config, Counter, Flow, FlowKey, Reason, flow_flags, protocol};
-use fairlead_flow::snat;
+use fairlead_flow::{life, snat};
 
 use crate::lb::{self, Choice, Client};
 use crate::packet::{Fragment, Packet};
 use crate::verdict::Outcome;
-use crate::{config, endpoint, fragment, observe};
+use crate::{clock, config, endpoint, fragment, observe, places};
 
 #[map]
-static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(65_536, 0);
+static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(65_536, 0);
+
+/// No element of the array of places.
+const NO_PLACE: u32 = u32::MAX;
 
 /// How stale `last_seen` may grow before a packet writes it anew.
 const REFRESH: u64 = 500_000_000;
-
-/// Nanoseconds of the monotonic clock, to the last tick (kernel 5.11).
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: the helper takes nothing and only reads the clock.
-    unsafe { bpf_ktime_get_coarse_ns() }
-}
 
 /// What [`flow_of`] may do.
 pub(crate) mod may {
@@ -72,18 +67,21 @@ extern "C" fn fairlead_flow(packet: *const Packet, flow: *mut Flow, may: u32) ->
     if found == Found::Flow {
         return Outcome::SOMETHING.0;
     }
+    let mut place = NO_PLACE;
+    if found == Found::Stale {
+        // Whatever takes its place, no packet may find it again.
+        place = flow.place;
+        forget(&packet.tuple, flow);
+    }
     let mut room = MaybeUninit::uninit();
     let chosen = match choose(packet, may, &mut room) {
         Outcome::NOTHING if may & may::KEEP_APART != 0 => keep_apart(packet, &mut room),
         chosen => chosen,
     };
     if chosen != Outcome::SOMETHING {
-        if found == Found::Stale && chosen == Outcome::NOTHING {
-            // Nothing takes its place, and its later packets must not find it.
-            let _ = FLOWS.remove(&packet.tuple);
-        }
         return chosen.0;
     }
+    flow.place = place;
     // SAFETY: whoever has chosen has filled it in.
     let opened = open(packet, unsafe { room.assume_init_ref() }, flow);
     if opened.is_ok() {
@@ -100,12 +98,9 @@ fn choose(packet: &Packet, may: u32, room: &mut MaybeUninit<Choice>) -> Outcome 
     if may & (may::BEGIN_INSIDE | may::BEGIN_OUTSIDE) == 0 {
         return Outcome::NOTHING;
     }
-    match lb::pick(packet, client) {
-        Ok(Some(choice)) => {
-            room.write(choice);
-            Outcome::SOMETHING
-        }
-        Ok(None) => Outcome::NOTHING,
+    match lb::pick(packet, client, room) {
+        Ok(true) => Outcome::SOMETHING,
+        Ok(false) => Outcome::NOTHING,
         Err(reason) => Outcome::from(reason),
     }
 }
@@ -140,10 +135,10 @@ fn find(packet: &Packet, flow: &mut Flow) -> Found {
     if flow.flags & flow_flags::REPLY == 0 && is_stale(packet, flow) {
         return Found::Stale;
     }
-    let seen = now();
-    let ended = ending(packet, flow.flags);
+    let seen = clock::now();
+    let told = ending(packet, flow.flags) | answering(flow.flags);
     let own = if packet.tcp.closes() { flow_flags::FIN } else { 0 };
-    let flags = flow.flags & !flow_flags::RESET | ended | own;
+    let flags = flow.flags & !flow_flags::RESET | told | own;
     if flags != flow.flags || seen.wrapping_sub(flow.last_seen) > REFRESH {
         // SAFETY: as above.
         unsafe {
@@ -152,7 +147,7 @@ fn find(packet: &Packet, flow: &mut Flow) -> Found {
         }
     }
     if flags != flow.flags {
-        tell_partner(packet, flow, ended, seen);
+        tell_partner(packet, flow, told, seen);
     }
     if packet.fragment == Fragment::First {
         fragment::remember(packet, flow);
@@ -174,11 +169,17 @@ fn ending(packet: &Packet, before: u32) -> u32 {
     if first { flow_flags::CLOSING } else { flow_flags::CLOSING | flow_flags::CLOSED }
 }
 
-/// Whether the flow must choose a backend anew. A datagram never goes to a backend that is gone; a TCP
-/// connection stays with the backend that knows it, to the end, and only a new one may take its place.
+/// The backend's first packet makes the flow an answered one.
+#[inline(always)]
+fn answering(flags: u32) -> u32 {
+    if flags & flow_flags::REPLY != 0 { flow_flags::ANSWERED } else { 0 }
+}
+
+/// Whether the flow must choose a backend anew. A datagram never goes to a backend that is gone; a connection stays
+/// with the backend that knows it, to the end, and only a new one may take its place.
 #[inline(always)]
 fn is_stale(packet: &Packet, flow: &Flow) -> bool {
-    if packet.tuple.protocol == protocol::TCP && !packet.tcp.opens() {
+    if packet.tuple.protocol != protocol::UDP && !packet.tcp.opens() {
         return false;
     }
     let over = flow.flags & (flow_flags::CLOSING | flow_flags::RESET) != 0;
@@ -198,14 +199,15 @@ fn leaving(flow: &Flow, ip_protocol: u8) -> FlowKey {
     }
 }
 
-/// Tells the entry of the other direction that the connection ends, or that an RST was not believed.
+/// Tells the entry of the other direction that the connection was answered, that it ends, or that an RST was not
+/// believed.
 #[inline(always)]
-fn tell_partner(packet: &Packet, flow: &Flow, ended: u32, seen: u64) {
+fn tell_partner(packet: &Packet, flow: &Flow, told: u32, seen: u64) {
     let partner = leaving(flow, packet.tuple.protocol).reversed();
     if let Some(entry) = FLOWS.get_ptr_mut(&partner) {
         // SAFETY: as in `find`.
         unsafe {
-            (*entry).flags = (*entry).flags & !flow_flags::RESET | ended;
+            (*entry).flags = (*entry).flags & !flow_flags::RESET | told;
             (*entry).last_seen = seen;
         }
     }
@@ -232,7 +234,10 @@ fn open(packet: &Packet, choice: &Choice, flow: &mut Flow) -> Result<(), Reason>
     if masquerade {
         reply.destination = config::node_address(config, packet.tuple.source)?;
     }
-    flow.last_seen = now();
+    if flow.place == NO_PLACE {
+        flow.place = places::take(&packet.tuple, config.places)?;
+    }
+    flow.last_seen = clock::now();
     flow.source = packet.tuple.destination;
     flow.destination = packet.tuple.source;
     flow.source_port = packet.tuple.destination_port;
@@ -240,7 +245,6 @@ fn open(packet: &Packet, choice: &Choice, flow: &mut Flow) -> Result<(), Reason>
     flow.backend = choice.id;
     flow.generation = choice.backend.generation;
     flow.flags = flow_flags::REPLY;
-    flow.place = 0;
     // A client that keeps its address keeps its port too, unless another flow of its own, to another
     // frontend of the same backend, has it.
     let kept = !masquerade && claim(&reply, flow);
@@ -252,7 +256,10 @@ fn open(packet: &Packet, choice: &Choice, flow: &mut Flow) -> Result<(), Reason>
     flow.source_port = reply.destination_port;
     flow.destination_port = reply.source_port;
     flow.flags = 0;
-    FLOWS.insert(&packet.tuple, &*flow, 0).map_err(|_| Reason::FlowTableFull)?;
+    if FLOWS.insert(&packet.tuple, &*flow, 0).is_err() {
+        let _ = FLOWS.remove(&reply);
+        return Err(Reason::FlowTableFull);
+    }
     mark(flow, &packet.tuple.source);
     if packet.fragment == Fragment::First {
         fragment::remember(packet, flow);
@@ -322,7 +329,7 @@ fn claim(reply: &FlowKey, back: &Flow) -> bool {
         && held.source == back.source
         && held.source_port == back.source_port;
     if !own {
-        if !snat::may_take_over(held, reply.protocol, back.last_seen) {
+        if !life::may_take_over(held, reply.protocol, back.last_seen) {
             return false;
         }
         forget_forward(reply, held);
@@ -336,14 +343,63 @@ fn claim(reply: &FlowKey, back: &Flow) -> bool {
 fn forget_forward(reply: &FlowKey, held: &Flow) {
     let forward = leaving(held, reply.protocol).reversed();
     // SAFETY: as in `find`.
-    let Some(flow) = (unsafe { FLOWS.get(&forward) }) else {
-        return;
-    };
-    let leads_here = flow.destination == reply.source
-        && flow.destination_port == reply.source_port
-        && flow.source == reply.destination
-        && flow.source_port == reply.destination_port;
-    if leads_here {
+    if unsafe { FLOWS.get(&forward) }.is_some_and(|flow| leads_to(flow, reply)) {
         let _ = FLOWS.remove(&forward);
     }
+}
+
+/// Removes the flow `held`, which is at `forward`, in both directions; the reply entry only if it is its own.
+#[inline(never)]
+fn forget(forward: &FlowKey, held: &Flow) {
+    let reply = leaving(held, forward.protocol).reversed();
+    // SAFETY: as in `find`.
+    if unsafe { FLOWS.get(&reply) }.is_some_and(|back| leads_to(back, forward)) {
+        let _ = FLOWS.remove(&reply);
+    }
+    let _ = FLOWS.remove(forward);
+}
+
+/// Whether packets that answer the flow's arrive with the tuple `key`.
+#[inline(always)]
+fn leads_to(flow: &Flow, key: &FlowKey) -> bool {
+    flow.destination == key.source
+        && flow.destination_port == key.source_port
+        && flow.source == key.destination
+        && flow.source_port == key.destination_port
+}
+
+/// Whether `place` serves nobody: the flow of the forward key `occupant` is gone, has another place, or is over in
+/// both directions, and then is removed.
+#[inline(always)]
+pub(crate) fn is_left(occupant: &FlowKey, place: u32, now: u64) -> bool {
+    // SAFETY: as in `find`.
+    let Some(flow) = (unsafe { FLOWS.get(occupant) }) else {
+        return true;
+    };
+    if flow.place != place {
+        return true;
+    }
+    if !life::is_over(flow, occupant.protocol, now) {
+        return false;
+    }
+    let reply = leaving(flow, occupant.protocol).reversed();
+    // SAFETY: as in `find`.
+    if let Some(back) = unsafe { FLOWS.get(&reply) }
+        && leads_to(back, occupant)
+    {
+        if !life::is_over(back, occupant.protocol, now) {
+            return false;
+        }
+        let _ = FLOWS.remove(&reply);
+    }
+    let _ = FLOWS.remove(occupant);
+    observe::count(Counter::FlowReclaimed);
+    true
+}
+
+/// The translation of packets with the tuple `key`, whether or not any has come.
+#[inline(always)]
+pub(crate) fn look_up(key: &FlowKey) -> Option<&'static Flow> {
+    // SAFETY: as in `find`.
+    unsafe { FLOWS.get(key) }
 }

@@ -4,15 +4,16 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup,
+    __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+    bpf_fib_lookup as FibLookup,
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Counter, Endpoint, Mac, Reason};
+use fairlead_abi::{Counter, Endpoint, Mac, Reason, protocol};
 
-use crate::packet::{ETHERNET, Ethernet, Ipv4, Ipv6, Packet, at};
+use crate::packet::{ETHERNET, Ethernet, Ipv4, Ipv6, Packet, TCP, UDP, at};
 use crate::verdict::{self, Verdict};
-use crate::{endpoint, nat, observe};
+use crate::{endpoint, nat, observe, too_big};
 
 /// Linux' number of IPv4, everywhere the same.
 const AF_INET: u8 = 2;
@@ -66,6 +67,11 @@ fn route(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
     let ingress = unsafe { (*ctx.skb.skb).ingress_ifindex };
     let (outcome, found) = look_up_route(ctx, packet, ingress)?;
     match outcome {
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+            // SAFETY: the kernel has filled in this field of the union.
+            let mtu = unsafe { found.__bindgen_anon_1.mtu_result };
+            too_big::answer(ctx, packet, mtu)
+        }
         BPF_FIB_LKUP_RET_SUCCESS => {
             nat::take_hop(ctx, packet.is_v4)?;
             address_frame(ctx, found.smac, found.dmac)?;
@@ -80,8 +86,8 @@ fn route(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
             let code = unsafe { bpf_redirect_neigh(found.ifindex, core::ptr::null_mut(), 0, 0) };
             Ok(Verdict::Done(code as i32))
         }
-        // The node itself, or a case for the kernel: too large a packet, no route, a special one. It answers
-        // with the ICMP error that belongs to it.
+        // The node itself, or a case for the kernel: no route, or a special one. It answers with the ICMP error that
+        // belongs to it.
         _ => {
             observe::count(Counter::ToStack);
             Ok(Verdict::Stack)
@@ -160,10 +166,24 @@ fn look_up_route(ctx: &TcContext, packet: &Packet, ifindex: u32) -> Result<(u32,
         fib.__bindgen_anon_3.ipv6_src = header.source;
         fib.__bindgen_anon_4.ipv6_dst = header.destination;
     }
+    fib.__bindgen_anon_1.tot_len = largest_datagram(ctx, packet);
     let size = size_of::<FibLookup>() as i32;
     // SAFETY: the struct is ours, initialised, and of the size given.
     let outcome = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size, 0) };
     Ok((outcome as u32, fib))
+}
+
+/// The length of the packet's IP datagram, or of the largest that the kernel's segmentation will make of it. Of those
+/// with options in their TCP header, it is the length without.
+#[inline(always)]
+fn largest_datagram(ctx: &TcContext, packet: &Packet) -> u16 {
+    // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
+    let segment = unsafe { (*ctx.skb.skb).gso_size };
+    if segment == 0 {
+        return (ctx.len() as usize).wrapping_sub(ETHERNET) as u16;
+    }
+    let header = if packet.tuple.protocol == protocol::TCP { TCP } else { UDP };
+    (packet.transport() - ETHERNET + header + segment as usize) as u16
 }
 
 #[inline(always)]

@@ -1,4 +1,4 @@
-//! Port unreachable (RFC 792; RFC 4443, section 3.1).
+//! ICMP and ICMPv6 errors that the programs send (RFC 792, RFC 1191; RFC 4443, section 3).
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_skb_change_tail};
@@ -12,10 +12,26 @@ use crate::packet::{ETHERNET, Ipv4, Ipv6, Packet, TCP, UDP, at};
 const IPV4: usize = size_of::<Ipv4>();
 const IPV6: usize = size_of::<Ipv6>();
 const ICMP: usize = 8;
-/// Type and code, destination unreachable and port unreachable.
-const UNREACHABLE_V4: [u8; 2] = [3, 3];
-/// Type and code, destination unreachable and port unreachable.
-const UNREACHABLE_V6: [u8; 2] = [1, 4];
+
+/// What is wrong with a packet, and how ICMP and ICMPv6 say it: type, code and the word that follows the checksum, in
+/// the host's byte order.
+#[derive(Clone, Copy)]
+pub(crate) struct Error {
+    v4: [u8; 2],
+    v6: [u8; 2],
+    rest: u32,
+}
+
+impl Error {
+    /// Destination unreachable, port unreachable.
+    pub(crate) const UNREACHABLE: Self = Self { v4: [3, 3], v6: [1, 4], rest: 0 };
+
+    /// Fragmentation needed, or packet too big: so many bytes of a packet fit.
+    #[inline(always)]
+    pub(crate) fn too_big(mtu: u16) -> Self {
+        Self { v4: [3, 4], v6: [2, 0], rest: mtu as u32 }
+    }
+}
 
 /// An ICMP or ICMPv6 header.
 #[repr(C)]
@@ -28,12 +44,12 @@ struct Icmp {
 /// Turns the packet into the answer, its frame apart. The whole transport header is quoted: the kernel will not
 /// cut a packet off before a checksum that the device is still to complete.
 #[inline(always)]
-pub(crate) fn refuse(ctx: &TcContext, packet: &Packet, reason: Reason) -> Result<(), Reason> {
+pub(crate) fn answer(ctx: &TcContext, packet: &Packet, error: Error, reason: Reason) -> Result<(), Reason> {
     match (packet.is_v4, packet.tuple.protocol) {
-        (true, protocol::TCP) => refuse_v4::<{ IPV4 + TCP }>(ctx, packet, reason),
-        (true, _) => refuse_v4::<{ IPV4 + UDP }>(ctx, packet, reason),
-        (false, protocol::TCP) => refuse_v6::<{ IPV6 + TCP }>(ctx, packet, reason),
-        (false, _) => refuse_v6::<{ IPV6 + UDP }>(ctx, packet, reason),
+        (true, protocol::TCP) => answer_v4::<{ IPV4 + TCP }>(ctx, packet, error, reason),
+        (true, _) => answer_v4::<{ IPV4 + UDP }>(ctx, packet, error, reason),
+        (false, protocol::TCP) => answer_v6::<{ IPV6 + TCP }>(ctx, packet, error, reason),
+        (false, _) => answer_v6::<{ IPV6 + UDP }>(ctx, packet, error, reason),
     }
 }
 
@@ -49,24 +65,34 @@ fn make_room(ctx: &TcContext, quoted: usize, headers: usize) -> Result<(), i64> 
 }
 
 #[inline(always)]
-fn refuse_v4<const QUOTED: usize>(ctx: &TcContext, packet: &Packet, reason: Reason) -> Result<(), Reason> {
+fn answer_v4<const QUOTED: usize>(
+    ctx: &TcContext,
+    packet: &Packet,
+    error: Error,
+    reason: Reason,
+) -> Result<(), Reason> {
     if packet.transport() != ETHERNET + IPV4 {
         return Err(reason);
     }
     make_room(ctx, QUOTED, IPV4 + ICMP).map_err(|_| reason)?;
     header::write_v4(ctx, packet, protocol::ICMP, ICMP + QUOTED)?;
-    write_icmp::<QUOTED>(ctx, ETHERNET + IPV4, UNREACHABLE_V4, 0)
+    write_icmp::<QUOTED>(ctx, ETHERNET + IPV4, error.v4, error.rest, 0)
 }
 
 #[inline(always)]
-fn refuse_v6<const QUOTED: usize>(ctx: &TcContext, packet: &Packet, reason: Reason) -> Result<(), Reason> {
+fn answer_v6<const QUOTED: usize>(
+    ctx: &TcContext,
+    packet: &Packet,
+    error: Error,
+    reason: Reason,
+) -> Result<(), Reason> {
     if packet.transport() != ETHERNET + IPV6 {
         return Err(reason);
     }
     make_room(ctx, QUOTED, IPV6 + ICMP).map_err(|_| reason)?;
     header::write_v6(ctx, packet, protocol::ICMPV6, ICMP + QUOTED)?;
     let pseudo = header::pseudo(packet, protocol::ICMPV6, ICMP + QUOTED);
-    write_icmp::<QUOTED>(ctx, ETHERNET + IPV6, UNREACHABLE_V6, pseudo)
+    write_icmp::<QUOTED>(ctx, ETHERNET + IPV6, error.v6, error.rest, pseudo)
 }
 
 /// Writes the ICMP header before the quoted packet; `sum` is what the checksum covers besides.
@@ -75,15 +101,17 @@ fn write_icmp<const QUOTED: usize>(
     ctx: &TcContext,
     offset: usize,
     kind: [u8; 2],
+    rest: u32,
     sum: u64,
 ) -> Result<(), Reason> {
     // SAFETY: `at` has checked the bounds.
     let header = unsafe { &mut *at::<Icmp>(ctx, offset)? };
-    *header = Icmp { kind, checksum: 0, rest: 0 };
+    let rest = rest.to_be();
+    *header = Icmp { kind, checksum: 0, rest };
     let quoted = at::<[u8; QUOTED]>(ctx, offset + ICMP)?;
     // SAFETY: the helper reads QUOTED bytes, a multiple of four, whose bounds `at` has checked.
     let quoted_sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, quoted.cast(), QUOTED as u32, 0) };
     let kind = u64::from(u16::from_ne_bytes(kind));
-    header.checksum = !checksum::fold(sum + kind + (quoted_sum as u32 as u64));
+    header.checksum = !checksum::fold(sum + kind + u64::from(rest) + (quoted_sum as u32 as u64));
     Ok(())
 }

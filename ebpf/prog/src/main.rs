@@ -6,7 +6,8 @@
 //! | `fairlead_topod` | tc egress, host side of a pod's veth | sent to the pod by the node's own stack |
 //! | `fairlead_frwire` | tc ingress, uplink | arriving from outside the node |
 //! | `fairlead_towire` | tc egress, uplink | sent out by the node's own stack |
-//! | `fairlead_conn*`, `send*`, `recv*`, `peer*` | cgroup | none: sockets of host processes |
+//! | `fairlead_conn*`, `send*`, `recv*`, `peer*` | cgroup | none: sockets of host processes, perhaps of pods |
+//! | `fairlead_bind*` | cgroup | none: sockets of host processes |
 #![no_std]
 #![no_main]
 #![expect(missing_docs, unreachable_pub, reason = "the program macros write public functions beside ours")]
@@ -15,6 +16,10 @@
     reason = "keys are looked up where they lie: the whole stack is 512 bytes"
 )]
 
+mod admission;
+mod affinity;
+mod bind;
+mod clock;
 mod config;
 mod ct;
 mod endpoint;
@@ -26,16 +31,20 @@ mod lb;
 mod nat;
 mod observe;
 mod packet;
+mod places;
 mod pod;
+mod quoted;
 mod refuse;
 mod reset;
+mod room;
 mod sock;
 mod stack;
+mod too_big;
 mod verdict;
 mod wire;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SockAddrContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier};
+use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext};
 
 /// A packet that a pod sends.
 #[classifier]
@@ -107,6 +116,18 @@ pub fn fairlead_peer4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn fairlead_peer6(ctx: SockAddrContext) -> i32 {
     sock::name_peer(&ctx, sock::Family::V6)
+}
+
+/// bind() of an IPv4 socket has succeeded so far.
+#[cgroup_sock(post_bind4)]
+pub fn fairlead_bind4(ctx: SockContext) -> i32 {
+    bind::guard(&ctx, sock::Family::V4)
+}
+
+/// bind() of an IPv6 socket has succeeded so far.
+#[cgroup_sock(post_bind6)]
+pub fn fairlead_bind6(ctx: SockContext) -> i32 {
+    bind::guard(&ctx, sock::Family::V6)
 }
 
 /// The licence that the kernel reads: some helpers are for GPL-compatible programs only.

@@ -5,7 +5,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Address, FlowKey, Port, Reason, protocol};
-use fairlead_flow::tcp;
+use fairlead_flow::{sctp, tcp};
 
 use crate::verdict::Outcome;
 
@@ -15,6 +15,12 @@ pub(crate) const ETHERNET: usize = 14;
 pub(crate) const TCP: usize = 20;
 /// Length of a UDP header.
 pub(crate) const UDP: usize = 8;
+/// Length of an SCTP header and of its first chunk's.
+const SCTP: usize = 16;
+/// Where a TCP header has its flags.
+const TCP_FLAGS: usize = 13;
+/// Where an SCTP packet has its first chunk's type.
+const SCTP_CHUNK: usize = 12;
 /// EtherType of IPv4, as it stands in memory.
 pub(crate) const IPV4: u16 = 0x0800_u16.to_be();
 /// EtherType of IPv6, as it stands in memory.
@@ -95,7 +101,7 @@ pub(crate) struct Packet {
     pub(crate) is_v4: bool,
     /// Remaining hops.
     pub(crate) ttl: u8,
-    /// The flags of a TCP segment.
+    /// The flags of a TCP segment, or what an SCTP packet says in their place.
     pub(crate) tcp: tcp::Flags,
     /// Whether it is a fragment, and which.
     pub(crate) fragment: Fragment,
@@ -130,6 +136,18 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn has_ports(&self) -> bool {
         self.tuple.destination_port.wire() != 0
+    }
+
+    /// Another of its kind, for a translation that its owner is not to see.
+    #[inline(always)]
+    pub(crate) fn copied(&self) -> Self {
+        Self { ..*self }
+    }
+
+    /// Whether it is a message of ICMP or ICMPv6.
+    #[inline(always)]
+    pub(crate) fn is_icmp(&self) -> bool {
+        self.tuple.protocol == if self.is_v4 { protocol::ICMP } else { protocol::ICMPV6 }
     }
 
     /// Where the transport header begins, as the verifier wants it: within bounds that it can see.
@@ -272,7 +290,7 @@ fn skip_extensions(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     Ok(())
 }
 
-/// The first words of a TCP and a UDP header alike.
+/// The first words of a TCP, a UDP and an SCTP header alike.
 #[repr(C)]
 struct Ports {
     source: u16,
@@ -287,6 +305,7 @@ fn read_ports(ctx: &TcContext, mut packet: Packet) -> Result<Packet, Reason> {
     let length = match packet.tuple.protocol {
         protocol::TCP => TCP,
         protocol::UDP => UDP,
+        protocol::SCTP => SCTP,
         _ => return Ok(packet),
     };
     if packet.transport as usize > LONGEST_HEADERS {
@@ -294,14 +313,20 @@ fn read_ports(ctx: &TcContext, mut packet: Packet) -> Result<Packet, Reason> {
     }
     let transport = packet.transport();
     pull(ctx, transport + length);
-    if packet.tuple.protocol == protocol::TCP {
-        // SAFETY: `at` has checked the bounds.
-        packet.tcp = tcp::Flags(unsafe { (*at::<[u8; TCP]>(ctx, transport)?)[13] });
+    if ctx.data() + transport + length > ctx.data_end() {
+        return Err(Reason::Malformed);
     }
-    at::<[u8; UDP]>(ctx, transport)?;
     // SAFETY: `at` has checked the bounds.
     let ports = unsafe { &*at::<Ports>(ctx, transport)? };
     packet.tuple.source_port = Port::from_wire(ports.source);
     packet.tuple.destination_port = Port::from_wire(ports.destination);
+    let place = match packet.tuple.protocol {
+        protocol::TCP => TCP_FLAGS,
+        protocol::SCTP => SCTP_CHUNK,
+        _ => return Ok(packet),
+    };
+    // SAFETY: `at` has checked the bounds.
+    let byte = unsafe { *at::<u8>(ctx, transport + place)? };
+    packet.tcp = if packet.tuple.protocol == protocol::TCP { tcp::Flags(byte) } else { sctp::flags(byte) };
     Ok(packet)
 }

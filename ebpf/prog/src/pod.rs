@@ -1,14 +1,13 @@
 //! Packets that a pod sends.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Counter, Reason, protocol};
 
 use crate::ct::{self, may};
 use crate::packet::{self, Packet};
+use crate::refuse::{self, Back};
 use crate::verdict::Verdict;
-use crate::{endpoint, forward, nat, observe, refuse};
+use crate::{endpoint, forward, nat, observe, quoted, room};
 
 /// The first of three ICMPv6 types of multicast listener discovery, version 1.
 const LISTENER_QUERY: u8 = 130;
@@ -24,8 +23,8 @@ const REDIRECT: u8 = 137;
 /// From parse to verdict. A packet between two pods that no Service touches costs two look-ups.
 #[inline(always)]
 pub(crate) fn from_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
-    let (mut packet, mut flow) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    let Some(packet) = packet::parse(ctx, &mut packet)? else {
+    let room = room::take()?;
+    let Some(packet) = packet::parse(ctx, &mut room.packet)? else {
         return Ok(Verdict::Stack);
     };
     // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
@@ -40,15 +39,17 @@ pub(crate) fn from_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
     if !is_marked && let Some(receiver) = endpoint::find(&packet.tuple.destination) {
         return forward::deliver(ctx, packet, receiver);
     }
+    if is_marked && quoted::translate(ctx, packet)? {
+        return forward::send(ctx, packet);
+    }
     let may = if is_marked { may::FIND | may::BEGIN_INSIDE | may::KEEP_APART } else { may::BEGIN_INSIDE };
-    match ct::flow_of(packet, may, &mut flow) {
+    match ct::flow_of(packet, may, &mut room.flow) {
         Ok(Some(flow)) => {
             nat::translate(ctx, packet, flow)?;
             forward::send(ctx, packet)
         }
         Ok(None) => forward::send(ctx, packet),
-        Err(Reason::NoEndpoint) => refuse::refuse(ctx, packet),
-        Err(reason) => Err(reason),
+        Err(reason) => refuse::refuse(ctx, packet, reason, Back::Out),
     }
 }
 

@@ -1,20 +1,28 @@
-//! Host processes: their sockets are connected to a backend before the first packet exists.
+//! Sockets that are connected to a backend before the first packet exists.
 //!
-//! Only sockets of the host's own network namespace are touched. The process goes on to see the frontend
-//! that it dialled: getpeername() and recvmsg() translate back.
+//! Only sockets of the network namespaces in [`CLIENTS`] are touched: the host's own, and those of pods if the agent
+//! is told so. The process goes on to see the frontend that it dialled: getpeername() and recvmsg() translate back.
+
+use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::LruHashMap;
+use aya_ebpf::maps::{HashMap, LruHashMap};
 use aya_ebpf::programs::SockAddrContext;
-use fairlead_abi::{Address, Counter, Frontend, Port, Reason, SocketKey, SocketPeer, protocol};
+use fairlead_abi::{
+    Address, Counter, FlowKey, Frontend, Port, Reason, SocketClient, SocketKey, SocketPeer, protocol,
+};
 
 use crate::lb::{self, Choice, Client};
 use crate::{config, observe};
 
 #[map]
 static SOCKETS: LruHashMap<SocketKey, SocketPeer> = LruHashMap::pinned(65_536, 0);
+
+#[map]
+static CLIENTS: HashMap<u64, SocketClient> = HashMap::pinned(1024, BPF_F_NO_PREALLOC);
 
 const REFUSE: i32 = 0;
 const ALLOW: i32 = 1;
@@ -33,46 +41,66 @@ pub(crate) enum Family {
 /// connect(): dials a backend in place of a frontend.
 ///
 /// A datagram socket is left to dial the frontend: once connected, no hook would see it again, not even
-/// when its backend is gone. Its packets are translated one by one on their way out.
+/// when its backend is gone. Its packets are translated one by one on their way out. A backend that is the node
+/// itself they would not reach from there.
 #[inline(always)]
 pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
-    let Some((frontend, dialled)) = dialling(ctx, family) else {
+    let (mut frontend, mut choice) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let Some((frontend, dialled)) = dialling(ctx, family, &mut frontend) else {
         return ALLOW;
     };
-    match lb::choose(&frontend, Client::Inside) {
-        Ok(choice) if is_datagram(ctx) && !config::is_node_address(choice.backend.address) => ALLOW,
-        Ok(choice) => dial(ctx, family, &dialled, &choice),
-        Err(reason) => refuse(reason),
+    if let Err(reason) = lb::choose(frontend, Client::Inside, &dialled, &mut choice) {
+        return refuse(reason);
     }
+    // SAFETY: a choice that is no error has been filled in.
+    let choice = unsafe { choice.assume_init_ref() };
+    if is_datagram(ctx) && !config::is_node_address(choice.backend.address) {
+        return ALLOW;
+    }
+    dial(ctx, family, &socket_key(ctx, &dialled), choice)
 }
 
 /// sendmsg() with an address: sends to a backend in place of a frontend, the same one as long as it is there.
 #[inline(always)]
 pub(crate) fn send(ctx: &SockAddrContext, family: Family) -> i32 {
-    let Some((frontend, dialled)) = dialling(ctx, family) else {
+    let (mut frontend, mut choice) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let Some((frontend, dialled)) = dialling(ctx, family, &mut frontend) else {
         return ALLOW;
     };
-    if let Some(peer) = chosen_before(&dialled) {
+    let socket = socket_key(ctx, &dialled);
+    if let Some(peer) = chosen_before(&socket) {
         write(ctx, family, peer.address, peer.port);
         return ALLOW;
     }
-    match lb::choose(&frontend, Client::Inside) {
-        Ok(choice) => dial(ctx, family, &dialled, &choice),
-        Err(reason) => refuse(reason),
+    if let Err(reason) = lb::choose(frontend, Client::Inside, &dialled, &mut choice) {
+        return refuse(reason);
     }
+    // SAFETY: as in `connect`.
+    dial(ctx, family, &socket, unsafe { choice.assume_init_ref() })
 }
 
-/// The frontend that a host process names, and its socket.
+/// The frontend that a process names, and the tuple of the packet that it would send.
 #[inline(always)]
-fn dialling(ctx: &SockAddrContext, family: Family) -> Option<(Frontend, SocketKey)> {
-    if !is_host(ctx) {
-        return None;
-    }
-    let (address, port) = read(ctx, family);
-    let frontend = lb::find(address, port, protocol_of(ctx))?;
+fn dialling<'room>(
+    ctx: &SockAddrContext,
+    family: Family,
+    room: &'room mut MaybeUninit<Frontend>,
+) -> Option<(&'room Frontend, FlowKey)> {
+    let client = client_of(ctx)?;
+    let (destination, destination_port) = read(ctx, family);
+    let source = if destination.is_v4() { client.v4 } else { client.v6 };
+    let source_port = Port::default();
+    let protocol = protocol_of(ctx);
+    let dialled = FlowKey { source, destination, source_port, destination_port, protocol, reserved: [0; 3] };
+    Some((lb::find(&dialled, room)?, dialled))
+}
+
+/// The socket, and the address that it dialled.
+#[inline(always)]
+fn socket_key(ctx: &SockAddrContext, dialled: &FlowKey) -> SocketKey {
     // SAFETY: the helper reads the context that the kernel gave.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    Some((frontend, SocketKey { cookie, address, port, reserved: [0; 3] }))
+    SocketKey { cookie, address: dialled.destination, port: dialled.destination_port, reserved: [0; 3] }
 }
 
 #[inline(always)]
@@ -101,7 +129,7 @@ fn is_datagram(ctx: &SockAddrContext) -> bool {
 /// recvmsg() and getpeername(): names the frontend in place of the backend.
 #[inline(always)]
 pub(crate) fn name_peer(ctx: &SockAddrContext, family: Family) -> i32 {
-    if !is_host(ctx) {
+    if client_of(ctx).is_none() {
         return ALLOW;
     }
     let (address, port) = read(ctx, family);
@@ -115,12 +143,13 @@ pub(crate) fn name_peer(ctx: &SockAddrContext, family: Family) -> i32 {
     ALLOW
 }
 
-/// Whether the socket lives in the host's network namespace.
+/// Who the socket's process is, if its sockets are to be translated.
 #[inline(always)]
-fn is_host(ctx: &SockAddrContext) -> bool {
+fn client_of(ctx: &SockAddrContext) -> Option<&'static SocketClient> {
     // SAFETY: the helper reads the context that the kernel gave (kernel 5.8).
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    config::get().is_ok_and(|config| config.host_netns == netns)
+    // SAFETY: all fields are integers; one that is reused in this moment is another client's at worst.
+    unsafe { CLIENTS.get(&netns) }
 }
 
 /// The backend that this socket's datagrams to the frontend went to before, if it is still there.

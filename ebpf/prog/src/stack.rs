@@ -11,19 +11,21 @@ use fairlead_abi::{Flow, Reason, flow_flags};
 
 use crate::ct::{self, may};
 use crate::packet::{self, Packet};
+use crate::refuse::{self, Back};
 use crate::verdict::Verdict;
-use crate::{config, endpoint, forward, nat};
+use crate::{config, endpoint, forward, nat, quoted, room};
 
 /// A packet on its way to a local pod: perhaps a reply of a backend that is the node itself.
 #[inline(always)]
 pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
-    let (mut packet, mut flow) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    let Some(packet) = own(ctx, &mut packet)? else {
+    let room = room::take()?;
+    let Some(packet) = own(ctx, &mut room.packet)? else {
         return Ok(Verdict::Stack);
     };
     let receiver = endpoint::find(&packet.tuple.destination);
     if receiver.is_some_and(endpoint::is_translated)
-        && let Some(flow) = ct::flow_of(packet, may::FIND, &mut flow)?.filter(|flow| is_reply(flow))
+        && !quoted::translate(ctx, packet)?
+        && let Some(flow) = ct::flow_of(packet, may::FIND, &mut room.flow)?.filter(|flow| is_reply(flow))
     {
         nat::translate(ctx, packet, flow)?;
     }
@@ -33,12 +35,17 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
 /// A packet on its way out of the node: perhaps such a reply, perhaps one to a frontend.
 #[inline(always)]
 pub(crate) fn to_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
-    let (mut packet, mut flow) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    let Some(packet) = own(ctx, &mut packet)? else {
+    let room = room::take()?;
+    let Some(packet) = own(ctx, &mut room.packet)? else {
         return Ok(Verdict::Stack);
     };
-    let Some(flow) = ct::flow_of(packet, may::FIND | may::BEGIN_INSIDE, &mut flow)? else {
+    if quoted::translate(ctx, packet)? {
         return Ok(Verdict::Stack);
+    }
+    let flow = match ct::flow_of(packet, may::FIND | may::BEGIN_INSIDE, &mut room.flow) {
+        Ok(Some(flow)) => flow,
+        Ok(None) => return Ok(Verdict::Stack),
+        Err(reason) => return refuse::refuse(ctx, packet, reason, Back::Up),
     };
     nat::translate(ctx, packet, flow)?;
     if is_reply(flow) { Ok(Verdict::Stack) } else { forward::emit(ctx, packet) }

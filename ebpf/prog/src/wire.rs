@@ -1,14 +1,13 @@
 //! Packets that arrive from outside the node.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::Reason;
 
 use crate::ct::{self, may};
 use crate::packet;
+use crate::refuse::{self, Back};
 use crate::verdict::Verdict;
-use crate::{config, endpoint, forward, nat, refuse};
+use crate::{config, endpoint, forward, nat, quoted, room};
 
 /// `PACKET_OTHERHOST` of if_packet.h: a frame for another machine, which the switch has flooded.
 const OTHER_HOST: u32 = 3;
@@ -17,8 +16,8 @@ const OTHER_HOST: u32 = 3;
 /// stack.
 #[inline(always)]
 pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
-    let (mut packet, mut flow) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    let Some(packet) = packet::parse(ctx, &mut packet)? else {
+    let room = room::take()?;
+    let Some(packet) = packet::parse(ctx, &mut room.packet)? else {
         return Ok(Verdict::Stack);
     };
     // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
@@ -36,15 +35,17 @@ pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
     {
         return forward::deliver(ctx, packet, receiver);
     }
+    if quoted::translate(ctx, packet)? {
+        return forward::send(ctx, packet);
+    }
     let may = if receiver.is_some() { may::FIND } else { may::FIND | may::BEGIN_OUTSIDE };
-    match ct::flow_of(packet, may, &mut flow) {
+    match ct::flow_of(packet, may, &mut room.flow) {
         Ok(Some(flow)) => {
             nat::translate(ctx, packet, flow)?;
             forward::send(ctx, packet)
         }
         Ok(None) if receiver.is_some() => forward::send(ctx, packet),
         Ok(None) => Ok(Verdict::Stack),
-        Err(Reason::NoEndpoint) => refuse::refuse(ctx, packet),
-        Err(reason) => Err(reason),
+        Err(reason) => refuse::refuse(ctx, packet, reason, Back::Out),
     }
 }

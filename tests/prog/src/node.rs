@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
-use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
+use aya::programs::{CgroupSock, CgroupSockAddr, ProgramError, SchedClassifier};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
 use fairlead_abi::{
@@ -40,6 +40,8 @@ const SOCKETS: [&str; 8] = [
 ];
 /// Maps are smaller than on a node: they are made and cleared for every test.
 const CAPACITY: u32 = 1024;
+/// How many connections there may be.
+pub const PLACES: u32 = 512;
 
 /// Where a packet meets a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,10 +149,13 @@ impl Node {
         let pins = Mounted::new()?;
         let netns = place::build()?;
         let mut loader = EbpfLoader::new();
-        for map in [maps::FRONTENDS, maps::SLOTS, maps::BACKENDS, maps::FLOWS, maps::FRAGMENTS, maps::SOCKETS]
+        for map in
+            [maps::FRONTENDS, maps::SLOTS, maps::BACKENDS, maps::FRAGMENTS, maps::SOCKETS, maps::AFFINITY]
         {
             loader.map_max_entries(map, CAPACITY);
         }
+        loader.map_max_entries(maps::PLACES, PLACES);
+        loader.map_max_entries(maps::FLOWS, 2 * PLACES);
         let mut ebpf = loader
             .default_map_pin_directory(pins.path())
             .load(fairlead_object::OBJECT)
@@ -201,6 +206,10 @@ impl Node {
     pub fn load_socket_programs(&mut self) -> Result<()> {
         for name in SOCKETS {
             let program: &mut CgroupSockAddr = self.ebpf.program_mut(name).context(name)?.try_into()?;
+            program.load().with_context(|| format!("load {name}"))?;
+        }
+        for name in [programs::BIND4, programs::BIND6] {
+            let program: &mut CgroupSock = self.ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
         }
         Ok(())
@@ -268,6 +277,7 @@ impl Node {
             node_v6: Family::V6.node().into(),
             snat_first: first,
             snat_count: count,
+            places: PLACES,
             ..Config::default()
         });
     }
@@ -298,7 +308,8 @@ impl Node {
         let [internal, external] = backends.map(|ids| self.add_region(ids));
         let (address, port) = split(address);
         let key = FrontendKey { address, port, protocol, reserved: 0 };
-        let value = Frontend { service: 1, flags, internal, external };
+        let value =
+            Frontend { service: 1, flags, internal, external, check: key.check(), ..Frontend::default() };
         hash(&mut self.ebpf, maps::FRONTENDS).insert(key, value, 0).expect("insert a frontend");
     }
 

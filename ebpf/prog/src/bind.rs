@@ -1,0 +1,74 @@
+//! NodePorts are protected from the node's own processes: a socket that is bound to one would never be reached.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
+use aya_ebpf::programs::SockContext;
+use fairlead_abi::{Address, Counter, FrontendKey, Port, frontend_flags};
+
+use crate::sock::Family;
+use crate::{config, lb, observe};
+
+const REFUSE: i32 = 0;
+const ALLOW: i32 = 1;
+const EADDRINUSE: i32 = 98;
+
+/// After bind(), before it returns: gives the port back if it is a NodePort at this address, or, for a socket that is
+/// bound to every address, at one of the node's own.
+#[inline(always)]
+pub(crate) fn guard(ctx: &SockContext, family: Family) -> i32 {
+    let Ok(config) = config::get() else {
+        return ALLOW;
+    };
+    // SAFETY: the helper reads the context that the kernel gave (kernel 5.8).
+    if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != config.host_netns {
+        return ALLOW;
+    }
+    let socket = ctx.sock;
+    // SAFETY: the fields are read through the context pointer that the kernel gave, one word at a time.
+    let (port, protocol) = unsafe {
+        ((&raw const (*socket).src_port).read_volatile(), (&raw const (*socket).protocol).read_volatile())
+    };
+    let address = bound_address(ctx, family);
+    let is_any = match family {
+        Family::V4 => address.v4_word() == 0,
+        Family::V6 => address.is_unspecified(),
+    };
+    let is_node_port = |address: Address| {
+        let key =
+            FrontendKey { address, port: Port::new(port as u16), protocol: protocol as u8, reserved: 0 };
+        lb::has_flags(&key, frontend_flags::NODE_PORT)
+    };
+    let taken = if is_any {
+        is_node_port(config.node_v4) || is_node_port(config.node_v6)
+    } else {
+        is_node_port(address)
+    };
+    if !taken {
+        return ALLOW;
+    }
+    observe::count(Counter::BindRefused);
+    // SAFETY: the helper takes a number (kernel 5.18).
+    unsafe { bpf_set_retval(-EADDRINUSE) };
+    REFUSE
+}
+
+#[inline(always)]
+fn bound_address(ctx: &SockContext, family: Family) -> Address {
+    let socket = ctx.sock;
+    // SAFETY: the fields are read through the context pointer that the kernel gave, one word at a time, which is the
+    // width that the verifier admits.
+    unsafe {
+        match family {
+            Family::V4 => Address::from_v4_word((&raw const (*socket).src_ip4).read_volatile()),
+            Family::V6 => {
+                let words = (&raw const (*socket).src_ip6).cast::<u32>();
+                Address::from_v6_words([
+                    words.read_volatile(),
+                    words.add(1).read_volatile(),
+                    words.add(2).read_volatile(),
+                    words.add(3).read_volatile(),
+                ])
+            }
+        }
+    }
+}

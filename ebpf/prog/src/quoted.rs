@@ -1,0 +1,223 @@
+//! ICMP and ICMPv6 errors about packets of translated flows (RFC 792; RFC 4443, section 3).
+//!
+//! Such an error quotes the packet as its sender saw it: translated. Whoever it is for knows the flow by another
+//! tuple. An answer to the quoted packet would be translated by the flow table, so the error is given the receiver
+//! that the answer would get, and the quotation the tuple that such an answer would then belong to.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
+use fairlead_abi::{Address, Counter, Flow, FlowKey, Port, Reason, protocol};
+use fairlead_flow::checksum::Difference;
+
+use crate::nat::{TCP_CHECKSUM, UDP_CHECKSUM};
+use crate::packet::{ETHERNET, Fragment, Ipv4, Ipv6, Packet, at};
+use crate::verdict::Outcome;
+use crate::{ct, observe};
+
+/// Length of an ICMP header.
+const ICMP: usize = 8;
+/// Where it has its checksum.
+const CHECKSUM: usize = 2;
+/// The bits of an IPv4 header's fragment field that hold the offset, as they stand in memory.
+const FRAGMENT_OFFSET: u16 = 0x1fff_u16.to_be();
+/// Destination unreachable, time exceeded, parameter problem (RFC 792).
+const ERRORS_V4: [u8; 3] = [3, 11, 12];
+/// Source quench and redirect (RFC 792): no question either, and not for another to hear.
+const OTHER_ERRORS_V4: [u8; 2] = [4, 5];
+/// The first type of ICMPv6 that is no error (RFC 4443, section 2.1).
+const INFORMATION_V6: u8 = 128;
+
+/// Whether this ICMP message may be answered with an error: whether it is none itself.
+#[inline(always)]
+pub(crate) fn is_question(ctx: &TcContext, packet: &Packet) -> Result<bool, Reason> {
+    let kind: u8 = ctx.load(packet.transport()).map_err(|_| Reason::Malformed)?;
+    if !packet.is_v4 {
+        return Ok(kind >= INFORMATION_V6);
+    }
+    Ok(!ERRORS_V4.contains(&kind) && !OTHER_ERRORS_V4.contains(&kind))
+}
+
+/// Translates the packet, if it is an error about a packet of a translated flow, for whom it is meant.
+#[inline(always)]
+pub(crate) fn translate(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
+    if !packet.is_icmp() {
+        return Ok(false);
+    }
+    Outcome(fairlead_quoted(ctx.skb.skb, packet)).is_something()
+}
+
+/// Out of line as a global function: the verifier walks it once, by itself, and its callers go on with one state
+/// where the ways through it had many; nor do they hold its stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_quoted(skb: *mut __sk_buff, packet: *mut Packet) -> i32 {
+    // SAFETY: the caller passes a packet of its own; the verifier wants to see that it is there.
+    let Some(packet) = (unsafe { packet.as_mut() }) else {
+        return Outcome::NOTHING.0;
+    };
+    let ctx = TcContext::new(skb);
+    let done = if packet.fragment != Fragment::Whole {
+        Ok(false)
+    } else if packet.is_v4 {
+        translate_v4(&ctx, packet)
+    } else {
+        translate_v6(&ctx, packet)
+    };
+    match done {
+        Ok(true) => {
+            observe::count(Counter::ErrorTranslated);
+            Outcome::SOMETHING.0
+        }
+        // What can't be read is for others to judge.
+        Ok(false) | Err(_) => Outcome::NOTHING.0,
+    }
+}
+
+/// Reads a header at a place that varies: through the helper, since the verifier loses track of such pointers.
+#[inline(always)]
+fn read<T>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
+    ctx.load(offset).map_err(|_| Reason::Malformed)
+}
+
+/// Writes it back.
+#[inline(always)]
+fn write<T>(ctx: &TcContext, offset: usize, header: &T) -> Result<(), Reason> {
+    ctx.store(offset, header, 0).map_err(|_| Reason::Malformed)
+}
+
+/// The answer that the flow table would be asked about, were the quoted packet answered.
+#[inline(always)]
+fn answer_to(source: Address, destination: Address, ip_protocol: u8, ports: [u16; 2]) -> FlowKey {
+    let [source_port, destination_port] = ports.map(Port::from_wire);
+    FlowKey {
+        source: destination,
+        destination: source,
+        source_port: destination_port,
+        destination_port: source_port,
+        protocol: ip_protocol,
+        reserved: [0; 3],
+    }
+}
+
+#[inline(always)]
+fn translate_v4(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
+    let icmp = packet.transport();
+    let inner = icmp + ICMP;
+    if !ERRORS_V4.contains(&read(ctx, icmp)?) {
+        return Ok(false);
+    }
+    let mut header: Ipv4 = read(ctx, inner)?;
+    if header.version_ihl != 0x45 || header.fragment & FRAGMENT_OFFSET != 0 {
+        return Ok(false);
+    }
+    let transport = inner + size_of::<Ipv4>();
+    let (source, destination) =
+        (Address::from_v4_word(header.source), Address::from_v4_word(header.destination));
+    let key = answer_to(source, destination, header.protocol, read(ctx, transport)?);
+    let Some(flow) = ct::look_up(&key) else {
+        return Ok(false);
+    };
+    let addresses = Difference::NONE.address(source, flow.destination).address(destination, flow.source);
+    header.source = flow.destination.v4_word();
+    header.destination = flow.source.v4_word();
+    header.checksum = addresses.apply(header.checksum);
+    write(ctx, inner, &header)?;
+    // What the quotation's header gains its checksum loses, so the message's own does not see it.
+    let growth = translate_transport(ctx, transport, &key, flow, addresses)?;
+    write_checksum(ctx, icmp, growth)?;
+
+    address(packet, flow, destination);
+    // SAFETY: `at` has checked the bounds.
+    let outer = unsafe { &mut *at::<Ipv4>(ctx, ETHERNET)? };
+    let addresses = Difference::NONE
+        .word(outer.source, packet.tuple.source.v4_word())
+        .word(outer.destination, packet.tuple.destination.v4_word());
+    outer.source = packet.tuple.source.v4_word();
+    outer.destination = packet.tuple.destination.v4_word();
+    outer.checksum = addresses.apply(outer.checksum);
+    Ok(true)
+}
+
+#[inline(always)]
+fn translate_v6(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
+    let icmp = packet.transport();
+    let inner = icmp + ICMP;
+    if read::<u8>(ctx, icmp)? >= INFORMATION_V6 {
+        return Ok(false);
+    }
+    let mut header: Ipv6 = read(ctx, inner)?;
+    let transport = inner + size_of::<Ipv6>();
+    let (source, destination) =
+        (Address::from_v6_words(header.source), Address::from_v6_words(header.destination));
+    let key = answer_to(source, destination, header.next_header, read(ctx, transport)?);
+    let Some(flow) = ct::look_up(&key) else {
+        return Ok(false);
+    };
+    let addresses = Difference::NONE.address(source, flow.destination).address(destination, flow.source);
+    header.source = flow.destination.words();
+    header.destination = flow.source.words();
+    write(ctx, inner, &header)?;
+    let growth = translate_transport(ctx, transport, &key, flow, addresses)?;
+
+    let before = (packet.tuple.source, packet.tuple.destination);
+    address(packet, flow, destination);
+    // The message's checksum covers the outer addresses too (RFC 4443, section 2.3).
+    let growth = growth
+        .and(addresses)
+        .address(before.0, packet.tuple.source)
+        .address(before.1, packet.tuple.destination);
+    write_checksum(ctx, icmp, growth)?;
+    // SAFETY: `at` has checked the bounds.
+    let outer = unsafe { &mut *at::<Ipv6>(ctx, ETHERNET)? };
+    outer.source = packet.tuple.source.words();
+    outer.destination = packet.tuple.destination.words();
+    Ok(true)
+}
+
+/// Addresses the error to whom it is meant for. One that the quoted packet's receiver itself sent comes from the
+/// address that it answers by; a router's keeps the router's.
+#[inline(always)]
+fn address(packet: &mut Packet, flow: &Flow, receiver: Address) {
+    packet.tuple.destination = flow.destination;
+    if packet.tuple.source == receiver {
+        packet.tuple.source = flow.source;
+    }
+}
+
+/// Gives the quoted transport header the ports that belong to the translated quotation, and its checksum, as far as
+/// it is quoted, the change. Returns by how much the sum of all this grows.
+#[inline(always)]
+fn translate_transport(
+    ctx: &TcContext,
+    transport: usize,
+    answer: &FlowKey,
+    flow: &Flow,
+    addresses: Difference,
+) -> Result<Difference, Reason> {
+    write(ctx, transport, &[flow.destination_port.wire(), flow.source_port.wire()])?;
+    let growth = Difference::NONE
+        .half(answer.destination_port.wire(), flow.destination_port.wire())
+        .half(answer.source_port.wire(), flow.source_port.wire());
+    let place = match answer.protocol {
+        protocol::TCP => TCP_CHECKSUM,
+        protocol::UDP => UDP_CHECKSUM,
+        // SCTP's can't be computed from a part.
+        _ => return Ok(growth),
+    };
+    let Ok(old) = read::<u16>(ctx, transport + place) else {
+        return Ok(growth);
+    };
+    if old == 0 && answer.protocol == protocol::UDP {
+        return Ok(growth);
+    }
+    let new = growth.and(addresses).apply(old);
+    write(ctx, transport + place, &new)?;
+    Ok(growth.half(old, new))
+}
+
+/// Brings the message's checksum to the growth of what it covers.
+#[inline(always)]
+fn write_checksum(ctx: &TcContext, icmp: usize, growth: Difference) -> Result<(), Reason> {
+    let old = read(ctx, icmp + CHECKSUM)?;
+    write(ctx, icmp + CHECKSUM, &growth.apply(old))
+}

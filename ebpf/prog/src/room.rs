@@ -1,0 +1,32 @@
+//! Room for what a packet's way through the programs needs to remember: the stack has 512 bytes for a whole chain of
+//! calls.
+//!
+//! There is one for each CPU. A program at a tc hook runs to its end before another one does on its CPU, since the
+//! kernel keeps soft interrupts off meanwhile.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::PerCpuArray;
+use fairlead_abi::{Flow, Reason};
+
+use crate::packet::Packet;
+
+#[map]
+static ROOMS: PerCpuArray<Room> = PerCpuArray::with_max_entries(1, 0);
+
+/// Room for one packet.
+pub(crate) struct Room {
+    /// For the packet, parsed.
+    pub(crate) packet: MaybeUninit<Packet>,
+    /// For the flow that it belongs to.
+    pub(crate) flow: MaybeUninit<Flow>,
+}
+
+/// The room of this CPU, with whatever the last packet left in it.
+#[inline(always)]
+pub(crate) fn take() -> Result<&'static mut Room, Reason> {
+    let room = ROOMS.get_ptr_mut(0).ok_or(Reason::Malformed)?;
+    // SAFETY: nobody else has it, see above; only an entry point takes it, and once.
+    Ok(unsafe { &mut *room })
+}

@@ -1,0 +1,50 @@
+//! Packets that are too large for their route after translation.
+//!
+//! The kernel would answer them, but not all: it takes a masqueraded packet, which claims to come from the node, for a
+//! martian. So the packet is given back the tuple that it came with, and answered with the size that fits (RFC 1191,
+//! section 4; RFC 4443, section 3.2): its sender never learns of the translation. An IPv4 packet that might be
+//! fragmented is answered too.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
+use fairlead_abi::{Counter, Flow, Reason};
+
+use crate::packet::Packet;
+use crate::verdict::{self, Verdict};
+use crate::{ct, icmp, nat, observe, refuse};
+
+/// Answers the packet if it was translated; another one is for the kernel to fragment or answer.
+#[inline(always)]
+pub(crate) fn answer(ctx: &TcContext, packet: &Packet, mtu: u16) -> Result<Verdict, Reason> {
+    Ok(Verdict::Done(fairlead_toobig(ctx.skb.skb, packet, u32::from(mtu))))
+}
+
+/// Out of line as a global function: the verifier walks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_toobig(skb: *mut __sk_buff, packet: *const Packet, mtu: u32) -> i32 {
+    // SAFETY: the caller passes a packet of its own; the verifier wants to see that it is there.
+    match unsafe { packet.as_ref() } {
+        Some(packet) => verdict::code(answer_original(&TcContext::new(skb), packet, mtu)),
+        None => verdict::code(Ok(Verdict::Stack)),
+    }
+}
+
+#[inline(always)]
+fn answer_original(ctx: &TcContext, packet: &Packet, mtu: u32) -> Result<Verdict, Reason> {
+    let Some(partner) = ct::look_up(&packet.tuple.reversed()) else {
+        observe::count(Counter::ToStack);
+        return Ok(Verdict::Stack);
+    };
+    let original = Flow {
+        source: partner.destination,
+        destination: partner.source,
+        source_port: partner.destination_port,
+        destination_port: partner.source_port,
+        ..Flow::default()
+    };
+    let mut packet = packet.copied();
+    nat::translate(ctx, &mut packet, &original)?;
+    icmp::answer(ctx, &packet, icmp::Error::too_big(mtu as u16), Reason::TooBig)?;
+    refuse::send_back(ctx, Reason::TooBig, 0)
+}
