@@ -17,8 +17,9 @@ pub struct Endpoint {
     pub pod_mac: Mac,
     /// Address of the host's end.
     pub host_mac: Mac,
-    /// Zero.
-    pub reserved: u32,
+    /// The id of the pod's network namespace as the host's knows it (`IFLA_LINK_NETNSID` of `ifindex`), plus one;
+    /// 0 if it is not known.
+    pub netns: u32,
 }
 layout!(Endpoint, 24);
 

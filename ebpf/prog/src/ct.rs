@@ -5,17 +5,18 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
+use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Address, Backend, Config, Counter, Flow, FlowKey, Reason, flow_flags, protocol};
 use fairlead_flow::{life, snat};
 
 use crate::lb::{self, Choice, Client};
 use crate::packet::{Fragment, Packet};
 use crate::verdict::Outcome;
-use crate::{clock, config, endpoint, fragment, observe, places};
+use crate::{clock, config, connected, endpoint, fragment, observe, places};
 
 #[map]
 static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(65_536, 0);
@@ -41,11 +42,12 @@ pub(crate) mod may {
 /// The flow that the packet belongs to, or begins, as far as it [`may`]. It lies in `room`.
 #[inline(always)]
 pub(crate) fn flow_of<'room>(
+    ctx: &TcContext,
     packet: &Packet,
     may: u32,
     room: &'room mut MaybeUninit<Flow>,
 ) -> Result<Option<&'room Flow>, Reason> {
-    let found = Outcome(fairlead_flow(packet, room.as_mut_ptr(), may)).is_something()?;
+    let found = Outcome(fairlead_flow(ctx.skb.skb, packet, room.as_mut_ptr(), may)).is_something()?;
     // SAFETY: `fairlead_flow` has filled it in if it says so.
     Ok(found.then(|| unsafe { room.assume_init_ref() }))
 }
@@ -54,7 +56,7 @@ pub(crate) fn flow_of<'room>(
 /// where the ways through it had many; nor do they hold its stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn fairlead_flow(packet: *const Packet, flow: *mut Flow, may: u32) -> i32 {
+extern "C" fn fairlead_flow(skb: *mut __sk_buff, packet: *const Packet, flow: *mut Flow, may: u32) -> i32 {
     // SAFETY: the caller passes a packet of its own; the verifier wants to see that it and the room are there.
     let Some(packet) = (unsafe { packet.as_ref() }) else {
         return Outcome::NOTHING.0;
@@ -83,7 +85,7 @@ extern "C" fn fairlead_flow(packet: *const Packet, flow: *mut Flow, may: u32) ->
     }
     flow.place = place;
     // SAFETY: whoever has chosen has filled it in.
-    let opened = open(packet, unsafe { room.assume_init_ref() }, flow);
+    let opened = open(skb, packet, unsafe { room.assume_init_ref() }, flow);
     if opened.is_ok() {
         let anew = found == Found::Stale;
         observe::count(if anew { Counter::FlowRebalanced } else { Counter::FlowCreated });
@@ -216,7 +218,7 @@ fn tell_partner(packet: &Packet, flow: &Flow, told: u32, seen: u64) {
 /// Enters a new flow to the chosen backend, in both directions, and leaves the forward one in `flow`, which holds
 /// the reply one before: the stack has no room for two.
 #[inline(always)]
-fn open(packet: &Packet, choice: &Choice, flow: &mut Flow) -> Result<(), Reason> {
+fn open(skb: *mut __sk_buff, packet: &Packet, choice: &Choice, flow: &mut Flow) -> Result<(), Reason> {
     let config = config::get()?;
     let backend = choice.backend.address;
     // A backend that is the node itself answers through the node's stack, where the reply is seen anyhow,
@@ -245,9 +247,10 @@ fn open(packet: &Packet, choice: &Choice, flow: &mut Flow) -> Result<(), Reason>
     flow.backend = choice.id;
     flow.generation = choice.backend.generation;
     flow.flags = flow_flags::REPLY;
-    // A client that keeps its address keeps its port too, unless another flow of its own, to another
-    // frontend of the same backend, has it.
-    let kept = !masquerade && claim(&reply, flow);
+    // A client that keeps its address keeps its port too, unless another flow of its own has it: to another frontend
+    // of the same backend, or plainly to the backend itself.
+    let plainly = || choice.id != lb::NO_BACKEND && connected::has(skb, &reply);
+    let kept = !masquerade && !plainly() && claim(&reply, flow);
     if !kept {
         masquerade_port(&mut reply, flow, config)?;
     }

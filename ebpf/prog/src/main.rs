@@ -21,6 +21,7 @@ mod affinity;
 mod bind;
 mod clock;
 mod config;
+mod connected;
 mod ct;
 mod endpoint;
 mod forward;

@@ -43,7 +43,7 @@ pub(crate) fn from_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
         return forward::send(ctx, packet);
     }
     let may = if is_marked { may::FIND | may::BEGIN_INSIDE | may::KEEP_APART } else { may::BEGIN_INSIDE };
-    match ct::flow_of(packet, may, &mut room.flow) {
+    match ct::flow_of(ctx, packet, may, &mut room.flow) {
         Ok(Some(flow)) => {
             nat::translate(ctx, packet, flow)?;
             forward::send(ctx, packet)

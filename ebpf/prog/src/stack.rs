@@ -25,7 +25,7 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
     let receiver = endpoint::find(&packet.tuple.destination);
     if receiver.is_some_and(endpoint::is_translated)
         && !quoted::translate(ctx, packet)?
-        && let Some(flow) = ct::flow_of(packet, may::FIND, &mut room.flow)?.filter(|flow| is_reply(flow))
+        && let Some(flow) = ct::flow_of(ctx, packet, may::FIND, &mut room.flow)?.filter(|flow| is_reply(flow))
     {
         nat::translate(ctx, packet, flow)?;
     }
@@ -42,7 +42,7 @@ pub(crate) fn to_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
     if quoted::translate(ctx, packet)? {
         return Ok(Verdict::Stack);
     }
-    let flow = match ct::flow_of(packet, may::FIND | may::BEGIN_INSIDE, &mut room.flow) {
+    let flow = match ct::flow_of(ctx, packet, may::FIND | may::BEGIN_INSIDE, &mut room.flow) {
         Ok(Some(flow)) => flow,
         Ok(None) => return Ok(Verdict::Stack),
         Err(reason) => return refuse::refuse(ctx, packet, reason, Back::Up),

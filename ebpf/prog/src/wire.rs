@@ -39,7 +39,7 @@ pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
         return forward::send(ctx, packet);
     }
     let may = if receiver.is_some() { may::FIND } else { may::FIND | may::BEGIN_OUTSIDE };
-    match ct::flow_of(packet, may, &mut room.flow) {
+    match ct::flow_of(ctx, packet, may, &mut room.flow) {
         Ok(Some(flow)) => {
             nat::translate(ctx, packet, flow)?;
             forward::send(ctx, packet)

@@ -180,7 +180,7 @@ impl Node {
                 index: pod as u32,
                 pod_mac: pod.pod_mac(),
                 host_mac: pod.host_mac(),
-                reserved: 0,
+                netns: 0,
             };
             for family in FAMILIES {
                 let address = Address::from(pod.ip(family));

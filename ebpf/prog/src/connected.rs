@@ -1,0 +1,80 @@
+//! Connections of local pods that are in no table of ours: those that no Service touches.
+//!
+//! A pod may have a plain connection to a backend, from a port from which it now dials a Service that would give it
+//! that very backend. Both would have one tuple there. The pod's own table of sockets tells.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::{__sk_buff, bpf_sock_tuple as SocketTuple};
+use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
+use fairlead_abi::{FlowKey, protocol};
+
+use crate::endpoint;
+
+/// A state that new connections of the tuple may follow (RFC 9293, section 3.6.1).
+const TIME_WAIT: u32 = 6;
+/// A state of no connection.
+const LISTEN: u32 = 10;
+const V4: u32 = 12;
+const V6: u32 = 36;
+
+/// Whether one of the two ends is a local pod with a TCP connection whose packets arrive with this tuple, or leave
+/// with it.
+#[inline(always)]
+pub(crate) fn has(skb: *mut __sk_buff, tuple: &FlowKey) -> bool {
+    tuple.protocol == protocol::TCP && fairlead_conned(skb, tuple) != 0
+}
+
+/// Out of line as a global function: the verifier walks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_conned(skb: *mut __sk_buff, tuple: *const FlowKey) -> u32 {
+    // SAFETY: the caller passes a tuple of its own; the verifier wants to see that it is there.
+    let Some(tuple) = (unsafe { tuple.as_ref() }) else {
+        return 0;
+    };
+    if let Some(receiver) = endpoint::find(&tuple.destination) {
+        return u32::from(is_connected(skb, receiver.netns, tuple));
+    }
+    let answer = tuple.reversed();
+    endpoint::find(&tuple.source).map_or(0, |sender| u32::from(is_connected(skb, sender.netns, &answer)))
+}
+
+/// Whether the namespace has a connection that a packet of this tuple would belong to (kernel 5.2).
+#[inline(always)]
+fn is_connected(skb: *mut __sk_buff, netns: u32, tuple: &FlowKey) -> bool {
+    if netns == 0 {
+        return false;
+    }
+    let mut room = MaybeUninit::<SocketTuple>::uninit();
+    let wanted = room.as_mut_ptr();
+    let size = if tuple.source.is_v4() { V4 } else { V6 };
+    // SAFETY: the fields lie within the struct, and those of the family that counts are all written.
+    unsafe {
+        if size == V4 {
+            let v4 = &raw mut (*wanted).__bindgen_anon_1.ipv4;
+            (&raw mut (*v4).saddr).write_volatile(tuple.source.v4_word());
+            (&raw mut (*v4).daddr).write_volatile(tuple.destination.v4_word());
+            (&raw mut (*v4).sport).write_volatile(tuple.source_port.wire());
+            (&raw mut (*v4).dport).write_volatile(tuple.destination_port.wire());
+        } else {
+            let v6 = &raw mut (*wanted).__bindgen_anon_1.ipv6;
+            (&raw mut (*v6).saddr).write_volatile(tuple.source.words());
+            (&raw mut (*v6).daddr).write_volatile(tuple.destination.words());
+            (&raw mut (*v6).sport).write_volatile(tuple.source_port.wire());
+            (&raw mut (*v6).dport).write_volatile(tuple.destination_port.wire());
+        }
+    }
+    // SAFETY: the context is the kernel's, the tuple ours, initialised as far as the size says.
+    let socket = unsafe { bpf_skc_lookup_tcp(skb.cast(), wanted, size, u64::from(netns - 1), 0) };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: the helper has given a socket, whose state may be read until it is released.
+    let state = unsafe {
+        let state = (&raw const (*socket).state).read_volatile();
+        bpf_sk_release(socket.cast());
+        state
+    };
+    !matches!(state, TIME_WAIT | LISTEN)
+}
