@@ -29,6 +29,10 @@ pub const UDP: u64 = 120 * SECOND;
 /// A UDP flow that was never answered is over after half a minute (nf_conntrack_udp_timeout).
 pub const UDP_OPENING: u64 = 30 * SECOND;
 
+/// When places are scarce, a flow that was never answered is over after two seconds without a packet, like the
+/// kernel's early drop of connections that are not assured: a flood of first packets then takes no place for long.
+pub const OPENING_IF_SCARCE: u64 = 2 * SECOND;
+
 /// How long the entry may stay without a packet.
 #[inline(always)]
 pub const fn span(flow: &Flow, ip_protocol: u8) -> u64 {
@@ -55,6 +59,13 @@ pub const fn span(flow: &Flow, ip_protocol: u8) -> u64 {
 #[inline(always)]
 pub const fn is_over(flow: &Flow, ip_protocol: u8, now: u64) -> bool {
     now.saturating_sub(flow.last_seen) > span(flow, ip_protocol)
+}
+
+/// Whether the entry may be removed to make way for another, when places are scarce.
+#[inline(always)]
+pub const fn may_make_way(flow: &Flow, ip_protocol: u8, now: u64) -> bool {
+    let answered = flow.flags & flow_flags::ANSWERED != 0;
+    is_over(flow, ip_protocol, now) || !answered && now.saturating_sub(flow.last_seen) > OPENING_IF_SCARCE
 }
 
 /// Whether the reply entry `held` may be given to another flow at `now`: the port of an ended connection serves
@@ -111,6 +122,13 @@ mod tests {
         assert!(is_over(&idle(11, flow_flags::CLOSED), protocol::TCP, NOW));
         assert!(!is_over(&idle(11, flow_flags::CLOSING), protocol::TCP, NOW));
         assert!(is_over(&idle(3_601, flow_flags::CLOSING), protocol::TCP, NOW));
+    }
+
+    #[test]
+    fn only_a_flow_that_nobody_answered_makes_way_before_its_time() {
+        assert!(may_make_way(&idle(3, 0), protocol::TCP, NOW) && !is_over(&idle(3, 0), protocol::TCP, NOW));
+        assert!(!may_make_way(&idle(1, 0), protocol::UDP, NOW));
+        assert!(!may_make_way(&idle(100, flow_flags::ANSWERED), protocol::UDP, NOW));
     }
 
     #[test]

@@ -372,9 +372,16 @@ fn leads_to(flow: &Flow, key: &FlowKey) -> bool {
 }
 
 /// Whether `place` serves nobody: the flow of the forward key `occupant` is gone, has another place, or is over in
-/// both directions, and then is removed.
+/// both directions, and then is removed. Where places are scarce, it may also have to make way.
 #[inline(always)]
-pub(crate) fn is_left(occupant: &FlowKey, place: u32, now: u64) -> bool {
+pub(crate) fn is_left(occupant: &FlowKey, place: u32, now: u64, scarce: bool) -> bool {
+    let is_over = |flow: &Flow| {
+        if scarce {
+            life::may_make_way(flow, occupant.protocol, now)
+        } else {
+            life::is_over(flow, occupant.protocol, now)
+        }
+    };
     // SAFETY: as in `find`.
     let Some(flow) = (unsafe { FLOWS.get(occupant) }) else {
         return true;
@@ -382,7 +389,7 @@ pub(crate) fn is_left(occupant: &FlowKey, place: u32, now: u64) -> bool {
     if flow.place != place {
         return true;
     }
-    if !life::is_over(flow, occupant.protocol, now) {
+    if !is_over(flow) {
         return false;
     }
     let reply = leaving(flow, occupant.protocol).reversed();
@@ -390,7 +397,7 @@ pub(crate) fn is_left(occupant: &FlowKey, place: u32, now: u64) -> bool {
     if let Some(back) = unsafe { FLOWS.get(&reply) }
         && leads_to(back, occupant)
     {
-        if !life::is_over(back, occupant.protocol, now) {
+        if !is_over(back) {
             return false;
         }
         let _ = FLOWS.remove(&reply);

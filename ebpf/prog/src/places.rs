@@ -4,7 +4,8 @@
 //! one looks at places drawn at random until it finds one that is free, or whose connection is over, which it then
 //! removes. So whoever opens a connection pays for expiry, a bounded share, and no connection that lives ever makes
 //! way: when every place tried is taken, the new one is dropped, and its client will try again. With half of all
-//! places taken by live connections that happens to one in four billion, with nine in ten to one in thirty.
+//! places taken by live connections that happens to one in four billion, with nine in ten to one in thirty. What
+//! makes way early, under such pressure, is a flow that nobody has answered.
 //!
 //! Two programs that draw one place at the same moment leave one connection without a place. The agent, which sweeps
 //! the whole table, finds it when it is over.
@@ -23,6 +24,8 @@ static PLACES: Array<FlowKey> = Array::pinned(32_768, 0);
 
 /// How many places are looked at.
 const TRIES: u32 = 32;
+/// After so many without success, flows that were never answered make way early.
+const SCARCE: u32 = 16;
 
 /// Gives the connection of this forward key a place among `places`, a power of two of them.
 #[inline(always)]
@@ -40,7 +43,7 @@ extern "C" fn fairlead_place(key: *const FlowKey, places: u32) -> i32 {
         return Outcome::from(Reason::FlowTableFull).0;
     };
     let now = clock::now();
-    for _ in 0..TRIES {
+    for attempt in 0..TRIES {
         // SAFETY: the helper takes nothing and returns a number.
         let place = unsafe { bpf_get_prandom_u32() } & places.wrapping_sub(1);
         let Some(occupant) = PLACES.get_ptr_mut(place) else {
@@ -48,11 +51,11 @@ extern "C" fn fairlead_place(key: *const FlowKey, places: u32) -> i32 {
         };
         // SAFETY: the pointer is to an element of an array, which stays; all fields are integers, so that a racing
         // write can only give a key that nobody has.
-        if unsafe { (*occupant).protocol } != 0 && !ct::is_left(unsafe { &*occupant }, place, now) {
+        let occupant = unsafe { &mut *occupant };
+        if occupant.protocol != 0 && !ct::is_left(occupant, place, now, attempt >= SCARCE) {
             continue;
         }
-        // SAFETY: as above.
-        unsafe { *occupant = *key };
+        *occupant = *key;
         return place as i32;
     }
     Outcome::from(Reason::FlowTableFull).0
