@@ -22,28 +22,29 @@ use crate::verdict::Outcome;
 #[map]
 static PLACES: Array<FlowKey> = Array::pinned(32_768, 0);
 
-/// How many places are looked at.
-const TRIES: u32 = 32;
-/// After so many without success, flows that were never answered make way early.
-const SCARCE: u32 = 16;
+/// How many places are looked at, and then once more, when flows that were never answered make way early.
+const TRIES: u32 = 16;
 
 /// Gives the connection of this forward key a place among `places`, a power of two of them.
 #[inline(always)]
 pub(crate) fn take(key: &FlowKey, places: u32) -> Result<u32, Reason> {
-    let place = fairlead_place(key, places);
+    let mut place = fairlead_place(key, places, 0);
+    if place < 0 {
+        place = fairlead_place(key, places, 1);
+    }
     if place < 0 { Err(Reason::FlowTableFull) } else { Ok(place as u32) }
 }
 
 /// Out of line as a global function: the verifier walks it once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn fairlead_place(key: *const FlowKey, places: u32) -> i32 {
+extern "C" fn fairlead_place(key: *const FlowKey, places: u32, scarce: u32) -> i32 {
     // SAFETY: the caller passes a key of its own; the verifier wants to see that it is there.
     let Some(key) = (unsafe { key.as_ref() }) else {
         return Outcome::from(Reason::FlowTableFull).0;
     };
     let now = clock::now();
-    for attempt in 0..TRIES {
+    for _ in 0..TRIES {
         // SAFETY: the helper takes nothing and returns a number.
         let place = unsafe { bpf_get_prandom_u32() } & places.wrapping_sub(1);
         let Some(occupant) = PLACES.get_ptr_mut(place) else {
@@ -52,7 +53,7 @@ extern "C" fn fairlead_place(key: *const FlowKey, places: u32) -> i32 {
         // SAFETY: the pointer is to an element of an array, which stays; all fields are integers, so that a racing
         // write can only give a key that nobody has.
         let occupant = unsafe { &mut *occupant };
-        if occupant.protocol != 0 && !ct::is_left(occupant, place, now, attempt >= SCARCE) {
+        if occupant.protocol != 0 && !ct::is_left(occupant, place, now, scarce != 0) {
             continue;
         }
         *occupant = *key;
