@@ -46,6 +46,10 @@ pub struct Registration {
     pub host_mac: [u8; 6],
     /// The pod's addresses, at most one of each family.
     pub addresses: Vec<IpAddr>,
+    /// The kernel's cookie of the pod's network namespace (SO_NETNS_COOKIE, kernel 5.14), by which the programs know
+    /// the pod's sockets; none where it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns_cookie: Option<u64>,
 }
 
 /// What may be asked of the agent.

@@ -9,7 +9,7 @@
 //!
 //! The binary `fairlead-cni` is the caller; the agent uses [`agent`] and, like the test harness, [`netns`].
 //! Everything that decides ([`config`], [`ipam`], [`plan`], [`routes::diff`]) is a function of values; what
-//! touches the machine ([`store`], [`exec`], [`netns`], [`files`], [`routes::RouteTable`]) decides nothing.
+//! touches the machine ([`store`], [`exec`], [`netns`], [`link`], [`files`], [`routes::RouteTable`]) decides nothing.
 
 pub mod agent;
 pub mod attachment;
@@ -17,6 +17,7 @@ pub mod config;
 pub mod exec;
 pub mod files;
 pub mod ipam;
+pub mod link;
 pub mod netns;
 pub mod node;
 pub mod plan;

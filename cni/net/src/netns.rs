@@ -21,6 +21,7 @@ use std::thread;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 /// Where named namespaces are kept, as `ip netns` does.
@@ -84,6 +85,14 @@ impl Netns {
         self.file.metadata().map(|m| m.ino()).map_err(|e| NetnsError::new("open", &*self.name, e))
     }
 
+    /// The cookie by which eBPF programs know the namespace, never given to another while the machine runs.
+    ///
+    /// # Errors
+    /// When the namespace can't be entered, or on a kernel older than 5.14.
+    pub fn cookie(&self) -> Result<u64, NetnsError> {
+        self.run(current_cookie)?.map_err(|e| NetnsError::new("read the cookie of", &*self.name, e))
+    }
+
     /// Runs `work` inside the namespace, on a thread of its own, and waits for it. A panic in `work` is
     /// passed on to the caller.
     ///
@@ -132,6 +141,28 @@ impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// The cookie of the calling thread's namespace.
+///
+/// # Errors
+/// On a kernel older than 5.14.
+pub fn current_cookie() -> io::Result<u64> {
+    let open = |family| socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
+    let socket = open(AddressFamily::Inet).or_else(|_| open(AddressFamily::Inet6))?;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, the size of `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &mut len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
 /// A namespace bound to a name under [`NAMED`], removed on drop: also when a test panics.
@@ -284,6 +315,15 @@ mod tests {
         assert_ne!(inside, before);
         assert_eq!(netns.run(interfaces).expect("enter"), ["lo"]);
         assert_eq!(Netns::current().and_then(|n| n.inode()).expect("own namespace"), before);
+    }
+
+    #[test]
+    #[ignore = "needs root: run make test"]
+    fn every_namespace_has_a_cookie_of_its_own() {
+        let netns = NamedNetns::create(&unique("cookie")).expect("create");
+        let cookie = netns.cookie().expect("a cookie");
+        assert_eq!(netns.cookie().expect("a cookie"), cookie);
+        assert_ne!(current_cookie().expect("a cookie"), cookie);
     }
 
     #[test]
