@@ -95,6 +95,8 @@ fn add(environment: &Environment, conf: &NetConf) -> Result<Value, Failure> {
                 pod_mac: plan.pod.mac.0,
                 host_mac: plan.host.mac.0,
                 addresses: addresses.clone(),
+                // Without it the pod's packets are translated, and its sockets are not.
+                netns_cookie: netns.cookie().inspect_err(|error| tracing::debug!(%error, "no cookie")).ok(),
             };
             Some(Registered::new(socket, &attachment, registration)?)
         }

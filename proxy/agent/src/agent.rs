@@ -4,21 +4,26 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use fairlead_abi::maps;
+use fairlead_core::frontends::WithoutLocal;
 use fairlead_core::reconcile::Reconciler;
-use fairlead_core::view::{ServiceView, WithoutBackend};
-use fairlead_net::agent::Request;
+use fairlead_net::agent::{Registration, Request};
 use serde_json::Value;
 
 use crate::dataplane::DataplaneError;
-use crate::dataplane::counters::{Counters, Fill};
+use crate::dataplane::clients::Clients;
+use crate::dataplane::counters::Counters;
 use crate::dataplane::endpoints::Endpoints;
-use crate::dataplane::load::MapSize;
+use crate::dataplane::sizes::MapSize;
 use crate::errors::chain;
 use crate::exposition::Page;
 use crate::health::{Answers, stamp};
+use crate::pods::PodSockets;
+use crate::progress::Progress;
+use crate::service_health::CheckViews;
 use crate::socket::Answer;
 use crate::status::{MapView, ProblemView, Status};
-use crate::sync::Progress;
+use crate::sweep::Sweeps;
 use crate::uplinks::NodeView;
 use crate::watch::Watches;
 
@@ -55,10 +60,16 @@ pub struct Agent {
     pub watches: Arc<Watches>,
     /// Local pods.
     pub endpoints: Arc<Mutex<Endpoints>>,
+    /// Which pods' sockets are translated; none if only the host's are.
+    pub pods: Option<PodSockets>,
+    /// Network namespaces whose sockets are translated.
+    pub clients: Arc<Mutex<Clients>>,
+    /// The servers that load balancers ask about Services.
+    pub checks: CheckViews,
     /// What the programs counted.
     pub counters: Counters,
-    /// How full the maps are.
-    pub fill: Fill,
+    /// How full the flow table is.
+    pub sweeps: Arc<Mutex<Sweeps>>,
     /// How often health was asked for.
     pub answers: Answers,
 }
@@ -73,12 +84,8 @@ impl Answer for Agent {
             Request::AddEndpoint(registration) => {
                 let pod = format!("{}/{}", registration.pod.namespace, registration.pod.name);
                 let addresses = registration.addresses.clone();
-                done(
-                    lock(&self.endpoints)
-                        .add(registration)
-                        .inspect_err(|e| tracing::warn!(pod, "{}", chain(e))),
-                )
-                .inspect(|_| tracing::info!(pod, ?addresses, "endpoint added"))
+                done(self.add(registration).inspect_err(|e| tracing::warn!(pod, "{}", chain(e))))
+                    .inspect(|_| tracing::info!(pod, ?addresses, "endpoint added"))
             }
             Request::DeleteEndpoint { container_id, ifname } => {
                 let deleted = lock(&self.endpoints).delete(&(container_id.clone(), ifname));
@@ -100,12 +107,39 @@ impl Agent {
         lock(&self.progress).clone()
     }
 
+    /// Programs a pod's endpoint, and has its sockets translated if that is asked for.
+    fn add(&self, registration: Registration) -> Result<(), DataplaneError> {
+        let Some(pods) = &self.pods else { return lock(&self.endpoints).add(registration) };
+        let pod = registration.pod.clone();
+        // Before the lock: the API may have to be asked.
+        let asked = pods.ask(&pod);
+        let mut endpoints = lock(&self.endpoints);
+        endpoints.add(registration)?;
+        endpoints.translate_sockets(|other| {
+            let answer = if *other == pod { asked } else { None };
+            pods.wanted(other).or(answer)
+        });
+        Ok(())
+    }
+
+    /// Removes endpoints whose interface is gone, and returns how many; tries again what failed for sockets.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn collect(&self) -> Result<usize, DataplaneError> {
+        let mut endpoints = lock(&self.endpoints);
+        if let Some(pods) = &self.pods {
+            endpoints.translate_sockets(|pod| pods.wanted(pod));
+        }
+        endpoints.collect()
+    }
+
     /// How often health was asked for.
     pub fn answers(&self) -> &Answers {
         &self.answers
     }
 
-    /// The agent's state. Reads the maps, so not for an asynchronous thread.
+    /// The agent's state. Reads counters, so not for an asynchronous thread.
     pub fn status(&self) -> Status {
         let progress = self.progress();
         let Facts { node_name, started, attachment, pins, cgroup, programs, .. } = self.facts.clone();
@@ -140,12 +174,13 @@ impl Agent {
             programs,
             maps: self.maps(),
             endpoints: lock(&self.endpoints).views(),
+            health_checks: self.checks.get(),
             packets: self.packets().into_iter().collect(),
             drops: self.drops().into_iter().collect(),
         }
     }
 
-    /// The page that `/metrics` serves. Reads the maps, so not for an asynchronous thread.
+    /// The page that `/metrics` serves. Reads counters, so not for an asynchronous thread.
     pub fn metrics(&self) -> String {
         let mut page = Page::default();
         self.own_metrics(&mut page);
@@ -184,6 +219,16 @@ impl Agent {
         let problems = lock(&self.reconciler).problems().len();
         page.gauge("fairlead_object_problems", "Parts of objects that were left out.").sample(&[], problems);
         page.gauge("fairlead_endpoints", "Local pods.").sample(&[], lock(&self.endpoints).len());
+        page.gauge("fairlead_socket_clients", "Network namespaces whose sockets are translated.")
+            .sample(&[], lock(&self.clients).len());
+        let checks = self.checks.get();
+        page.gauge(
+            "fairlead_health_check_servers",
+            "Servers of healthCheckNodePorts, by whether they listen.",
+        )
+        .sample(&[("state", "listening")], checks.iter().filter(|check| check.error.is_none()).count())
+        .sample(&[("state", "failed")], checks.iter().filter(|check| check.error.is_some()).count());
+        self.flow_metrics(page);
         let watches = self.watches.states();
         page.gauge("fairlead_watch_connected", "Whether a watch's last answer was a good one.");
         for (kind, state) in &watches {
@@ -197,6 +242,27 @@ impl Agent {
         for (kind, state) in &watches {
             page.sample(&[("kind", kind)], state.failures);
         }
+    }
+
+    fn flow_metrics(&self, page: &mut Page) {
+        let sweeps = lock(&self.sweeps).clone();
+        page.gauge("fairlead_flow_table_capacity", "Connections that the flow table has room for.")
+            .sample(&[], sweeps.places);
+        page.gauge(
+            "fairlead_flow_table_connections",
+            "Live connections through Services, at the last sweep.",
+        );
+        for ((protocol, state), count) in &sweeps.census.connections {
+            page.sample(&[("protocol", protocol), ("state", state)], count);
+        }
+        page.gauge(
+            "fairlead_flow_table_pressure_ratio",
+            "The part of the flow table that live connections take.",
+        )
+        .sample(&[], sweeps.pressure());
+        page.counter("fairlead_flow_table_swept_total", "Entries of ended connections that sweeps removed.")
+            .sample(&[], sweeps.removed);
+        page.histogram("fairlead_flow_table_sweep_seconds", "How long sweeps took.", &sweeps.durations);
     }
 
     /// What dashboards made for kube-proxy read.
@@ -222,7 +288,7 @@ impl Agent {
             .sample(&[], progress.service_changes.pending);
         page.counter("kubeproxy_sync_proxy_rules_service_changes_total", "Services that changed.")
             .sample(&[], progress.service_changes.total);
-        let (internal, external) = without_local(&lock(&self.reconciler).services());
+        let WithoutLocal { internal, external } = lock(&self.reconciler).without_local();
         page.gauge(
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
             "Service ports with a Local policy and endpoints, but none of them on this node.",
@@ -245,14 +311,15 @@ impl Agent {
         }
     }
 
+    /// How full the maps are, by what is known of them: none is read for it.
     fn maps(&self) -> Vec<MapView> {
-        let entries: BTreeMap<&str, usize> = match self.fill.entries() {
-            Ok(entries) => entries.into(),
-            Err(e) => {
-                tracing::warn!("count the entries of maps: {e}");
-                BTreeMap::new()
-            }
-        };
+        let mut entries = BTreeMap::from(lock(&self.reconciler).entries());
+        let pods = lock(&self.endpoints);
+        entries.extend([
+            (maps::ENDPOINTS, pods.entry_count()),
+            (maps::CLIENTS, lock(&self.clients).len()),
+            (maps::FLOWS, usize::try_from(lock(&self.sweeps).census.entries).unwrap_or(usize::MAX)),
+        ]);
         let view = |size: &MapSize| MapView {
             size: size.clone(),
             entries: entries.get(size.name.as_str()).copied(),
@@ -275,20 +342,6 @@ impl Agent {
         });
         drops.into_iter().map(|(reason, count)| (reason.label().to_owned(), count)).collect()
     }
-}
-
-/// How many Service ports have endpoints, but none that clients inside, or outside, may use here.
-fn without_local(services: &[ServiceView]) -> (usize, usize) {
-    let having = |is: fn(&fairlead_core::view::FrontendView) -> bool| {
-        let drops = |service: &&ServiceView| {
-            service
-                .frontends
-                .iter()
-                .any(|frontend| frontend.without_backend == WithoutBackend::Drop && is(frontend))
-        };
-        services.iter().filter(drops).count()
-    };
-    (having(|frontend| frontend.internal.is_empty()), having(|frontend| frontend.external.is_empty()))
 }
 
 /// Seconds since 1970, 0 for never.

@@ -4,6 +4,7 @@
 //! adds that the node may get traffic: it is how load balancers choose nodes. `/livez` is for the kubelet,
 //! which is not to restart the agent because its Node is gone.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,22 +17,36 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
 use crate::agent::Agent;
-use crate::sync::Progress;
+use crate::progress::Progress;
 
 /// How long an update may wait before the agent counts as stuck.
 const OVERDUE: Duration = Duration::from_secs(60);
 
-/// The body of an answer.
+/// The body of an answer, with kube-proxy's fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Health {
-    /// When the maps were last brought up to date.
+    /// When the maps were last brought up to date; now if all is well.
     pub last_updated: String,
     /// Now.
     pub current_time: String,
     /// Whether the node may get traffic; absent from `/livez`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_eligible: Option<bool>,
+    /// Whether the agent does its work.
+    pub healthy: bool,
+    /// The same by address family, which are programmed together.
+    pub status: BTreeMap<&'static str, FamilyHealth>,
+}
+
+/// The health of one address family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FamilyHealth {
+    /// When the maps were last brought up to date.
+    pub last_updated: String,
+    /// Whether the agent does its work.
+    pub healthy: bool,
 }
 
 /// Whether the agent does its work.
@@ -51,18 +66,18 @@ pub fn router(agent: Arc<Agent>) -> Router {
 /// How often each was answered with which status.
 #[derive(Debug, Default)]
 pub struct Answers {
-    counts: std::sync::Mutex<std::collections::BTreeMap<(&'static str, u16), u64>>,
+    counts: std::sync::Mutex<BTreeMap<(&'static str, u16), u64>>,
 }
 
 impl Answers {
     /// The counts, by what was asked and the status.
-    pub fn counts(&self) -> std::collections::BTreeMap<(&'static str, u16), u64> {
+    pub fn counts(&self) -> BTreeMap<(&'static str, u16), u64> {
         self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     fn healthz(&self, progress: &Progress) -> Response {
         let now = SystemTime::now();
-        let eligible = progress.node_known;
+        let eligible = progress.node_eligible;
         self.respond("healthz", is_alive(progress, now) && eligible, body(progress, now, Some(eligible)))
     }
 
@@ -79,13 +94,18 @@ impl Answers {
     }
 }
 
-/// The answer's body. Like kube-proxy, an agent that has nothing to do is up to date now.
+/// The answer's body. Like kube-proxy's, it says of an agent to which all is well that it is up to date now.
 fn body(progress: &Progress, now: SystemTime, node_eligible: Option<bool>) -> Health {
-    let updated = match progress.queued_since {
-        None if progress.first_programmed.is_some() => now,
-        _ => progress.last_finished.unwrap_or(SystemTime::UNIX_EPOCH),
-    };
-    Health { last_updated: stamp(updated), current_time: stamp(now), node_eligible }
+    let healthy = is_alive(progress, now);
+    let finished = stamp(progress.last_finished.unwrap_or(SystemTime::UNIX_EPOCH));
+    let family = FamilyHealth { last_updated: finished.clone(), healthy };
+    Health {
+        last_updated: if healthy && node_eligible != Some(false) { stamp(now) } else { finished },
+        current_time: stamp(now),
+        node_eligible,
+        healthy,
+        status: BTreeMap::from([("IPv4", family.clone()), ("IPv6", family)]),
+    }
 }
 
 /// RFC 3339.
@@ -116,24 +136,32 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_not_in_the_api_fails_healthz_but_not_livez() {
+    fn a_node_that_may_get_no_traffic_fails_healthz_but_not_livez() {
         let now = SystemTime::now();
         let answers = Answers::default();
         let progress = Progress { first_programmed: Some(now), ..Progress::default() };
         assert_eq!(answers.healthz(&progress).status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(answers.livez(&progress).status(), StatusCode::OK);
-        let known = Progress { node_known: true, ..progress };
-        assert_eq!(answers.healthz(&known).status(), StatusCode::OK);
+        let eligible = Progress { node_eligible: true, ..progress };
+        assert_eq!(answers.healthz(&eligible).status(), StatusCode::OK);
         assert_eq!(answers.counts()[&("healthz", 503)], 1);
         assert_eq!(answers.counts()[&("healthz", 200)], 1);
     }
 
     #[test]
     fn the_body_has_kube_proxys_fields() {
-        let progress = Progress { first_programmed: Some(SystemTime::now()), ..Progress::default() };
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let text = serde_json::to_string(&body(&progress, now, Some(true))).expect("written");
-        let expected = r#"{"lastUpdated":"2023-11-14T22:13:20Z","currentTime":"2023-11-14T22:13:20Z","nodeEligible":true}"#;
-        assert_eq!(text, expected);
+        let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_699_999_990);
+        let now = then + Duration::from_secs(10);
+        let progress =
+            Progress { first_programmed: Some(then), last_finished: Some(then), ..Progress::default() };
+        let value = serde_json::to_value(body(&progress, now, Some(true))).expect("written");
+        let family = serde_json::json!({"lastUpdated": "2023-11-14T22:13:10Z", "healthy": true});
+        let expected = serde_json::json!({
+            "lastUpdated": "2023-11-14T22:13:20Z", "currentTime": "2023-11-14T22:13:20Z", "nodeEligible": true,
+            "healthy": true, "status": {"IPv4": family, "IPv6": family},
+        });
+        assert_eq!(value, expected);
+        let ineligible = body(&progress, now, Some(false));
+        assert_eq!((ineligible.last_updated.as_str(), ineligible.healthy), ("2023-11-14T22:13:10Z", true));
     }
 }

@@ -2,9 +2,12 @@
 //!
 //! ```text
 //!  API server ──► watch ──► sync (thread) ──► fairlead_core: index, reconcile ──► dataplane::services
-//!                             │ own Node                                             │
-//!                             └──► uplinks ──► dataplane::links, CONFIG              ▼
-//!  CNI plugin ──► socket ──► agent ──► dataplane::endpoints ───────────────────► maps, links (pinned)
+//!                   │         │ own Node                                             │
+//!   interfaces ─────┼────►    ├──► uplinks ──► dataplane::links, CONFIG              ▼
+//!                   │         └──► service_health ◄── load balancers            maps, links (pinned)
+//!                   └──► pods ──────────┐                                            ▲
+//!  CNI plugin ──► socket ──► agent ──► dataplane::endpoints, clients ────────────────┤
+//!                                                  sweep (thread) ──► dataplane::flows
 //!  kubelet, Prometheus, people ──► health, metrics, status
 //! ```
 //!
@@ -16,11 +19,16 @@ pub mod dataplane;
 pub mod errors;
 pub mod exposition;
 pub mod health;
+pub mod interfaces;
 pub mod metrics;
 pub mod node;
+pub mod pods;
+pub mod progress;
 pub mod run;
+pub mod service_health;
 pub mod socket;
 pub mod status;
+pub mod sweep;
 pub mod sync;
 pub mod uplinks;
 pub mod watch;

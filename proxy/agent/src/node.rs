@@ -67,7 +67,8 @@ impl FromStr for PortRange {
 }
 
 /// What the programs must know about a node with these addresses, the first of each family being primary.
-pub fn config(addresses: &[IpAddr], ports: PortRange, host_netns: u64) -> Config {
+/// `places` is how many connections there is room for.
+pub fn config(addresses: &[IpAddr], ports: PortRange, host_netns: u64, places: u32) -> Config {
     let first = |is: fn(&IpAddr) -> bool| {
         addresses.iter().copied().find(is).map_or(Address::UNSPECIFIED, Address::from)
     };
@@ -77,28 +78,47 @@ pub fn config(addresses: &[IpAddr], ports: PortRange, host_netns: u64) -> Config
         host_netns,
         snat_first: ports.first(),
         snat_count: ports.count(),
-        places: 0,
+        places,
+    }
+}
+
+/// The addresses of the node's interfaces, each with its interface's name.
+///
+/// # Errors
+/// When the kernel refuses to list interfaces.
+pub fn interface_addresses() -> io::Result<Vec<(String, IpAddr)>> {
+    let address = |interface: nix::ifaddrs::InterfaceAddress| {
+        let storage = interface.address?;
+        let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        let address = v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))?;
+        Some((interface.interface_name, address))
+    };
+    Ok(getifaddrs()?.filter_map(address).collect())
+}
+
+/// Whether clients may dial this address of an interface: it is neither loopback nor link-local.
+pub fn is_dialable(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
     }
 }
 
 /// The interfaces that carry one of these addresses.
+pub fn uplinks_of(interfaces: &[(String, IpAddr)], addresses: &[IpAddr]) -> BTreeSet<String> {
+    let carries = |(name, address): &&(String, IpAddr)| name != "lo" && addresses.contains(address);
+    interfaces.iter().filter(carries).map(|(name, _)| name.clone()).collect()
+}
+
+/// How much memory the machine has, in bytes.
 ///
 /// # Errors
-/// When the kernel refuses to list interfaces.
-pub fn uplinks_of(addresses: &[IpAddr]) -> io::Result<BTreeSet<String>> {
-    let mut found = BTreeSet::new();
-    for interface in getifaddrs()? {
-        let Some(address) = interface.address.as_ref().and_then(|storage| {
-            let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-            v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-        }) else {
-            continue;
-        };
-        if addresses.contains(&address) && interface.interface_name != "lo" {
-            found.insert(interface.interface_name);
-        }
-    }
-    Ok(found)
+/// When /proc/meminfo can't be read, or does not say.
+pub fn memory() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let kibibytes = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
+    let kibibytes = kibibytes.and_then(|number| number.trim().parse::<u64>().ok());
+    Ok(kibibytes.ok_or_else(|| io::Error::other("/proc/meminfo has no MemTotal"))? * 1024)
 }
 
 /// Withholds the range from sockets that ask for any port. Ports withheld already stay so.
@@ -175,21 +195,35 @@ mod tests {
     #[test]
     fn the_programs_learn_the_first_address_of_each_family() {
         let addresses = ["fd00::2", "192.0.2.1", "192.0.2.9"].map(|text| text.parse().expect("an address"));
-        let config = config(&addresses, range("49152-65535"), 7);
+        let config = config(&addresses, range("49152-65535"), 7, 32);
         assert_eq!(config.node_v4, Address::from(addresses[1]));
         assert_eq!(config.node_v6, Address::from(addresses[0]));
-        assert_eq!((config.snat_first, config.snat_count, config.host_netns), (49152, 16384, 7));
+        assert_eq!((config.snat_first, config.snat_count), (49152, 16384));
+        assert_eq!((config.host_netns, config.places), (7, 32));
     }
 
     #[test]
     fn a_node_without_ipv6_has_no_ipv6_address() {
-        let config = config(&["192.0.2.1".parse().expect("an address")], range("1-1"), 0);
+        let config = config(&["192.0.2.1".parse().expect("an address")], range("1-1"), 0, 1);
         assert!(config.node_v6.is_unspecified());
     }
 
     #[test]
     fn loopback_is_never_an_uplink() {
-        let found = uplinks_of(&["127.0.0.1".parse().expect("an address")]).expect("listed");
+        let loopback: IpAddr = "127.0.0.1".parse().expect("an address");
+        let found = uplinks_of(&interface_addresses().expect("listed"), &[loopback]);
         assert!(found.is_empty(), "{found:?}");
+    }
+
+    #[test]
+    fn clients_dial_neither_loopback_nor_link_local_addresses() {
+        let is_dialable = |text: &str| is_dialable(text.parse().expect("an address"));
+        assert!(["127.0.0.1", "::1", "fe80::1", "169.254.1.1"].iter().all(|text| !is_dialable(text)));
+        assert!(["192.0.2.1", "fd00::1"].iter().all(|text| is_dialable(text)));
+    }
+
+    #[test]
+    fn the_machine_has_memory() {
+        assert!(memory().expect("known") > 1 << 20);
     }
 }

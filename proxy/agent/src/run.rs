@@ -4,15 +4,18 @@
 //! adopted from the maps; only then do watches and the socket open. Until every first list is done nothing
 //! but additions happen. When the agent ends, everything stays as it is.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use axum::Router;
 use fairlead_abi::maps;
 use fairlead_core::reconcile::{Capacity, Reconciler};
+use fairlead_core::settings::{NodePortAddresses, Settings};
+use fairlead_net::netns;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use nix::fcntl::{Flock, FlockArg};
@@ -20,14 +23,19 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::{Agent, Facts};
-use crate::cli::Run;
+use crate::cli::{Listen, Run, SocketLb};
+use crate::dataplane::clients::Clients;
 use crate::dataplane::endpoints::Endpoints;
-use crate::dataplane::links::Links;
-use crate::dataplane::{self, Pins, load};
-use crate::sync::{Progress, Sync};
-use crate::uplinks::Uplinks;
+use crate::dataplane::links::{self, Links};
+use crate::dataplane::services::KernelMaps;
+use crate::dataplane::{Pins, load};
+use crate::pods::PodSockets;
+use crate::progress::Progress;
+use crate::service_health::{CheckViews, Checks};
+use crate::sync::Sync;
+use crate::uplinks::{Fixed, Uplinks};
 use crate::watch::{Update, Watches};
-use crate::{health, metrics, node, socket, watch};
+use crate::{health, interfaces, metrics, node, service_health, socket, sweep, watch};
 
 /// How often the agent looks for interfaces that came or went without a word.
 const PATROL: Duration = Duration::from_secs(30);
@@ -37,6 +45,10 @@ const PATROL: Duration = Duration::from_secs(30);
 /// # Errors
 /// When something is missing that it can't do without; whatever ran before goes on.
 pub async fn run(options: Run) -> Result<()> {
+    if options.cleanup {
+        return Ok(links::cleanup(&options.bpffs)?);
+    }
+    let settings = settings(&options)?;
     let _lock = lock(&options.state_dir)?;
     let node_name = node_name(&options)?;
     let client = client(options.kubeconfig.as_deref()).await?;
@@ -47,16 +59,18 @@ pub async fn run(options: Run) -> Result<()> {
         None => cgroup_root()?,
     };
 
-    let (agent, uplinks, services) = program(&options, &node_name, &cgroup)?;
+    let pods = (options.socket_lb == SocketLb::All).then(|| PodSockets::new(client.clone()));
+    let Parts { agent, uplinks, services } = program(&options, &node_name, &cgroup, settings, pods)?;
     let listener = socket::listen(&options.socket())
         .with_context(|| format!("listen at {}", options.socket().display()))?;
     let agent = Arc::new(agent);
 
     let (updates, received) = mpsc::channel();
+    let (checks, checked) = tokio::sync::watch::channel(Checks::default());
     let sync = {
         let mut uplinks = uplinks;
         let node = move |addresses: &[std::net::IpAddr]| uplinks.apply(addresses);
-        Sync::new(Arc::clone(&agent.reconciler), services, node, Arc::clone(&agent.progress))
+        Sync::new(Arc::clone(&agent.reconciler), services, node, Arc::clone(&agent.progress), checks)
     };
     let ended = Arc::new(tokio::sync::Notify::new());
     let notify = Arc::clone(&ended);
@@ -64,14 +78,24 @@ pub async fn run(options: Run) -> Result<()> {
         let _ended = NotifyOnDrop(notify);
         sync.run(&received);
     })?;
+    let changed = updates.clone();
+    interfaces::follow(move |addresses| changed.send(Update::Interfaces(addresses)).is_ok())
+        .unwrap_or_else(|e| tracing::warn!("follow the interfaces: {e}; they are looked at now and then"));
 
     tokio::spawn(socket::serve(listener, Arc::clone(&agent)));
-    tokio::spawn(serve(healthz, health::router(Arc::clone(&agent))));
-    tokio::spawn(serve(metrics, metrics::router(Arc::clone(&agent))));
-    tokio::spawn(patrol(Arc::clone(&agent.endpoints), updates.clone()));
+    if let Some(listener) = healthz {
+        tokio::spawn(serve(listener, health::router(Arc::clone(&agent))));
+    }
+    if let Some(listener) = metrics {
+        tokio::spawn(serve(listener, metrics::router(Arc::clone(&agent))));
+    }
+    tokio::spawn(service_health::serve(checked, Arc::clone(&agent.progress), agent.checks.clone()));
+    tokio::spawn(patrol(Arc::clone(&agent), updates.clone()));
+    tokio::spawn(follow_pods(Arc::clone(&agent)));
     let watches = Arc::clone(&agent.watches);
+    let service_cidrs = options.service_cidr.is_empty();
     tokio::spawn(async move {
-        watch::follow_all(client, &watches, |update| updates.send(update).is_ok()).await;
+        watch::follow_all(client, &watches, service_cidrs, |update| updates.send(update).is_ok()).await;
     });
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -86,11 +110,36 @@ pub async fn run(options: Run) -> Result<()> {
     Ok(())
 }
 
+/// What the reconciler is to know of the options.
+fn settings(options: &Run) -> Result<Settings> {
+    let ranges = options.nodeport_ranges().map_err(anyhow::Error::msg)?;
+    Ok(Settings {
+        nodeport_addresses: ranges.map_or(NodePortAddresses::Primary, NodePortAddresses::Within),
+        nodeport_loopback: options.nodeport_loopback,
+        service_cidrs: (!options.service_cidr.is_empty()).then(|| options.service_cidr.clone()),
+        maglev: options.maglev(),
+    })
+}
+
+/// The agent, and what belongs to its sync loop.
+struct Parts {
+    agent: Agent,
+    uplinks: Uplinks,
+    services: KernelMaps,
+}
+
 /// Brings programs and maps into the kernel, or adopts those that are there, and reads back what they hold.
-fn program(options: &Run, node_name: &str, cgroup: &Path) -> Result<(Agent, Uplinks, ServicesMaps)> {
+fn program(
+    options: &Run,
+    node_name: &str,
+    cgroup: &Path,
+    settings: Settings,
+    pods: Option<PodSockets>,
+) -> Result<Parts> {
     let pins = Pins::new(&options.bpffs);
     load::mount_bpffs(&options.bpffs)?;
-    let loaded = load::load(fairlead_object::OBJECT, &pins, &options.sizes())?;
+    let memory = node::memory().context("read how much memory there is")?;
+    let loaded = load::load(fairlead_object::OBJECT, &pins, &options.sizes(memory))?;
     for size in loaded.sizes.iter().filter(|size| size.capacity != size.wanted) {
         tracing::warn!(
             map = size.name,
@@ -106,15 +155,20 @@ fn program(options: &Run, node_name: &str, cgroup: &Path) -> Result<(Agent, Upli
 
     node::enable_forwarding().context("switch forwarding on")?;
     node::reserve_ports(options.snat_ports).context("reserve the ports for masquerading")?;
-    let host_netns = dataplane::netns_cookie().context("read the network namespace's cookie")?;
+    let host_netns = netns::current_cookie().context("read the network namespace's cookie")?;
 
     let adopted = links.adopt()?;
     links.attach_sockets(cgroup)?;
     let (attachment, verified) = (links.attachment().to_string(), links.programs().verified());
-    let links = Arc::new(Mutex::new(links));
+    let (links, clients) = (Arc::new(Mutex::new(links)), Arc::new(Mutex::new(maps.clients)));
     let directory = options.state_dir.join("endpoints");
-    let endpoints = Endpoints::restore(maps.endpoints, maps.marks, Arc::clone(&links), directory)?;
-    let mut reconciler = Reconciler::new(node_name, capacity);
+    let endpoints = {
+        let (links, clients) = (Arc::clone(&links), Arc::clone(&clients));
+        Endpoints::restore(maps.endpoints, maps.marks, clients, links, directory)?
+    };
+    forget_clients(&clients, host_netns, pods.is_some().then_some(&endpoints))?;
+    let mut reconciler = Reconciler::new(node_name, capacity, settings);
+    reconciler.index_mut().set_local_addresses(interfaces::local_addresses());
     reconciler.adopt(&maps.services)?;
     tracing::info!(
         node = node_name,
@@ -123,7 +177,13 @@ fn program(options: &Run, node_name: &str, cgroup: &Path) -> Result<(Agent, Upli
         endpoints.len()
     );
 
-    let uplinks = Uplinks::new(maps.config, links, options.uplink.clone(), options.snat_ports, host_netns);
+    let fixed = Fixed {
+        uplinks: options.uplink.clone(),
+        ports: options.snat_ports,
+        places: maps.flows.places(),
+        host_netns,
+    };
+    let uplinks = Uplinks::new(maps.config, Arc::clone(&clients), links, fixed);
     let agent = Agent {
         facts: Facts {
             node_name: node_name.to_owned(),
@@ -139,14 +199,30 @@ fn program(options: &Run, node_name: &str, cgroup: &Path) -> Result<(Agent, Upli
         node: uplinks.view(),
         watches: Arc::new(Watches::default()),
         endpoints: Arc::new(Mutex::new(endpoints)),
+        pods,
+        clients,
+        checks: CheckViews::default(),
         counters: maps.counters,
-        fill: maps.fill,
+        sweeps: sweep::start(maps.flows).context("start to sweep the flow table")?,
         answers: health::Answers::default(),
     };
-    Ok((agent, uplinks, maps.services))
+    Ok(Parts { agent, uplinks, services: maps.services })
 }
 
-type ServicesMaps = dataplane::services::KernelMaps;
+/// Removes socket clients that an earlier agent left and nobody asks for: all but the host, and the pods' where pods
+/// are clients. Which of these stay, the API will tell.
+fn forget_clients(clients: &Mutex<Clients>, host: u64, pods: Option<&Endpoints>) -> Result<()> {
+    let mut keep = pods.map_or_else(BTreeSet::new, Endpoints::cookies);
+    keep.insert(host);
+    Ok(clients.lock().unwrap_or_else(PoisonError::into_inner).retain(&keep)?)
+}
+
+/// Follows the node's Pods, where their sockets are translated.
+async fn follow_pods(agent: Arc<Agent>) {
+    if let Some(pods) = &agent.pods {
+        pods.follow(&agent.facts.node_name, &agent.watches, &agent.endpoints).await;
+    }
+}
 
 /// Says that its thread ended, also by a panic.
 struct NotifyOnDrop(Arc<tokio::sync::Notify>);
@@ -157,22 +233,25 @@ impl Drop for NotifyOnDrop {
     }
 }
 
-/// Removes endpoints of pods that ended without a word, and has the uplinks looked at again.
-async fn patrol(endpoints: Arc<Mutex<Endpoints>>, updates: mpsc::Sender<Update>) {
+/// Removes endpoints of pods that ended without a word, and has the interfaces looked at again.
+async fn patrol(agent: Arc<Agent>, updates: mpsc::Sender<Update>) {
     let mut rounds = tokio::time::interval(PATROL);
     rounds.tick().await;
     loop {
         rounds.tick().await;
-        let endpoints = Arc::clone(&endpoints);
-        let collect = move || endpoints.lock().unwrap_or_else(std::sync::PoisonError::into_inner).collect();
-        match tokio::task::spawn_blocking(collect).await {
-            Ok(Ok(0)) => {}
-            Ok(Ok(count)) => tracing::info!("{count} endpoints removed whose interface is gone"),
-            Ok(Err(e)) => tracing::warn!("look for endpoints whose interface is gone: {e}"),
+        let agent = Arc::clone(&agent);
+        match tokio::task::spawn_blocking(move || (agent.collect(), interfaces::local_addresses())).await {
+            Ok((collected, addresses)) => {
+                match collected {
+                    Ok(0) => {}
+                    Ok(count) => tracing::info!("{count} endpoints removed whose interface is gone"),
+                    Err(e) => tracing::warn!("look for endpoints whose interface is gone: {e}"),
+                }
+                if updates.send(Update::Interfaces(addresses)).is_err() {
+                    return;
+                }
+            }
             Err(e) => tracing::error!("look for endpoints whose interface is gone: {e}"),
-        }
-        if updates.send(Update::Tick).is_err() {
-            return;
         }
     }
 }
@@ -183,8 +262,10 @@ async fn serve(listener: TcpListener, router: Router) {
     }
 }
 
-async fn bind(address: std::net::SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("listen at {address}"))
+/// Listens, unless nothing is to be served.
+async fn bind(Listen(address): Listen) -> Result<Option<TcpListener>> {
+    let Some(address) = address else { return Ok(None) };
+    TcpListener::bind(address).await.with_context(|| format!("listen at {address}")).map(Some)
 }
 
 /// Makes sure that no other agent has this state directory, for as long as the result lives.

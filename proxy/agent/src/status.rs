@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::dataplane::endpoints::EndpointView;
-use crate::dataplane::load::MapSize;
+use crate::dataplane::sizes::MapSize;
+use crate::service_health::CheckView;
 use crate::uplinks::NodeView;
 use crate::watch::WatchState;
 
@@ -51,6 +52,9 @@ pub struct Status {
     pub maps: Vec<MapView>,
     /// The pods of this node.
     pub endpoints: Vec<EndpointView>,
+    /// The servers that load balancers ask about Services.
+    #[serde(default)]
+    pub health_checks: Vec<CheckView>,
     /// Packets by what happened to them.
     pub packets: BTreeMap<String, u64>,
     /// Packets dropped or refused, by reason.
@@ -115,11 +119,17 @@ impl Display for Status {
         let rows = self.programs.iter().map(|(name, verified)| [name.clone(), verified.to_string()]);
         table(f, ["PROGRAM", "VERIFIED INSTRUCTIONS"], rows)?;
         let rows = endpoints.iter().map(|endpoint| {
-            let translated = if endpoint.translated { "yes" } else { "no" };
+            let yes_or_no = |is| if is { "yes" } else { "no" }.to_owned();
             let addresses = list(&endpoint.addresses, "-");
-            [endpoint.pod.clone(), endpoint.interface.clone(), addresses, translated.to_owned()]
+            let (translated, sockets) = (yes_or_no(endpoint.translated), yes_or_no(endpoint.sockets));
+            [endpoint.pod.clone(), endpoint.interface.clone(), addresses, translated, sockets]
         });
-        table(f, ["POD", "INTERFACE", "ADDRESSES", "TRANSLATED"], rows)?;
+        table(f, ["POD", "INTERFACE", "ADDRESSES", "TRANSLATED", "SOCKETS"], rows)?;
+        let rows = self.health_checks.iter().map(|check| {
+            let note = check.error.clone().unwrap_or_default();
+            [check.service.clone(), check.place.clone(), check.local_endpoints.to_string(), note]
+        });
+        table(f, ["HEALTH CHECK OF", "AT", "LOCAL ENDPOINTS", ""], rows)?;
         let counts = self.packets.iter().map(|(what, count)| [what.clone(), count.to_string()]);
         table(f, ["PACKETS", "COUNT"], counts)?;
         let drops = self.drops.iter().filter(|(_, count)| **count > 0);

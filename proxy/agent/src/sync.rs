@@ -8,91 +8,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use fairlead_core::dataplane::ServiceMaps;
-use fairlead_core::model::{ObjectName, Problem};
+use fairlead_core::index::Index;
+use fairlead_core::model::Problem;
 use fairlead_core::reconcile::{Reconciler, Report};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
+use tokio::sync::watch;
 
-use crate::exposition::Histogram;
-use crate::watch::{Change, TRIGGER_ANNOTATION, Update};
+use crate::dataplane::trim_memory;
+use crate::progress::Progress;
+use crate::service_health::Checks;
+use crate::watch::{Change, EndpointSlice, TRIGGER_ANNOTATION, Update};
 
 /// The shortest time between two reconciles.
 const MIN_INTERVAL: Duration = Duration::from_millis(3);
+/// How many updates are taken up at most before the loop looks whether a reconcile is due.
+const BATCH: usize = 1024;
 /// How long the loop waits when nothing asks for anything.
 const IDLE: Duration = Duration::from_secs(3600);
-
-/// How the loop is doing.
-#[derive(Clone, Debug)]
-pub struct Progress {
-    /// When the maps first held everything that the first lists asked for, or what of it there was room for.
-    pub first_programmed: Option<SystemTime>,
-    /// When the last reconcile ended.
-    pub last_finished: Option<SystemTime>,
-    /// When the oldest update came that no reconcile has taken up.
-    pub queued_since: Option<SystemTime>,
-    /// When the last update came.
-    pub last_queued: Option<SystemTime>,
-    /// How long reconciles took, in seconds.
-    pub durations: Histogram,
-    /// How long it took from the cause of an endpoint's change until it was programmed, in seconds.
-    pub programming: Histogram,
-    /// How many Services came that changed, ever and since the last reconcile.
-    pub service_changes: Changes,
-    /// The same for EndpointSlices.
-    pub endpoint_changes: Changes,
-    /// How many writes have succeeded.
-    pub writes: u64,
-    /// How many writes have failed.
-    pub failed_writes: u64,
-    /// How many Services are not as their objects ask.
-    pub pending: usize,
-    /// Whether the node's own Node object is known.
-    pub node_known: bool,
-}
-
-/// How many changes there were.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// Ever.
-    pub total: u64,
-    /// Since the last reconcile.
-    pub pending: u64,
-}
-
-impl Changes {
-    fn add(&mut self, count: usize) {
-        self.total += count as u64;
-        self.pending += count as u64;
-    }
-}
-
-impl Default for Progress {
-    fn default() -> Self {
-        Self {
-            first_programmed: None,
-            last_finished: None,
-            queued_since: None,
-            last_queued: None,
-            durations: Histogram::exponential(0.001, 2.0, 15),
-            programming: Histogram::new(programming_bounds()),
-            service_changes: Changes::default(),
-            endpoint_changes: Changes::default(),
-            writes: 0,
-            failed_writes: 0,
-            pending: 0,
-            node_known: false,
-        }
-    }
-}
-
-/// The bounds that kube-proxy's histogram of the same name has.
-fn programming_bounds() -> Vec<f64> {
-    let seconds = (1..60).map(f64::from);
-    let minutes = (0..12).map(|n| 60.0 + 5.0 * f64::from(n));
-    let longer = (0..7).map(|n| 120.0 + 30.0 * f64::from(n));
-    [0.25, 0.5].into_iter().chain(seconds).chain(minutes).chain(longer).collect()
-}
 
 /// The loop's state. `maps` are the kernel's, or others in tests; `node` is told the node's addresses.
 pub struct Sync<M, N> {
@@ -100,11 +33,16 @@ pub struct Sync<M, N> {
     maps: M,
     node: N,
     progress: Arc<Mutex<Progress>>,
+    checks: watch::Sender<Checks>,
+    checks_version: Option<u64>,
     listed: Listed,
     triggers: Vec<SystemTime>,
     dirty: bool,
     node_dirty: bool,
+    /// Whether the API had the own Node object, and has it no more. Its addresses stay good until it comes back.
+    node_gone: bool,
     problems: BTreeSet<Problem>,
+    problems_version: Option<u64>,
     failures: BTreeSet<String>,
 }
 
@@ -114,21 +52,40 @@ struct Listed {
     services: bool,
     slices: bool,
     nodes: bool,
+    service_cidrs: bool,
+}
+
+impl Listed {
+    fn all(self) -> bool {
+        self.services && self.slices && self.nodes && self.service_cidrs
+    }
 }
 
 impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
-    /// A loop over these.
-    pub fn new(reconciler: Arc<Mutex<Reconciler>>, maps: M, node: N, progress: Arc<Mutex<Progress>>) -> Self {
+    /// A loop over these. What load balancers may ask about Services is sent through `checks`.
+    pub fn new(
+        reconciler: Arc<Mutex<Reconciler>>,
+        maps: M,
+        node: N,
+        progress: Arc<Mutex<Progress>>,
+        checks: watch::Sender<Checks>,
+    ) -> Self {
+        // Ranges that the operator gives need no list.
+        let service_cidrs = lock(&reconciler).index().settings().service_cidrs.is_some();
         Self {
             reconciler,
             maps,
             node,
             progress,
-            listed: Listed::default(),
+            checks,
+            checks_version: None,
+            listed: Listed { service_cidrs, ..Listed::default() },
             triggers: Vec::new(),
             dirty: false,
             node_dirty: false,
+            node_gone: false,
             problems: BTreeSet::new(),
+            problems_version: None,
             failures: BTreeSet::new(),
         }
     }
@@ -140,10 +97,7 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
             let deadline = if self.dirty { Some(earliest) } else { self.reconciler().next_deadline() };
             let wait = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
             match updates.recv_timeout(wait) {
-                Ok(update) => {
-                    self.take(update);
-                    updates.try_iter().for_each(|update| self.take(update));
-                }
+                Ok(update) => self.take(std::iter::once(update).chain(updates.try_iter()).take(BATCH)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -156,99 +110,130 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
         }
     }
 
-    /// Takes up one update.
-    fn take(&mut self, update: Update) {
-        let now = SystemTime::now();
-        {
-            let mut reconciler = self.reconciler.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-            let index = reconciler.index_mut();
-            match update {
-                Update::Service(change) => {
-                    progress.service_changes.add(count(&change));
-                    match change {
-                        Change::Apply(service) => index.apply_service(&service),
-                        Change::Delete(service) => index.delete_service(&name_of(&*service)),
-                        Change::Replace(services) => {
-                            index.replace_services(&services);
-                            self.listed.services = true;
-                        }
+    /// Takes up updates.
+    fn take(&mut self, updates: impl IntoIterator<Item = Update>) {
+        let (reconciler, progress) = (Arc::clone(&self.reconciler), Arc::clone(&self.progress));
+        let mut reconciler = lock(&reconciler);
+        let mut progress = lock(&progress);
+        for update in updates {
+            self.take_one(update, reconciler.index_mut(), &mut progress);
+        }
+    }
+
+    fn take_one(&mut self, update: Update, index: &mut Index, progress: &mut Progress) {
+        match update {
+            Update::Service(change) => {
+                progress.service_changes.add(&change);
+                match change {
+                    Change::Apply(service) | Change::Found(service) => {
+                        index.apply_service(&(*service).into());
                     }
-                }
-                Update::Slice(change) => {
-                    progress.endpoint_changes.add(count(&change));
-                    match change {
-                        Change::Apply(slice) => {
-                            self.triggers.extend(trigger(&slice));
-                            index.apply_slice(&slice);
-                        }
-                        Change::Delete(slice) => index.delete_slice(&name_of(&*slice)),
-                        Change::Replace(slices) => {
-                            index.replace_slices(&slices);
-                            self.listed.slices = true;
-                        }
-                    }
-                }
-                Update::Node(change) => {
-                    let own = index.node_name().to_owned();
-                    match change {
-                        Change::Apply(node) => {
-                            self.node_dirty |= node.name_any() == own;
-                            index.apply_node(&node);
-                        }
-                        Change::Delete(node) => {
-                            self.node_dirty |= node.name_any() == own;
-                            index.delete_node(&node.name_any());
-                        }
-                        Change::Replace(nodes) => {
-                            self.node_dirty = true;
-                            index.replace_nodes(&nodes);
-                            self.listed.nodes = true;
-                        }
-                    }
-                }
-                Update::Tick => {
-                    self.node_dirty = true;
-                    self.dirty = true;
-                    return;
+                    Change::Delete(name) => index.delete_service(&name),
+                    Change::Listed => self.listed.services = true,
                 }
             }
-            progress.last_queued = Some(now);
-            progress.queued_since.get_or_insert(now);
+            Update::Slice(change) => {
+                progress.endpoint_changes.add(&change);
+                match change {
+                    Change::Apply(slice) => {
+                        self.triggers.extend(trigger(&slice));
+                        index.apply_slice(&(*slice).into());
+                    }
+                    Change::Found(slice) => index.apply_slice(&(*slice).into()),
+                    Change::Delete(name) => index.delete_slice(&name),
+                    Change::Listed => self.listed.slices = true,
+                }
+            }
+            Update::Node(change) => self.take_node(change, index),
+            Update::ServiceCidr(change) => match change {
+                Change::Apply(range) | Change::Found(range) => index.apply_service_cidr(&(*range).into()),
+                Change::Delete(name) => index.delete_service_cidr(&name.name),
+                Change::Listed => self.listed.service_cidrs = true,
+            },
+            Update::Interfaces(addresses) => {
+                index.set_local_addresses(addresses);
+                self.node_dirty = true;
+                self.dirty = true;
+                return;
+            }
         }
+        let now = SystemTime::now();
+        progress.last_queued = Some(now);
+        progress.queued_since.get_or_insert(now);
         self.dirty = true;
+    }
+
+    /// The own Node is kept when it goes: a Node that somebody deletes to have it registered anew, or a mistake, is
+    /// not to end the traffic to its NodePorts.
+    fn take_node(&mut self, change: Change<crate::watch::Node>, index: &mut Index) {
+        match change {
+            Change::Apply(node) | Change::Found(node) => {
+                if node.name_any() == index.node_name() {
+                    self.node_dirty = true;
+                    self.node_gone = false;
+                }
+                index.apply_node(&(*node).into());
+            }
+            Change::Delete(name) if *name.name == *index.node_name() => self.node_gone = true,
+            Change::Delete(name) => index.delete_node(&name.name),
+            Change::Listed => {
+                self.node_dirty |= !self.listed.nodes;
+                self.listed.nodes = true;
+            }
+        }
     }
 
     fn reconcile(&mut self, now: Instant) {
         self.dirty = false;
         let started = Instant::now();
-        let mut reconciler = self.reconciler.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.listed.services && self.listed.slices && self.listed.nodes {
+        let reconciler = Arc::clone(&self.reconciler);
+        let mut reconciler = lock(&reconciler);
+        if self.listed.all() {
             reconciler.set_synced();
         }
-        let addresses = reconciler.index().node().map(|node| node.addresses.clone());
         if self.node_dirty && self.listed.nodes {
             self.node_dirty = false;
-            // A Node that is missing from the API for a while takes no address from the programs.
+            let addresses = reconciler.index().node().map(|node| node.addresses.clone());
             (self.node)(addresses.as_deref().unwrap_or_default());
         }
         let report = reconciler.reconcile(now, &mut self.maps);
-        let synced = reconciler.is_synced();
-        let problems = reconciler.problems();
-        drop(reconciler);
-        self.warn(problems, &report);
-        if synced {
-            self.note(report, started.elapsed(), addresses.is_some());
+        self.warn(&reconciler, &report);
+        if reconciler.is_synced() {
+            let node_eligible = !self.node_gone && reconciler.index().node_eligible();
+            self.tell_checks(&reconciler);
+            drop(reconciler);
+            self.note(report, started.elapsed(), node_eligible);
         }
     }
 
-    /// Says once what is wrong with objects and what could not be written.
-    fn warn(&mut self, problems: Vec<Problem>, report: &Report) {
-        let problems: BTreeSet<Problem> = problems.into_iter().collect();
-        for problem in problems.difference(&self.problems) {
-            tracing::warn!(object = problem.object, field = problem.field, "left out: {}", problem.message);
+    /// Passes on what load balancers may ask, if it changed.
+    fn tell_checks(&mut self, reconciler: &Reconciler) {
+        let version = reconciler.health_checks_version();
+        let addresses = Checks::addresses_of(reconciler.index());
+        if self.checks_version == Some(version) && self.checks.borrow().addresses == addresses {
+            return;
         }
-        self.problems = problems;
+        self.checks_version = Some(version);
+        // Nobody is left to be told only while the agent ends.
+        let _ = self.checks.send(Checks { all: reconciler.health_checks(), addresses });
+    }
+
+    /// Says once what is wrong with objects and what could not be written.
+    fn warn(&mut self, reconciler: &Reconciler, report: &Report) {
+        let version = reconciler.problems_version();
+        if self.problems_version != Some(version) {
+            self.problems_version = Some(version);
+            let problems: BTreeSet<Problem> = reconciler.problems().into_iter().collect();
+            for problem in problems.difference(&self.problems) {
+                tracing::warn!(
+                    object = problem.object,
+                    field = problem.field,
+                    "left out: {}",
+                    problem.message
+                );
+            }
+            self.problems = problems;
+        }
         for failure in report.failed.iter().map(ToString::to_string) {
             if !self.failures.contains(&failure) {
                 tracing::warn!("{failure}; it will be tried again");
@@ -260,11 +245,13 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
         }
     }
 
-    fn note(&mut self, report: Report, took: Duration, node_known: bool) {
+    fn note(&mut self, report: Report, took: Duration, node_eligible: bool) {
         let now = SystemTime::now();
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         if progress.first_programmed.is_none() {
             tracing::info!(writes = report.applied.total(), took = ?took, "first programming done");
+            // The lists as they came over the wire are gone, and were far more than what is kept of them.
+            trim_memory();
         }
         progress.first_programmed.get_or_insert(now);
         progress.last_finished = Some(now);
@@ -278,23 +265,17 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
         progress.writes += report.applied.total() as u64;
         progress.failed_writes += report.failed.len() as u64;
         progress.pending = report.pending;
-        progress.node_known = node_known;
+        progress.node_eligible = node_eligible;
     }
 
     fn reconciler(&self) -> MutexGuard<'_, Reconciler> {
-        self.reconciler.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.reconciler)
     }
 }
 
-fn count<K>(change: &Change<K>) -> usize {
-    match change {
-        Change::Replace(all) => all.len(),
-        Change::Apply(_) | Change::Delete(_) => 1,
-    }
-}
-
-fn name_of(object: &impl kube::Resource) -> ObjectName {
-    ObjectName::new(object.namespace().unwrap_or_default(), object.name_any())
+/// A panic elsewhere leaves these as they were between two steps, which is a state like any other.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// When the change was made that the slice's last write is due to, if it says so.
@@ -307,9 +288,13 @@ fn trigger(slice: &EndpointSlice) -> Option<SystemTime> {
 #[cfg(test)]
 mod tests {
     use fairlead_core::dataplane::MemoryMaps;
+    use fairlead_core::model::ObjectName;
     use fairlead_core::reconcile::Capacity;
-    use k8s_openapi::api::core::v1::{Node, Service};
+    use fairlead_core::settings::Settings;
     use serde_json::json;
+
+    use crate::progress::Changes;
+    use crate::watch::{Node, Service};
 
     use super::*;
 
@@ -320,22 +305,30 @@ mod tests {
     struct Bench {
         sync: Sync<MemoryMaps, Tell>,
         told: Arc<Mutex<Vec<Vec<IpAddr>>>>,
+        checks: watch::Receiver<Checks>,
     }
 
     impl Bench {
         fn new() -> Self {
+            Self::with(Settings::default())
+        }
+
+        fn with(settings: Settings) -> Self {
             let capacity = Capacity { slots: 64, backends: 64 };
-            let reconciler = Arc::new(Mutex::new(Reconciler::new("here", capacity)));
+            let reconciler = Arc::new(Mutex::new(Reconciler::new("here", capacity, settings)));
             let told: Arc<Mutex<Vec<Vec<IpAddr>>>> = Arc::default();
             let tell = Arc::clone(&told);
             let node = Box::new(move |addresses: &[IpAddr]| {
                 tell.lock().expect("not poisoned").push(addresses.to_vec());
             });
-            Self { sync: Sync::new(reconciler, MemoryMaps::default(), node, Arc::default()), told }
+            let (sender, checks) = watch::channel(Checks::default());
+            let sync: Sync<MemoryMaps, Tell> =
+                Sync::new(reconciler, MemoryMaps::default(), node, Arc::default(), sender);
+            Self { sync, told, checks }
         }
 
         fn after(&mut self, updates: impl IntoIterator<Item = Update>) -> &mut Self {
-            updates.into_iter().for_each(|update| self.sync.take(update));
+            self.sync.take(updates);
             self.sync.reconcile(Instant::now());
             self
         }
@@ -346,14 +339,16 @@ mod tests {
     }
 
     fn frontends(bench: &Bench) -> usize {
-        ServiceMaps::frontends(&bench.sync.maps).expect("read").len()
+        let all = ServiceMaps::frontends(&bench.sync.maps).expect("read");
+        all.iter().filter(|(key, _)| key.protocol != 0).count()
     }
 
     fn service() -> Service {
         serde_json::from_value(json!({
             "metadata": {"namespace": "default", "name": "web"},
-            "spec": {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "type": "ClusterIP",
-                     "ports": [{"port": 80, "protocol": "TCP"}]},
+            "spec": {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "type": "LoadBalancer",
+                     "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000,
+                     "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}]},
         }))
         .expect("a Service")
     }
@@ -364,48 +359,64 @@ mod tests {
                          "labels": {"kubernetes.io/service-name": "web"}},
             "addressType": "IPv4",
             "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
-            "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}],
+            "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}, "nodeName": "here"}],
         }))
         .expect("a slice")
     }
 
-    fn node() -> Node {
+    fn node(address: &str, taint: &str) -> Node {
         serde_json::from_value(json!({
             "metadata": {"name": "here"},
-            "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+            "spec": {"taints": [{"key": taint, "effect": "NoSchedule"}]},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}]},
         }))
         .expect("a Node")
     }
 
-    fn lists() -> [Update; 3] {
+    fn apply_node(address: &str, taint: &str) -> Update {
+        Update::Node(Change::Apply(Box::new(node(address, taint))))
+    }
+
+    fn lists() -> [Update; 7] {
         [
-            Update::Service(Change::Replace(vec![service()])),
-            Update::Slice(Change::Replace(vec![slice(json!({}))])),
-            Update::Node(Change::Replace(vec![node()])),
+            Update::Service(Change::Found(Box::new(service()))),
+            Update::Service(Change::Listed),
+            Update::Slice(Change::Found(Box::new(slice(
+                json!({TRIGGER_ANNOTATION: "2024-01-01T00:00:00Z"}),
+            )))),
+            Update::Slice(Change::Listed),
+            Update::Node(Change::Found(Box::new(node("192.0.2.1", "none")))),
+            Update::Node(Change::Listed),
+            Update::ServiceCidr(Change::Listed),
         ]
     }
 
     #[test]
     fn nothing_is_programmed_and_nobody_ready_before_every_first_list_is_done() {
         let mut bench = Bench::new();
-        let [services, slices, nodes] = lists();
-        bench.after([services, slices]);
-        assert_eq!(frontends(&bench), 0);
-        assert!(bench.progress().first_programmed.is_none());
-        bench.after([nodes]);
-        assert_eq!(frontends(&bench), 1);
+        for update in lists() {
+            assert_eq!(frontends(&bench), 0);
+            assert!(bench.progress().first_programmed.is_none());
+            bench.after([update]);
+        }
+        assert_eq!(frontends(&bench), 2);
         assert!(bench.progress().first_programmed.is_some());
-        assert!(bench.progress().node_known);
+        assert!(bench.progress().node_eligible);
+    }
+
+    #[test]
+    fn ranges_that_the_operator_gives_need_no_list() {
+        let settings = Settings { service_cidrs: Some(Vec::new()), ..Settings::default() };
+        let mut bench = Bench::with(settings);
+        bench.after(lists().into_iter().take(6));
+        assert!(bench.progress().first_programmed.is_some());
     }
 
     #[test]
     fn the_node_learns_its_addresses_and_when_they_change() {
         let mut bench = Bench::new();
         bench.after(lists());
-        let mut moved = node();
-        moved.status.as_mut().expect("a status").addresses.as_mut().expect("addresses")[0].address =
-            "192.0.2.2".into();
-        bench.after([Update::Node(Change::Apply(Box::new(moved)))]);
+        bench.after([apply_node("192.0.2.2", "none")]);
         bench.after([Update::Service(Change::Apply(Box::new(service())))]);
         let expected: Vec<Vec<IpAddr>> =
             ["192.0.2.1", "192.0.2.2"].map(|text| vec![text.parse().expect("an address")]).into();
@@ -413,20 +424,51 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_is_gone_from_the_api_keeps_its_node_ports_but_gets_no_traffic() {
+        let mut bench = Bench::new();
+        bench.after(lists());
+        let before = bench.sync.maps.dump();
+        bench.after([Update::Node(Change::Delete(ObjectName::new("", "here")))]);
+        assert_eq!(bench.sync.maps.dump(), before);
+        assert!(!bench.progress().node_eligible);
+        bench.after([apply_node("192.0.2.1", "none")]);
+        assert!(bench.progress().node_eligible);
+    }
+
+    #[test]
+    fn a_node_that_the_autoscaler_is_about_to_delete_gets_no_traffic() {
+        let mut bench = Bench::new();
+        bench.after(lists());
+        bench.after([apply_node("192.0.2.1", "ToBeDeletedByClusterAutoscaler")]);
+        assert!(!bench.progress().node_eligible);
+    }
+
+    #[test]
     fn a_deleted_service_leaves_the_maps() {
         let mut bench = Bench::new();
         bench.after(lists());
-        bench.after([Update::Service(Change::Delete(Box::new(service())))]);
+        bench.after([Update::Service(Change::Delete(ObjectName::new("default", "web")))]);
         assert_eq!(frontends(&bench), 0);
+    }
+
+    #[test]
+    fn load_balancers_can_ask_for_a_services_local_endpoints() {
+        let mut bench = Bench::new();
+        bench.after(lists());
+        assert!(bench.checks.has_changed().expect("open"));
+        assert_eq!(bench.checks.borrow_and_update().all[0].local_endpoints, 1);
+        bench.after([apply_node("192.0.2.1", "other")]);
+        assert!(!bench.checks.has_changed().expect("open"), "nothing to tell");
     }
 
     #[test]
     fn changes_are_counted_and_their_programming_is_timed() {
         let mut bench = Bench::new();
         bench.after(lists());
+        assert_eq!(bench.progress().programming.count(), 0, "a list says nothing of when");
         let stamp = Timestamp::now().to_string();
         let update = Update::Slice(Change::Apply(Box::new(slice(json!({TRIGGER_ANNOTATION: stamp})))));
-        bench.sync.take(update);
+        bench.sync.take([update]);
         assert_eq!(bench.progress().endpoint_changes, Changes { total: 2, pending: 1 });
         assert!(bench.progress().queued_since.is_some());
         bench.after([]);

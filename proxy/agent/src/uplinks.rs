@@ -9,6 +9,7 @@ use fairlead_abi::Config;
 use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 
+use crate::dataplane::clients::Clients;
 use crate::dataplane::links::{Links, Place};
 use crate::errors::chain;
 use crate::node::{self, PortRange};
@@ -25,26 +26,37 @@ pub struct NodeView {
     pub errors: Vec<String>,
 }
 
-/// Keeps [`fairlead_abi::maps::CONFIG`] and the uplinks as the Node object says.
+/// What of the node does not follow its Node object.
+#[derive(Clone, Debug)]
+pub struct Fixed {
+    /// The uplinks, or none if they are to be found by the node's addresses.
+    pub uplinks: Vec<String>,
+    /// The ports that masqueraded flows leave with.
+    pub ports: PortRange,
+    /// How many connections there is room for.
+    pub places: u32,
+    /// The cookie of the host's network namespace.
+    pub host_netns: u64,
+}
+
+/// Keeps [`fairlead_abi::maps::CONFIG`], the host among the socket clients and the uplinks as the Node object says.
 pub struct Uplinks {
     config: Array<MapData, Config>,
+    clients: Arc<Mutex<Clients>>,
     links: Arc<Mutex<Links>>,
-    named: Vec<String>,
-    ports: PortRange,
-    host_netns: u64,
+    fixed: Fixed,
     view: Arc<Mutex<NodeView>>,
 }
 
 impl Uplinks {
-    /// Uplinks that are `named`, or found by the node's addresses if none is.
+    /// Over these maps and links.
     pub fn new(
         config: Array<MapData, Config>,
+        clients: Arc<Mutex<Clients>>,
         links: Arc<Mutex<Links>>,
-        named: Vec<String>,
-        ports: PortRange,
-        host_netns: u64,
+        fixed: Fixed,
     ) -> Self {
-        Self { config, links, named, ports, host_netns, view: Arc::default() }
+        Self { config, clients, links, fixed, view: Arc::default() }
     }
 
     /// Where the state is shown.
@@ -56,7 +68,7 @@ impl Uplinks {
     /// at the next call; a node that is not known changes nothing.
     pub fn apply(&mut self, addresses: &[IpAddr]) {
         let mut view = NodeView { addresses: addresses.to_vec(), ..NodeView::default() };
-        if !addresses.is_empty() || !self.named.is_empty() {
+        if !addresses.is_empty() || !self.fixed.uplinks.is_empty() {
             self.configure(addresses, &mut view);
             self.attach(addresses, &mut view);
         }
@@ -74,7 +86,13 @@ impl Uplinks {
         if addresses.is_empty() {
             return;
         }
-        let wanted = node::config(addresses, self.ports, self.host_netns);
+        let Fixed { ports, places, host_netns, .. } = self.fixed;
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(e) = clients.set(host_netns, addresses) {
+            view.errors.push(chain(&e));
+        }
+        drop(clients);
+        let wanted = node::config(addresses, ports, host_netns, places);
         if self.config.get(&0, 0).is_ok_and(|config| config == wanted) {
             return;
         }
@@ -84,13 +102,14 @@ impl Uplinks {
     }
 
     fn attach(&mut self, addresses: &[IpAddr], view: &mut NodeView) {
-        let names = if self.named.is_empty() {
-            node::uplinks_of(addresses).unwrap_or_else(|e| {
+        let names = if self.fixed.uplinks.is_empty() {
+            let listed = node::interface_addresses().unwrap_or_else(|e| {
                 view.errors.push(format!("list interfaces: {e}"));
-                BTreeSet::new()
-            })
+                Vec::new()
+            });
+            node::uplinks_of(&listed, addresses)
         } else {
-            self.named.iter().cloned().collect()
+            self.fixed.uplinks.iter().cloned().collect()
         };
         if names.is_empty() {
             view.errors.push(format!("no interface carries one of {addresses:?}: see --uplink"));

@@ -8,19 +8,34 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use fairlead_abi::{Address, Backend, Config, Frontend, FrontendKey, Port, Region, marks, protocol};
-use fairlead_core::dataplane::ServiceMaps;
+use aya::maps::{HashMap, Map, MapData};
+use fairlead_abi::{
+    Address, Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Port, Region, SocketClient, flow_flags,
+    frontend_flags, maps, marks, protocol,
+};
+use fairlead_core::dataplane::{ServiceCidrKey, ServiceMaps, SourceRangeKey};
 use fairlead_net::agent::{PodRef, Registration};
-use fairlead_net::netns::NamedNetns;
+use fairlead_net::netns::{NamedNetns, current_cookie};
+use fairlead_proxy::dataplane::Pins;
+use fairlead_proxy::dataplane::clients::Clients;
 use fairlead_proxy::dataplane::endpoints::Endpoints;
 use fairlead_proxy::dataplane::links::{Attachment, Datapath, Links, Place, cleanup};
-use fairlead_proxy::dataplane::load::{Loaded, Sizes, load, mount_bpffs};
-use fairlead_proxy::dataplane::{Pins, netns_cookie};
-use fairlead_proxy::uplinks::Uplinks;
+use fairlead_proxy::dataplane::load::{Loaded, load, mount_bpffs};
+use fairlead_proxy::dataplane::services::KernelMaps;
+use fairlead_proxy::dataplane::sizes::Sizes;
+use fairlead_proxy::uplinks::{Fixed, Uplinks};
 use nix::mount::{MntFlags, umount2};
 use nix::net::if_::if_nametoindex;
 
-const SIZES: Sizes = Sizes { frontends: 4, slots: 64, backends: 64, endpoints: 8, flows: 1024 };
+const SIZES: Sizes = Sizes {
+    frontends: 4,
+    slots: 64,
+    backends: 64,
+    endpoints: 8,
+    places: 512,
+    affinities: 64,
+    source_ranges: 4,
+};
 
 /// A bpf filesystem that goes with the test.
 struct Room {
@@ -55,9 +70,32 @@ impl Room {
         let Loaded { maps, programs, .. } = self.load();
         let links = Arc::new(Mutex::new(Links::new(programs, &self.pins(), datapath).expect("links")));
         links.lock().expect("not poisoned").adopt().expect("adopted");
-        let endpoints = Endpoints::restore(maps.endpoints, maps.marks, Arc::clone(&links), self.files())
-            .expect("restored");
+        let clients = Arc::new(Mutex::new(maps.clients));
+        let endpoints =
+            Endpoints::restore(maps.endpoints, maps.marks, clients, Arc::clone(&links), self.files())
+                .expect("restored");
         (links, endpoints)
+    }
+
+    /// A map as the next agent, or anybody else, finds it.
+    fn map<K: aya::Pod, V: aya::Pod>(&self, name: &str) -> HashMap<MapData, K, V> {
+        let data = MapData::from_pin(self.pins().map(name)).expect("a pin");
+        Map::HashMap(data).try_into().expect("a hash")
+    }
+
+    fn client(&self, cookie: u64) -> Option<SocketClient> {
+        self.map(maps::CLIENTS).get(&cookie, 0).ok()
+    }
+
+    /// The socket hooks at work on sockets of this process, where these are in the namespace of the caller.
+    fn hook(&self) -> (KernelMaps, Clients) {
+        let Loaded { mut maps, programs, .. } = self.load();
+        let host_netns = current_cookie().expect("a cookie");
+        let node_v4 = Address::from(address("127.0.0.1"));
+        maps.config.set(0, Config { node_v4, host_netns, ..Config::default() }, 0).expect("configured");
+        let mut links = Links::new(programs, &self.pins(), Datapath::Auto).expect("links");
+        links.attach_sockets(&own_cgroup()).expect("attached");
+        (maps.services, maps.clients)
     }
 
     fn link_pins(&self) -> Vec<String> {
@@ -100,13 +138,34 @@ fn pod(name: &str, address: &str) -> Registration {
         host_ifindex: if_nametoindex(name).expect("an interface"),
         pod_mac: [2, 0, 0, 0, 0, 1],
         host_mac: [2, 0, 0, 0, 0, 2],
-        addresses: vec![address.parse().expect("an address")],
+        addresses: vec![self::address(address)],
+        netns_cookie: Some(u64::MAX - u64::from(if_nametoindex(name).expect("an interface"))),
     }
 }
 
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
 fn key(port: u16) -> FrontendKey {
-    let address: IpAddr = "10.96.0.1".parse().expect("an address");
-    FrontendKey { address: address.into(), port: Port::new(port), protocol: protocol::TCP, reserved: 0 }
+    key_at("10.96.0.1", port)
+}
+
+fn key_at(text: &str, port: u16) -> FrontendKey {
+    FrontendKey { address: address(text).into(), port: Port::new(port), protocol: protocol::TCP, reserved: 0 }
+}
+
+/// The cgroup that this process is in. The hooks let sockets of other namespaces pass.
+fn own_cgroup() -> PathBuf {
+    let of_process = fs::read_to_string("/proc/self/cgroup").expect("cgroups");
+    let path = of_process.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup");
+    cgroup_root().join(path)
+}
+
+fn cgroup_root() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let root = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("a cgroup2 hierarchy");
+    PathBuf::from(root.split(' ').nth(4).expect("a mount point"))
 }
 
 #[test]
@@ -303,10 +362,11 @@ fn uplinks_follow_the_nodes_addresses() {
         }
         let Loaded { maps, programs, .. } = room.load();
         let links = Arc::new(Mutex::new(Links::new(programs, &room.pins(), Datapath::Auto).expect("links")));
-        let cookie = netns_cookie().expect("a cookie");
-        assert_ne!(cookie, 0);
+        let cookie = current_cookie().expect("a cookie");
         let ports = "50000-50015".parse().expect("a range");
-        let mut uplinks = Uplinks::new(maps.config, Arc::clone(&links), Vec::new(), ports, cookie);
+        let fixed = Fixed { uplinks: Vec::new(), ports, places: 512, host_netns: cookie };
+        let clients = Arc::new(Mutex::new(maps.clients));
+        let mut uplinks = Uplinks::new(maps.config, clients, Arc::clone(&links), fixed);
         let view = uplinks.view();
         let names = || view.lock().expect("not poisoned").uplinks.clone();
         let attached = || links.lock().expect("not poisoned").attached(Place::Uplink).expect("listed");
@@ -320,10 +380,17 @@ fn uplinks_follow_the_nodes_addresses() {
         uplinks.apply(&[moved]);
         assert_eq!((names(), attached()), (vec!["up1".to_owned()], vec![index("up1")]));
         let config = room.load().maps.config.get(&0, 0).expect("read");
-        let expected =
-            Config { node_v4: moved.into(), host_netns: cookie, snat_first: 50000, snat_count: 16, ..config };
+        let expected = Config {
+            node_v4: moved.into(),
+            node_v6: Address::UNSPECIFIED,
+            host_netns: cookie,
+            snat_first: 50000,
+            snat_count: 16,
+            places: 512,
+        };
         assert_eq!(config, expected);
-        assert!(config.node_v6.is_unspecified());
+        let host = SocketClient { v4: moved.into(), v6: Address::UNSPECIFIED };
+        assert_eq!(room.client(cookie), Some(host), "the host is a client, by its present address");
         uplinks.apply(&["203.0.113.1".parse().expect("an address")]);
         let errors = view.lock().expect("not poisoned").errors.join("\n");
         assert!(errors.contains("no interface carries"), "{errors}");
@@ -333,12 +400,219 @@ fn uplinks_follow_the_nodes_addresses() {
 
 #[test]
 #[ignore = "needs root: run make test"]
+fn ranges_are_read_back_by_the_next_agent_and_removed_by_their_prefix() {
+    let room = Room::new();
+    let cidr = |text: &str| ServiceCidrKey::from(text.parse::<ipnet::IpNet>().expect("a range"));
+    let source = |service, text: &str| SourceRangeKey::new(service, text.parse().expect("a range"));
+    let mut maps = room.load().maps.services;
+    for (text, flags) in [("10.96.0.0/16", 1), ("10.96.0.0/24", 0), ("fd00:10::/112", 1)] {
+        maps.write_service_cidr(&cidr(text), flags).expect("written");
+    }
+    let ranges = [source(1, "10.0.0.0/8"), source(1, "fd00::/8"), source(2, "10.0.0.0/8")];
+    for range in &ranges {
+        maps.write_source_range(range, true).expect("written");
+        maps.write_source_range(range, true).expect("written twice");
+    }
+    drop(maps);
+
+    let mut maps = room.load().maps.services;
+    let mut found = maps.service_cidrs().expect("read");
+    found.sort_by_key(|(key, _)| key.to_string());
+    let expected = [("10.96.0.0/16", 1), ("10.96.0.0/24", 0), ("fd00:10::/112", 1)];
+    assert_eq!(found, expected.map(|(text, flags)| (cidr(text), flags)));
+    let mut found = maps.source_ranges().expect("read");
+    found.sort();
+    let mut expected = ranges;
+    expected.sort();
+    assert_eq!(found, expected);
+
+    maps.remove_service_cidr(&cidr("10.96.0.0/16")).expect("removed");
+    maps.remove_service_cidr(&cidr("10.96.0.0/16")).expect("removed twice");
+    assert_eq!(maps.service_cidrs().expect("read").len(), 2);
+    maps.write_source_range(&ranges[0], false).expect("removed");
+    maps.write_source_range(&ranges[0], false).expect("removed twice");
+    assert_eq!(maps.source_ranges().expect("read").len(), 2);
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn a_full_map_says_which_source_range_found_no_room() {
+    let room = Room::new();
+    let mut maps = room.load().maps.services;
+    let range = |service| SourceRangeKey::new(service, "10.0.0.0/8".parse().expect("a range"));
+    for service in 1..=4 {
+        maps.write_source_range(&range(service), true).expect("room");
+    }
+    let error = maps.write_source_range(&range(5), true).expect_err("no room").to_string();
+    assert_eq!(error, "program source range 10.0.0.0/8 of Service port 5: map full (4)");
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn a_node_port_is_kept_from_the_nodes_own_processes() {
+    let room = Room::new();
+    in_netns(|| {
+        let (mut services, _) = room.hook();
+        let (node_port, other) = (key_at("127.0.0.1", 30080), key_at("127.0.0.1", 80));
+        let frontend = |key: &FrontendKey, flags| Frontend {
+            service: 1,
+            flags,
+            check: key.check(),
+            ..Frontend::default()
+        };
+        services
+            .write_frontend(&node_port, &frontend(&node_port, frontend_flags::NODE_PORT))
+            .expect("written");
+        services.write_frontend(&other, &frontend(&other, 0)).expect("written");
+        let bind = |address: &str| std::net::TcpListener::bind(address).map(drop).map_err(|e| e.kind());
+        let in_use = Err(std::io::ErrorKind::AddrInUse);
+        for protected in ["127.0.0.1:30080", "0.0.0.0:30080", "[::]:30080"] {
+            assert_eq!(bind(protected), in_use, "{protected}");
+        }
+        for free in ["127.0.0.1:30081", "127.0.0.2:30080", "127.0.0.1:80", "0.0.0.0:0"] {
+            assert_eq!(bind(free), Ok(()), "{free}");
+        }
+        std::net::UdpSocket::bind("127.0.0.1:30080").expect("the NodePort is TCP's");
+        in_netns(|| std::net::TcpListener::bind("0.0.0.0:30080").map(drop).expect("a pod may bind it"));
+        services.remove_frontend(&node_port).expect("removed");
+        assert_eq!(bind("0.0.0.0:30080"), Ok(()), "no NodePort any more");
+    });
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn sockets_of_clients_alone_are_connected_to_a_backend() {
+    let room = Room::new();
+    in_netns(|| {
+        let (mut services, mut clients) = room.hook();
+        let server = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let port = server.local_addr().expect("an address").port();
+        let backend = Backend {
+            address: address("127.0.0.1").into(),
+            port: Port::new(port),
+            reserved: 0,
+            generation: 1,
+        };
+        let region = Region { base: 3, len: 1 };
+        let frontend = Frontend {
+            service: 1,
+            flags: frontend_flags::HAS_ENDPOINTS,
+            internal: region,
+            external: region,
+            check: key(80).check(),
+            ..Frontend::default()
+        };
+        services.write_backend(1, &backend).expect("written");
+        services.write_slots(3, &[1]).expect("written");
+        services.write_frontend(&key(80), &frontend).expect("written");
+        let connect = || std::net::TcpStream::connect("10.96.0.1:80");
+        let cookie = current_cookie().expect("a cookie");
+
+        connect().expect_err("not a client yet, and no route leads there");
+        clients.set(cookie, &[address("127.0.0.1")]).expect("set");
+        let stream = connect().expect("connected");
+        assert_eq!(stream.peer_addr().expect("a peer").to_string(), "10.96.0.1:80");
+        clients.remove(cookie).expect("removed");
+        clients.remove(cookie).expect("removed twice");
+        connect().expect_err("no client any more");
+    });
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn a_pods_sockets_are_translated_as_asked_and_until_it_goes() {
+    let room = Room::new();
+    in_netns(|| {
+        let (on, off) = (pod("on", "10.0.0.1"), pod("off", "10.0.0.2"));
+        let cookie = |pod: &Registration| pod.netns_cookie.expect("a cookie");
+        let (links, mut endpoints) = room.start(Datapath::Tcx);
+        endpoints.add(on.clone()).expect("added");
+        endpoints.add(off.clone()).expect("added");
+        assert_eq!(room.client(cookie(&on)), None, "nobody has asked");
+        endpoints.translate_sockets(|pod| Some(pod.name == "on"));
+        let expected = SocketClient { v4: on.addresses[0].into(), v6: Address::UNSPECIFIED };
+        assert_eq!(room.client(cookie(&on)), Some(expected));
+        assert_eq!(room.client(cookie(&off)), None);
+        drop((links, endpoints));
+
+        let (_, mut endpoints) = room.start(Datapath::Tcx);
+        assert_eq!(endpoints.cookies(), [cookie(&on), cookie(&off)].into());
+        assert_eq!(room.client(cookie(&on)), Some(expected), "it outlives the agent");
+        endpoints.translate_sockets(|_| None);
+        assert_eq!(room.client(cookie(&on)), Some(expected), "not known is not off");
+        let shown: Vec<bool> = endpoints.views().iter().map(|view| view.sockets).collect();
+        assert_eq!(shown, [false, true]);
+        endpoints.translate_sockets(|pod| Some(pod.name == "off"));
+        assert_eq!(room.client(cookie(&on)), None);
+        assert!(room.client(cookie(&off)).is_some());
+        endpoints.delete(&(off.container_id.clone(), off.ifname.clone())).expect("deleted");
+        assert_eq!(room.client(cookie(&off)), None);
+    });
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn a_sweep_counts_what_lives_and_removes_what_is_over() {
+    let room = Room::new();
+    let mut table = room.load().maps.flows;
+    let uptime = fs::read_to_string("/proc/uptime").expect("an uptime");
+    let uptime: f64 = uptime.split(' ').next().expect("a number").parse().expect("a number");
+    let now = (uptime * 1e9) as u64;
+    let mut flows: HashMap<MapData, FlowKey, Flow> = room.map(maps::FLOWS);
+    let mut connect = |client: u16, flags: u32, forward_seen: u64, reply_seen: u64| {
+        let (from, frontend, backend) = (address("10.0.0.1"), address("10.96.0.1"), address("10.0.0.2"));
+        let forward = FlowKey {
+            source: from.into(),
+            destination: frontend.into(),
+            source_port: Port::new(client),
+            destination_port: Port::new(80),
+            protocol: protocol::TCP,
+            reserved: [0; 3],
+        };
+        let there = Flow {
+            last_seen: forward_seen,
+            source: from.into(),
+            destination: backend.into(),
+            source_port: Port::new(client),
+            destination_port: Port::new(8080),
+            flags,
+            ..Flow::default()
+        };
+        let reply = FlowKey {
+            source: backend.into(),
+            destination: from.into(),
+            source_port: Port::new(8080),
+            destination_port: Port::new(client),
+            ..forward
+        };
+        let back = Flow {
+            last_seen: reply_seen,
+            source: frontend.into(),
+            destination: from.into(),
+            source_port: Port::new(80),
+            destination_port: Port::new(client),
+            flags: flags | flow_flags::REPLY,
+            ..there
+        };
+        flows.insert(forward, there, 0).expect("inserted");
+        flows.insert(reply, back, 0).expect("inserted");
+    };
+    connect(1, flow_flags::ANSWERED, now, now);
+    connect(2, flow_flags::CLOSED, 1, 1);
+    connect(3, flow_flags::CLOSED, 1, now);
+    let census = table.sweep().expect("swept");
+    assert_eq!((census.entries, census.removed, census.total()), (4, 2, 2), "{census:?}");
+    assert_eq!(census.connections[&("tcp", "established")], 1);
+    assert_eq!(census.connections[&("tcp", "closed")], 1, "its other direction is not over yet");
+    assert_eq!(flows.keys().count(), 4);
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
 fn socket_hooks_are_swapped_in_place_and_follow_the_cgroup_they_are_asked_for() {
     let room = Room::new();
-    let root = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-    let root = root.lines().find(|line| line.contains(" - cgroup2 ")).expect("a cgroup2 hierarchy");
-    let root = Path::new(root.split(' ').nth(4).expect("a mount point"));
-    let groups = [Cgroup::new(root, "a"), Cgroup::new(root, "b")];
+    let root = cgroup_root();
+    let groups = [Cgroup::new(&root, "a"), Cgroup::new(&root, "b")];
     let attach = |group: &Cgroup| {
         let mut links = Links::new(room.load().programs, &room.pins(), Datapath::Auto).expect("links");
         links.attach_sockets(&group.0).expect("attached");
@@ -349,11 +623,11 @@ fn socket_hooks_are_swapped_in_place_and_follow_the_cgroup_they_are_asked_for() 
     };
     attach(&groups[0]);
     let first = inodes();
-    assert_eq!(first.len(), 8);
+    assert_eq!(first.len(), 10);
     attach(&groups[0]);
     assert_eq!(inodes(), first, "the same pins");
     attach(&groups[1]);
-    assert_eq!(room.link_pins().len(), 8);
+    assert_eq!(room.link_pins().len(), 10);
     assert!(inodes().iter().all(|inode| !first.contains(inode)), "new links to another cgroup");
     cleanup(&room.bpffs()).expect("cleaned");
     assert!(!room.pins().maps().exists());

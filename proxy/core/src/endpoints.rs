@@ -1,16 +1,17 @@
 //! Which endpoints of a Service port its clients may use.
 //!
-//! Pure; called by [`crate::frontends`]. The rules are those of kube-proxy's CategorizeEndpoints: ready
+//! Pure; called by [`crate::frontends`]. The rules are those of kube-proxy's CategorizeEndpoints (1.36): ready
 //! endpoints, or if there are none, those that still serve while they terminate, decided separately for
-//! the whole cluster and for this node.
+//! the whole cluster and for this node. Where every ready endpoint has a hint, the cluster's are only those meant
+//! for this node, or else for this node's zone, if there are any.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::model::{EndpointSlice, ServicePort, SlicePort, socket_label};
+use crate::model::{EndpointSlice, ServicePort, SliceEndpoint, SlicePort, socket_label};
 
-/// An endpoint of a Service port, merged from every slice that lists it.
+/// An endpoint of a Service port, merged from every slice that lists it, as a node sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Where it listens.
@@ -23,6 +24,31 @@ pub struct Endpoint {
     pub terminating: bool,
     /// On this node.
     pub local: bool,
+    /// Whom it is meant for, by node.
+    pub for_nodes: Hint,
+    /// Whom it is meant for, by zone.
+    pub for_zones: Hint,
+}
+
+/// What a hint says to this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hint {
+    /// There is none.
+    #[default]
+    None,
+    /// Use another one.
+    Others,
+    /// Use this one.
+    Us,
+}
+
+/// The node that chooses.
+#[derive(Clone, Copy, Debug)]
+pub struct Viewer<'a> {
+    /// The name of the node.
+    pub node: &'a str,
+    /// Its zone, if it has one.
+    pub zone: Option<&'a str>,
 }
 
 /// The address and port of a backend.
@@ -51,30 +77,24 @@ pub struct Categories {
     pub any: bool,
 }
 
-/// The endpoints that `slices` list for `port`, by address; an address listed twice counts once.
+/// The endpoints that `slices` list for `port`, in order of address; an address listed twice counts once.
 ///
-/// While an endpoint moves from one slice to another both may list it, in different states: the state in
-/// which it can do more then holds, whatever the order of the slices.
+/// While an endpoint moves from one slice to another both may list it, in different states, and an address may
+/// have passed from a pod that terminates to a new one: the state of one that does not terminate holds, then the
+/// state in which it can do more, whatever the order of the slices.
 pub fn merge<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     port: &ServicePort,
-    node_name: &str,
+    viewer: Viewer<'_>,
 ) -> Vec<Endpoint> {
-    let mut merged = BTreeMap::new();
+    let mut merged: BTreeMap<BackendAddress, Endpoint> = BTreeMap::new();
     for slice in slices {
         let answers = |listed: &&SlicePort| listed.name == port.name && listed.protocol == port.protocol;
         for number in slice.ports.iter().filter(answers).map(|listed| listed.port) {
             for listed in &slice.endpoints {
-                let address = BackendAddress { ip: listed.address, port: number };
-                let endpoint = Endpoint {
-                    address,
-                    ready: listed.ready,
-                    serving: listed.serving,
-                    terminating: listed.terminating,
-                    local: listed.node.as_deref() == Some(node_name),
-                };
+                let endpoint = viewer.sees(listed, number);
                 merged
-                    .entry(address)
+                    .entry(endpoint.address)
                     .and_modify(|known| *known = better(*known, endpoint))
                     .or_insert(endpoint);
             }
@@ -85,19 +105,64 @@ pub fn merge<'a>(
 
 /// Sorts `endpoints`, which are of one family, by the clients that may use them.
 pub fn categorize(endpoints: &[Endpoint]) -> Categories {
-    let cluster = usable(endpoints.iter());
-    let local = usable(endpoints.iter().filter(|endpoint| endpoint.local));
+    let is_meant = preference(endpoints);
+    let cluster = usable(endpoints.iter(), is_meant);
+    let local = usable(endpoints.iter().filter(|endpoint| endpoint.local), |_| true);
     Categories { any: !cluster.is_empty(), cluster, local }
 }
 
-/// The ready ones, or if there are none, those that serve while they terminate.
-fn usable<'a>(endpoints: impl Iterator<Item = &'a Endpoint> + Clone) -> Vec<BackendAddress> {
-    let ready: Vec<BackendAddress> =
-        endpoints.clone().filter(|endpoint| endpoint.ready).map(|endpoint| endpoint.address).collect();
+/// The ready ones that are meant for this node, or if no ready ones are there, those that serve while they terminate.
+fn usable<'a>(
+    endpoints: impl Iterator<Item = &'a Endpoint> + Clone,
+    is_meant: fn(&Endpoint) -> bool,
+) -> Vec<BackendAddress> {
+    let ready = endpoints.clone().filter(|endpoint| endpoint.ready && is_meant(endpoint));
+    let ready: Vec<BackendAddress> = ready.map(|endpoint| endpoint.address).collect();
     if !ready.is_empty() {
         return ready;
     }
     endpoints.filter(|endpoint| endpoint.drains()).map(|endpoint| endpoint.address).collect()
+}
+
+/// Which ready endpoints to use: by node, or by zone, if every ready one has such a hint and one is meant for us.
+fn preference(endpoints: &[Endpoint]) -> fn(&Endpoint) -> bool {
+    let hinted = |hint: fn(&Endpoint) -> Hint| {
+        let mut ready = endpoints.iter().filter(|endpoint| endpoint.ready).map(hint);
+        ready.clone().all(|hint| hint != Hint::None) && ready.any(|hint| hint == Hint::Us)
+    };
+    if hinted(|endpoint| endpoint.for_nodes) {
+        |endpoint| endpoint.for_nodes == Hint::Us
+    } else if hinted(|endpoint| endpoint.for_zones) {
+        |endpoint| endpoint.for_zones == Hint::Us
+    } else {
+        |_| true
+    }
+}
+
+impl Viewer<'_> {
+    fn sees(&self, listed: &SliceEndpoint, port: u16) -> Endpoint {
+        let (zones, nodes) = match &listed.hints {
+            Some(hints) => (&hints.zones[..], &hints.nodes[..]),
+            None => Default::default(),
+        };
+        Endpoint {
+            address: BackendAddress { ip: listed.address, port },
+            ready: listed.ready,
+            serving: listed.serving,
+            terminating: listed.terminating,
+            local: listed.node.as_deref() == Some(self.node),
+            for_nodes: hint(nodes, Some(self.node)),
+            for_zones: hint(zones, self.zone),
+        }
+    }
+}
+
+fn hint(named: &[Box<str>], us: Option<&str>) -> Hint {
+    match named {
+        [] => Hint::None,
+        names if names.iter().any(|name| us == Some(name)) => Hint::Us,
+        _ => Hint::Others,
+    }
 }
 
 impl Endpoint {
@@ -106,90 +171,61 @@ impl Endpoint {
         self.serving && self.terminating
     }
 
-    /// How much it can do, for comparison.
-    fn rank(&self) -> (bool, bool, bool) {
-        (self.ready, self.drains(), self.serving)
+    /// How much it can do, for comparison. The last parts only make the outcome the same in any order.
+    fn rank(&self) -> impl Ord {
+        (!self.terminating, self.ready, self.serving, self.local, self.for_nodes, self.for_zones)
     }
 }
 
 fn better(a: Endpoint, b: Endpoint) -> Endpoint {
-    let chosen = if b.rank() > a.rank() { b } else { a };
-    Endpoint { local: a.local || b.local, ..chosen }
+    if b.rank() > a.rank() { b } else { a }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ObjectName, Protocol, SliceEndpoint};
+    use crate::model::{ObjectName, Protocol};
 
-    fn address(number: &str) -> BackendAddress {
-        let ip = format!("10.244.0.{number}").parse().expect("an address");
-        BackendAddress { ip, port: 80 }
-    }
+    const VIEWER: Viewer<'_> = Viewer { node: "a", zone: None };
 
-    fn endpoint(text: &str) -> Endpoint {
-        let [number, state, place] = text.split(':').collect::<Vec<_>>()[..] else { panic!("{text:?}") };
-        let (ready, serving, terminating) = match state {
-            "ready" => (true, true, false),
-            "unready" => (false, false, false),
-            "draining" => (false, true, true),
-            "gone" => (false, false, true),
-            "unserving-ready" => (true, false, false),
-            "ready-terminating" => (true, true, true),
-            _ => panic!("{text:?}"),
-        };
-        Endpoint { address: address(number), ready, serving, terminating, local: place == "local" }
-    }
-
-    #[test]
-    fn each_kind_of_client_gets_the_endpoints_that_the_table_says() {
-        let table = include_str!("data/endpoints.txt");
-        let rows: Vec<&str> = table.lines().filter(|line| !line.starts_with('#')).collect();
-        assert!(rows.len() > 10);
-        for row in rows {
-            let [case, endpoints, cluster, local, any] =
-                row.split('|').map(str::trim).collect::<Vec<_>>()[..]
-            else {
-                panic!("{row:?} has not five columns")
-            };
-            let endpoints: Vec<Endpoint> = endpoints.split_whitespace().map(endpoint).collect();
-            let addresses = |list: &str| list.split_whitespace().map(address).collect::<Vec<_>>();
-            let expected =
-                Categories { cluster: addresses(cluster), local: addresses(local), any: any == "yes" };
-            assert_eq!(categorize(&endpoints), expected, "{case}");
-        }
-    }
-
-    fn slice(name: &str, ready: bool, node: &str) -> EndpointSlice {
+    fn slice(name: &str, (ready, serving, terminating): (bool, bool, bool), node: &str) -> EndpointSlice {
         EndpointSlice {
             name: ObjectName::new("default", name),
             service: ObjectName::new("default", "web"),
             ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
             endpoints: vec![SliceEndpoint {
-                address: address("2").ip,
+                address: "10.244.0.2".parse().expect("an address"),
                 ready,
-                serving: true,
-                terminating: !ready,
+                serving,
+                terminating,
                 node: Some(node.into()),
+                hints: None,
             }],
         }
     }
 
+    /// What becomes of one address that two slices list, which must not depend on their order.
+    fn merged(slices: &[EndpointSlice; 2]) -> Endpoint {
+        let name = "http".into();
+        let port = ServicePort { index: 0, name, protocol: Protocol::Tcp, port: 80, node_port: None };
+        let outcomes = [[0, 1], [1, 0]].map(|order| merge(order.iter().map(|index| &slices[*index]), &port, VIEWER));
+        assert_eq!(outcomes[0], outcomes[1]);
+        assert_eq!(outcomes[0].len(), 1, "it counts once");
+        outcomes[0][0]
+    }
+
     #[test]
     fn an_endpoint_in_two_slices_counts_once_in_its_better_state_whatever_their_order() {
-        let port =
-            ServicePort { index: 0, name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
-        let slices = [slice("old", false, "a"), slice("new", true, "b")];
-        for order in [[0, 1], [1, 0]] {
-            let merged = merge(order.iter().map(|index| &slices[*index]), &port, "a");
-            let expected = Endpoint {
-                address: address("2"),
-                ready: true,
-                serving: true,
-                terminating: false,
-                local: true,
-            };
-            assert_eq!(merged, [expected]);
-        }
+        let draining = (false, true, true);
+        let endpoint = merged(&[slice("old", draining, "b"), slice("new", (true, true, false), "a")]);
+        assert!(endpoint.ready && endpoint.local);
+        let endpoint = merged(&[slice("old", (false, true, false), "a"), slice("new", (true, true, false), "a")]);
+        assert!(endpoint.ready);
+    }
+
+    #[test]
+    fn an_address_that_passed_to_a_new_pod_is_that_ones_even_before_it_is_ready() {
+        let endpoint = merged(&[slice("old", (false, true, true), "a"), slice("new", (false, false, false), "b")]);
+        assert!(!endpoint.drains() && !endpoint.local);
     }
 }

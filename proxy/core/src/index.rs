@@ -5,44 +5,74 @@
 //! state counts. Every operation costs what it changes, never the number of Services.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use ipnet::IpNet;
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking};
 
 use crate::convert::{self, Converted};
+use crate::endpoints::Viewer;
+use crate::intern::Interned;
 use crate::model::{EndpointSlice, Node, ObjectName, Problem, Service};
+use crate::settings::Settings;
+use crate::tracked::Tracked;
 
-/// Services, their slices and the nodes.
+/// Services, their slices, the nodes and the ranges of ClusterIPs.
 #[derive(Debug, Default)]
 pub struct Index {
     node_name: String,
+    settings: Settings,
+    /// The addresses of the node's interfaces.
+    local_addresses: Vec<IpAddr>,
+    /// Where NodePorts stand.
+    nodeport_addresses: Vec<IpAddr>,
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, EndpointSlice>,
-    slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
-    with_node_port: BTreeSet<ObjectName>,
+    /// The slices of each Service, in order of name.
+    slices_of: HashMap<ObjectName, Vec<ObjectName>>,
+    /// Services that the node's addresses matter to.
+    of_node: BTreeSet<ObjectName>,
     nodes: BTreeMap<String, Node>,
-    service_problems: BTreeMap<ObjectName, Vec<Problem>>,
-    slice_problems: BTreeMap<ObjectName, Vec<Problem>>,
-    node_problems: BTreeMap<String, Vec<Problem>>,
+    service_cidrs: BTreeMap<String, Vec<IpNet>>,
+    problems: Problems,
     dirty: BTreeSet<ObjectName>,
+    dirty_cidrs: bool,
+    interned: Interned,
+}
+
+/// What makes no sense, by the object that it is in.
+#[derive(Debug, Default)]
+struct Problems {
+    services: Tracked<ObjectName, Vec<Problem>>,
+    slices: Tracked<ObjectName, Vec<Problem>>,
+    nodes: Tracked<String, Vec<Problem>>,
+    service_cidrs: Tracked<String, Vec<Problem>>,
 }
 
 impl Index {
     /// An empty index of the node of that name.
-    pub fn new(node_name: impl Into<String>) -> Self {
-        Self { node_name: node_name.into(), ..Self::default() }
+    pub fn new(node_name: impl Into<String>, settings: Settings) -> Self {
+        let nodeport_addresses = settings.nodeport_addresses([], &[]);
+        Self {
+            node_name: node_name.into(),
+            settings,
+            nodeport_addresses,
+            dirty_cidrs: true,
+            ..Self::default()
+        }
     }
 
     /// A Service was added or changed.
     pub fn apply_service(&mut self, object: &core::Service) {
         let Some(name) = name_of(&object.metadata) else { return };
         let Converted { value, problems } = convert::service(object);
-        keep_problems(&mut self.service_problems, &name, problems);
+        self.problems.services.set(&name, some(problems));
         self.set_service(name, value);
     }
 
     /// A Service was deleted.
     pub fn delete_service(&mut self, name: &ObjectName) {
-        self.service_problems.remove(name);
+        self.problems.services.set(name, None);
         self.set_service(name.clone(), None);
     }
 
@@ -51,7 +81,7 @@ impl Index {
         let listed: BTreeSet<ObjectName> =
             objects.iter().filter_map(|object| name_of(&object.metadata)).collect();
         let known: Vec<ObjectName> =
-            self.services.keys().chain(self.service_problems.keys()).cloned().collect();
+            self.services.keys().chain(self.problems.services.keys()).cloned().collect();
         for name in known.iter().filter(|name| !listed.contains(name)) {
             self.delete_service(name);
         }
@@ -61,14 +91,14 @@ impl Index {
     /// An EndpointSlice was added or changed.
     pub fn apply_slice(&mut self, object: &discovery::EndpointSlice) {
         let Some(name) = name_of(&object.metadata) else { return };
-        let Converted { value, problems } = convert::slice(object);
-        keep_problems(&mut self.slice_problems, &name, problems);
+        let Converted { value, problems } = convert::slice(object, &mut self.interned);
+        self.problems.slices.set(&name, some(problems));
         self.set_slice(name, value);
     }
 
     /// An EndpointSlice was deleted.
     pub fn delete_slice(&mut self, name: &ObjectName) {
-        self.slice_problems.remove(name);
+        self.problems.slices.set(name, None);
         self.set_slice(name.clone(), None);
     }
 
@@ -76,7 +106,7 @@ impl Index {
     pub fn replace_slices(&mut self, objects: &[discovery::EndpointSlice]) {
         let listed: BTreeSet<ObjectName> =
             objects.iter().filter_map(|object| name_of(&object.metadata)).collect();
-        let known: Vec<ObjectName> = self.slices.keys().chain(self.slice_problems.keys()).cloned().collect();
+        let known: Vec<ObjectName> = self.slices.keys().chain(self.problems.slices.keys()).cloned().collect();
         for name in known.iter().filter(|name| !listed.contains(name)) {
             self.delete_slice(name);
         }
@@ -87,13 +117,13 @@ impl Index {
     pub fn apply_node(&mut self, object: &core::Node) {
         let Some(name) = object.metadata.name.clone() else { return };
         let Converted { value, problems } = convert::node(object);
-        keep_problems(&mut self.node_problems, &name, problems);
+        self.problems.nodes.set(&name, some(problems));
         self.set_node(name, value);
     }
 
     /// A Node was deleted.
     pub fn delete_node(&mut self, name: &str) {
-        self.node_problems.remove(name);
+        self.problems.nodes.set(&name.to_owned(), None);
         self.set_node(name.to_owned(), None);
     }
 
@@ -107,6 +137,40 @@ impl Index {
         objects.iter().for_each(|object| self.apply_node(object));
     }
 
+    /// A ServiceCIDR was added or changed.
+    pub fn apply_service_cidr(&mut self, object: &networking::ServiceCIDR) {
+        let Some(name) = object.metadata.name.clone() else { return };
+        let Converted { value, problems } = convert::service_cidr(object);
+        self.problems.service_cidrs.set(&name, some(problems));
+        let ranges = value.unwrap_or_default();
+        if self.service_cidrs.get(&name) != Some(&ranges) {
+            self.service_cidrs.insert(name, ranges);
+            self.dirty_cidrs = true;
+        }
+    }
+
+    /// A ServiceCIDR was deleted.
+    pub fn delete_service_cidr(&mut self, name: &str) {
+        self.problems.service_cidrs.set(&name.to_owned(), None);
+        self.dirty_cidrs |= self.service_cidrs.remove(name).is_some();
+    }
+
+    /// These are all ServiceCIDRs: what a list answered.
+    pub fn replace_service_cidrs(&mut self, objects: &[networking::ServiceCIDR]) {
+        let listed: BTreeSet<&str> =
+            objects.iter().filter_map(|object| object.metadata.name.as_deref()).collect();
+        let gone: Vec<String> =
+            self.service_cidrs.keys().filter(|name| !listed.contains(name.as_str())).cloned().collect();
+        gone.iter().for_each(|name| self.delete_service_cidr(name));
+        objects.iter().for_each(|object| self.apply_service_cidr(object));
+    }
+
+    /// These are all addresses of the node's interfaces.
+    pub fn set_local_addresses(&mut self, addresses: Vec<IpAddr>) {
+        self.local_addresses = addresses;
+        self.choose_nodeport_addresses();
+    }
+
     /// The name of the proxy's own node.
     pub fn node_name(&self) -> &str {
         &self.node_name
@@ -115,6 +179,34 @@ impl Index {
     /// The proxy's own node, once it is known.
     pub fn node(&self) -> Option<&Node> {
         self.nodes.get(&self.node_name)
+    }
+
+    /// The proxy's own node, as one that chooses among endpoints.
+    pub fn viewer(&self) -> Viewer<'_> {
+        Viewer { node: &self.node_name, zone: self.node().and_then(|node| node.zone.as_deref()) }
+    }
+
+    /// Whether load balancers may send to the proxy's own node: it is known, and nobody is about to delete it.
+    pub fn node_eligible(&self) -> bool {
+        self.node().is_some_and(|node| !node.leaving)
+    }
+
+    /// The addresses of the node that NodePorts stand on, in order.
+    pub fn nodeport_addresses(&self) -> &[IpAddr] {
+        &self.nodeport_addresses
+    }
+
+    /// The ranges that ClusterIPs are from.
+    pub fn service_cidrs(&self) -> BTreeSet<IpNet> {
+        match &self.settings.service_cidrs {
+            Some(ranges) => ranges.iter().map(IpNet::trunc).collect(),
+            None => self.service_cidrs.values().flatten().copied().collect(),
+        }
+    }
+
+    /// What the operator chose.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Every node.
@@ -139,9 +231,15 @@ impl Index {
 
     /// What was left out of the objects that the API holds now.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
-        let services = self.service_problems.values().flatten();
-        let slices = self.slice_problems.values().flatten();
-        services.chain(slices).chain(self.node_problems.values().flatten())
+        let Problems { services, slices, nodes, service_cidrs } = &self.problems;
+        let of_names = services.values().chain(slices.values());
+        of_names.chain(nodes.values()).chain(service_cidrs.values()).flatten()
+    }
+
+    /// Grows with each change of [`Self::problems`].
+    pub fn problems_version(&self) -> u64 {
+        let Problems { services, slices, nodes, service_cidrs } = &self.problems;
+        services.version() + slices.version() + nodes.version() + service_cidrs.version()
     }
 
     /// How many Services changed since they were last taken.
@@ -154,14 +252,22 @@ impl Index {
         std::mem::take(&mut self.dirty)
     }
 
+    /// Whether the ranges of ClusterIPs may have changed since this was last called.
+    pub(crate) fn take_dirty_cidrs(&mut self) -> bool {
+        std::mem::take(&mut self.dirty_cidrs)
+    }
+
     fn set_service(&mut self, name: ObjectName, value: Option<Service>) {
         if self.services.get(&name) == value.as_ref() {
             return;
         }
-        if value.iter().flat_map(|service| &service.ports).any(|port| port.node_port.is_some()) {
-            self.with_node_port.insert(name.clone());
+        let asks_node = |service: &Service| {
+            !service.source_ranges.is_empty() || service.ports.iter().any(|port| port.node_port.is_some())
+        };
+        if value.as_ref().is_some_and(asks_node) {
+            self.of_node.insert(name.clone());
         } else {
-            self.with_node_port.remove(&name);
+            self.of_node.remove(&name);
         }
         match value {
             Some(service) => self.services.insert(name.clone(), service),
@@ -177,7 +283,7 @@ impl Index {
         }
         if let Some(service) = old.map(|old| old.service.clone()) {
             if let Some(names) = self.slices_of.get_mut(&service) {
-                names.remove(&name);
+                names.retain(|other| *other != name);
                 if names.is_empty() {
                     self.slices_of.remove(&service);
                 }
@@ -186,7 +292,10 @@ impl Index {
         }
         match value {
             Some(slice) => {
-                self.slices_of.entry(slice.service.clone()).or_default().insert(name.clone());
+                let names = self.slices_of.entry(slice.service.clone()).or_default();
+                if let Err(place) = names.binary_search(&name) {
+                    names.insert(place, name.clone());
+                }
                 self.dirty.insert(slice.service.clone());
                 self.slices.insert(name, slice);
             }
@@ -197,14 +306,39 @@ impl Index {
     }
 
     fn set_node(&mut self, name: String, value: Option<Node>) {
-        let primary = |node: Option<&Node>| node.map(|node| node.primary_addresses().collect::<Vec<_>>());
-        if name == self.node_name && primary(self.nodes.get(&name)) != primary(value.as_ref()) {
-            self.dirty.extend(self.with_node_port.iter().cloned());
+        if name != self.node_name {
+            match value {
+                Some(node) => self.nodes.insert(name, node),
+                None => self.nodes.remove(&name),
+            };
+            return;
         }
+        let facts = |node: Option<&Node>| {
+            let addresses: Vec<IpAddr> = node.into_iter().flat_map(Node::primary_addresses).collect();
+            (addresses, node.and_then(|node| node.zone.clone()))
+        };
+        let (addresses, zone) = facts(self.node());
         match value {
             Some(node) => self.nodes.insert(name, node),
             None => self.nodes.remove(&name),
         };
+        let (new_addresses, new_zone) = facts(self.node());
+        if addresses != new_addresses {
+            self.dirty.extend(self.of_node.iter().cloned());
+        }
+        if zone != new_zone {
+            self.dirty.extend(self.slices_of.keys().cloned());
+        }
+        self.choose_nodeport_addresses();
+    }
+
+    fn choose_nodeport_addresses(&mut self) {
+        let primary = self.node().into_iter().flat_map(Node::primary_addresses);
+        let chosen = self.settings.nodeport_addresses(primary, &self.local_addresses);
+        if self.nodeport_addresses != chosen {
+            self.nodeport_addresses = chosen;
+            self.dirty.extend(self.of_node.iter().cloned());
+        }
     }
 }
 
@@ -213,12 +347,8 @@ fn name_of(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) ->
     Some(ObjectName::new(meta.namespace.as_deref()?, meta.name.as_deref()?))
 }
 
-fn keep_problems<K: Clone + Ord>(kept: &mut BTreeMap<K, Vec<Problem>>, name: &K, problems: Vec<Problem>) {
-    if problems.is_empty() {
-        kept.remove(name);
-    } else {
-        kept.insert(name.clone(), problems);
-    }
+fn some(problems: Vec<Problem>) -> Option<Vec<Problem>> {
+    (!problems.is_empty()).then_some(problems)
 }
 
 #[cfg(test)]
@@ -257,7 +387,7 @@ mod tests {
 
     #[test]
     fn a_slice_that_changes_hands_touches_both_services() {
-        let mut index = Index::new("a");
+        let mut index = Index::new("a", Settings::default());
         index.apply_slice(&slice("one", "web"));
         assert_eq!(index.take_dirty(), BTreeSet::from([name("web")]));
         index.apply_slice(&slice("one", "api"));
@@ -270,7 +400,7 @@ mod tests {
 
     #[test]
     fn the_own_nodes_addresses_touch_services_with_node_ports_alone() {
-        let mut index = Index::new("a");
+        let mut index = Index::new("a", Settings::default());
         index.apply_service(&service("plain", json!({ "port": 80 })));
         index.apply_service(&service("open", json!({ "port": 80, "nodePort": 30080 })));
         index.take_dirty();
@@ -286,7 +416,7 @@ mod tests {
 
     #[test]
     fn problems_last_as_long_as_their_object() {
-        let mut index = Index::new("a");
+        let mut index = Index::new("a", Settings::default());
         index.apply_service(&service("web", json!({ "port": 0 })));
         index.apply_node(&node("a", "nonsense"));
         assert_eq!(index.problems().count(), 2);

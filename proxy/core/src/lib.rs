@@ -14,10 +14,16 @@
 
 pub mod convert;
 pub mod dataplane;
+pub mod decide;
 pub mod endpoints;
 pub mod frontends;
 pub mod index;
+pub mod intern;
+pub mod maglev;
 pub mod model;
 pub mod reconcile;
+pub mod settings;
+mod small;
 pub mod tables;
+mod tracked;
 pub mod view;

@@ -4,23 +4,24 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use fairlead_abi::{FrontendKey, Port, protocol};
 use ipnet::IpNet;
 use serde::Serialize;
 
-/// The namespace and name of an object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+/// The namespace and name of an object. Cheap to clone: many tables name the same Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// metadata.namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// metadata.name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl ObjectName {
     /// A name from its two parts.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 }
@@ -101,8 +102,29 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// spec.internalTrafficPolicy.
     pub internal_policy: TrafficPolicy,
+    /// How long a client keeps its backend, 1–86400 seconds, where spec.sessionAffinity is ClientIP.
+    pub affinity: Option<u32>,
+    /// spec.loadBalancerSourceRanges, in order and without host bits. A family of which any range has length 0
+    /// has none: everybody is admitted.
+    pub source_ranges: Vec<IpNet>,
+    /// spec.healthCheckNodePort of a load balancer's Service whose external traffic policy is Local.
+    pub health_check_port: Option<u16>,
     /// spec.ports.
     pub ports: Vec<ServicePort>,
+}
+
+impl Service {
+    /// The ranges that guard its load balancer addresses of one family; none: everybody is admitted.
+    pub fn ranges_of(&self, v4: bool) -> impl Iterator<Item = IpNet> + '_ {
+        self.source_ranges.iter().filter(move |range| range.addr().is_ipv4() == v4).copied()
+    }
+
+    /// Whether any of its frontends is meant for clients outside the cluster.
+    pub fn is_external(&self) -> bool {
+        !self.load_balancer_ips.is_empty()
+            || !self.external_ips.is_empty()
+            || self.ports.iter().any(|port| port.node_port.is_some())
+    }
 }
 
 /// One of a Service's ports.
@@ -111,7 +133,7 @@ pub struct ServicePort {
     /// Its place in spec.ports, for problems to name.
     pub index: usize,
     /// Its name, empty if the Service has only one; EndpointSlices refer to it.
-    pub name: String,
+    pub name: Arc<str>,
     /// Its protocol.
     pub protocol: Protocol,
     /// The port that clients dial, 1–65535.
@@ -126,7 +148,7 @@ pub struct ServicePortName {
     /// The Service.
     pub service: ObjectName,
     /// The port's name, possibly empty.
-    pub port: String,
+    pub port: Arc<str>,
     /// The port's protocol.
     pub protocol: Protocol,
 }
@@ -159,7 +181,7 @@ pub struct EndpointSlice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {
     /// The name of the Service port that it answers for.
-    pub name: String,
+    pub name: Arc<str>,
     /// Its protocol.
     pub protocol: Protocol,
     /// The port that the endpoint listens on, 1–65535.
@@ -178,7 +200,18 @@ pub struct SliceEndpoint {
     /// On its way out.
     pub terminating: bool,
     /// The node that it is on.
-    pub node: Option<String>,
+    pub node: Option<Arc<str>>,
+    /// Who should use it rather than others.
+    pub hints: Option<Arc<Hints>>,
+}
+
+/// Which clients should use an endpoint rather than others, as the EndpointSlice controller thinks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Hints {
+    /// Those in these zones.
+    pub zones: Box<[Box<str>]>,
+    /// Those on these nodes.
+    pub nodes: Box<[Box<str>]>,
 }
 
 /// A node of the cluster.
@@ -190,6 +223,10 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// spec.podCIDRs.
     pub pod_cidrs: Vec<IpNet>,
+    /// Its label `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
+    /// Whether it is being deleted, or the cluster autoscaler is about to delete it.
+    pub leaving: bool,
 }
 
 impl Node {
@@ -262,6 +299,8 @@ mod tests {
                 address("fd00::1"),
             ],
             pod_cidrs: Vec::new(),
+            zone: None,
+            leaving: false,
         };
         let primary: Vec<IpAddr> = node.primary_addresses().collect();
         assert_eq!(primary, [address("192.0.2.1"), address("fd00::2")]);

@@ -1,6 +1,7 @@
 //! What the command line and the status page show of a Service.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use fairlead_abi::{Frontend, FrontendKey, frontend_flags};
 use serde::Serialize;
@@ -39,6 +40,10 @@ pub struct FrontendView {
     pub id: Option<u32>,
     /// Whether flows from outside keep their source address.
     pub keep_source: bool,
+    /// Whether only clients in the Service's source ranges may use it.
+    pub guarded: bool,
+    /// For how many seconds a client keeps its backend; 0: not at all.
+    pub affinity: u32,
     /// What becomes of flows for which there is no backend.
     pub without_backend: WithoutBackend,
     /// Backends of clients inside the cluster.
@@ -65,16 +70,16 @@ pub(crate) fn service(
     pending: Option<&MapError>,
 ) -> Vec<ServiceView> {
     let Some(service) = index.service(name) else { return Vec::new() };
-    let mut by_port: BTreeMap<(String, Protocol), Vec<FrontendView>> = BTreeMap::new();
+    let mut by_port: BTreeMap<(Arc<str>, Protocol), Vec<FrontendView>> = BTreeMap::new();
     for (key, frontend) in frontends::desired(index, name).frontends {
         let id = programmed(&key).map(|programmed| programmed.service);
         let port = (frontend.port.port.clone(), frontend.port.protocol);
         by_port.entry(port).or_default().push(frontend_view(&key, &frontend, id));
     }
     let view = |port: &crate::model::ServicePort| ServiceView {
-        namespace: name.namespace.clone(),
-        name: name.name.clone(),
-        port: port.name.clone(),
+        namespace: name.namespace.to_string(),
+        name: name.name.to_string(),
+        port: port.name.to_string(),
         protocol: port.protocol,
         frontends: by_port.get(&(port.name.clone(), port.protocol)).cloned().unwrap_or_default(),
         pending: pending.map(MapError::to_string),
@@ -89,6 +94,8 @@ fn frontend_view(key: &FrontendKey, frontend: &DesiredFrontend, id: Option<u32>)
         kind: frontend.kind,
         id,
         keep_source: frontend.flags & frontend_flags::KEEP_SOURCE != 0,
+        guarded: frontend.flags & frontend_flags::GUARDED != 0,
+        affinity: frontend.affinity,
         without_backend: match frontend.flags & frontend_flags::HAS_ENDPOINTS {
             0 => WithoutBackend::Reject,
             _ => WithoutBackend::Drop,

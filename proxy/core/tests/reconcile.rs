@@ -8,6 +8,7 @@ use fairlead_abi::{Backend, Frontend};
 use fairlead_core::dataplane::{FaultyMaps, MapCause, MemoryMaps, ServiceMaps};
 use fairlead_core::model::{ObjectName, Protocol, frontend_key};
 use fairlead_core::reconcile::{Applied, Capacity, Reconciler, Report};
+use fairlead_core::settings::Settings;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde_json::{from_value, json};
 
@@ -41,7 +42,7 @@ fn name(name: &str) -> ObjectName {
 }
 
 fn synced(capacity: Capacity) -> Reconciler {
-    let mut reconciler = Reconciler::new("a", capacity);
+    let mut reconciler = Reconciler::new("a", capacity, Settings::default());
     reconciler.set_synced();
     reconciler
 }
@@ -65,7 +66,7 @@ fn two_services() -> (Reconciler, MemoryMaps) {
         index.apply_slice(&slice(web, &[&format!("10.244.{number}.2"), &format!("10.244.{number}.3")]));
     }
     let report = reconciler.reconcile(Instant::now(), &mut maps);
-    let applied = Applied { backends: 4, regions: 2, frontends: 2, ..Applied::default() };
+    let applied = Applied { backends: 4, regions: 2, frontends: 4, ..Applied::default() };
     assert_eq!(report, Report { applied, ..Report::default() });
     (reconciler, maps)
 }
@@ -74,7 +75,7 @@ fn two_services() -> (Reconciler, MemoryMaps) {
 fn nothing_is_written_before_every_watch_has_finished_its_first_list() {
     let (_, mut maps) = two_services();
     let writes = maps.writes;
-    let mut restarted = Reconciler::new("a", CAPACITY);
+    let mut restarted = Reconciler::new("a", CAPACITY, Settings::default());
     restarted.adopt(&maps).expect("readable maps");
     restarted.index_mut().apply_service(&service("web", "10.96.0.1"));
     let report = restarted.reconcile(Instant::now(), &mut maps);
@@ -83,7 +84,7 @@ fn nothing_is_written_before_every_watch_has_finished_its_first_list() {
     let report = restarted.reconcile(Instant::now(), &mut maps);
     assert_eq!(
         (report.applied.removed, report.applied.frontends),
-        (1, 1),
+        (2, 1),
         "api is gone, web has no endpoints"
     );
 }
@@ -92,7 +93,7 @@ fn nothing_is_written_before_every_watch_has_finished_its_first_list() {
 fn a_restart_keeps_every_id_and_writes_nothing() {
     let (_, mut maps) = two_services();
     let before = maps.clone();
-    let mut restarted = Reconciler::new("a", CAPACITY);
+    let mut restarted = Reconciler::new("a", CAPACITY, Settings::default());
     restarted.adopt(&maps).expect("readable maps");
     for (number, web) in ["web", "api"].into_iter().enumerate() {
         let index = restarted.index_mut();
@@ -132,7 +133,7 @@ fn a_changed_endpoint_is_one_backend_one_region_one_switch_and_one_vacancy() {
     let other = frontend(&maps, "10.96.0.2");
     reconciler.index_mut().apply_slice(&slice("web", &["10.244.0.2", "10.244.0.4"]));
     let report = reconciler.reconcile(Instant::now(), &mut maps);
-    assert_eq!(report.applied, Applied { backends: 1, regions: 1, frontends: 1, removed: 0, vacated: 1 });
+    assert_eq!(report.applied, Applied { backends: 1, regions: 1, frontends: 1, vacated: 1, ..Applied::default() });
     assert_eq!(frontend(&maps, "10.96.0.2"), other);
 }
 
@@ -141,7 +142,7 @@ fn a_relist_removes_what_it_lacks() {
     let (mut reconciler, mut maps) = two_services();
     reconciler.index_mut().replace_services(&[service("api", "10.96.0.2")]);
     let report = reconciler.reconcile(Instant::now(), &mut maps);
-    assert_eq!(report.applied.removed, 1);
+    assert_eq!(report.applied.removed, 2);
     assert_eq!(frontend(&maps, "10.96.0.1"), None);
     reconciler.index_mut().replace_slices(&[]);
     reconciler.reconcile(Instant::now(), &mut maps);
@@ -221,7 +222,7 @@ fn long_churn_with_failures_and_restarts_loses_no_number() {
             now += Duration::from_millis(700);
             reconciler.reconcile(now, &mut maps);
             if turn % 50 == 49 {
-                let mut restarted = Reconciler::new("a", capacity);
+                let mut restarted = Reconciler::new("a", capacity, Settings::default());
                 restarted.adopt(&maps).expect("readable maps");
                 restarted.set_synced();
                 reconciler = restarted;
@@ -252,16 +253,16 @@ fn long_churn_with_failures_and_restarts_loses_no_number() {
 fn a_failed_write_holds_up_its_own_service_alone_and_is_retried_with_growing_pauses() {
     let now = Instant::now();
     let mut reconciler = synced(CAPACITY);
-    let mut maps = MemoryMaps::with_room_for(1);
+    let mut maps = MemoryMaps::with_room_for(2);
     for (ip, web) in [("10.96.0.1", "api"), ("10.96.0.2", "web")] {
         reconciler.index_mut().apply_service(&service(web, ip));
         reconciler.index_mut().apply_slice(&slice(web, &["10.244.0.2"]));
     }
     let report = reconciler.reconcile(now, &mut maps);
-    assert_eq!((report.pending, report.applied.frontends), (1, 1));
+    assert_eq!((report.pending, report.applied.frontends), (1, 2));
     assert_eq!(
         report.failed[0].to_string(),
-        "Service default/web: program frontend 10.96.0.2:80/tcp: map full (1)"
+        "Service default/web: program frontend 10.96.0.2:80/tcp: map full (2)"
     );
     assert_eq!(reconciler.services()[1].pending, Some(report.failed[0].error.to_string()));
 
@@ -292,7 +293,7 @@ fn an_address_passes_to_another_service_without_a_gap() {
     reconciler.index_mut().apply_service(&service("new", "10.96.0.1"));
     reconciler.index_mut().apply_slice(&slice("new", &["10.244.7.7"]));
     let report = reconciler.reconcile(Instant::now(), &mut maps);
-    assert_eq!((report.applied.frontends, report.applied.removed), (1, 0));
+    assert_eq!((report.applied.frontends, report.applied.removed), (2, 0));
     assert_eq!(backends(&maps, "10.96.0.1").len(), 1);
 }
 
@@ -306,7 +307,7 @@ fn the_view_of_a_service_says_what_its_clients_meet() {
             "namespace": "default", "name": "web", "port": "http", "protocol": "TCP", "pending": null,
             "frontends": [{
                 "address": "10.96.0.1:80", "kind": "cluster_ip", "id": 2,
-                "keep_source": false, "without_backend": "drop",
+                "keep_source": false, "guarded": false, "affinity": 0, "without_backend": "drop",
                 "internal": ["10.244.0.2:8080", "10.244.0.3:8080"],
                 "external": ["10.244.0.2:8080", "10.244.0.3:8080"],
             }],
@@ -334,7 +335,7 @@ fn a_large_cluster_costs_its_size_once_and_then_only_its_changes() {
     let start = Instant::now();
     let report = reconciler.reconcile(start, &mut maps);
     let full = start.elapsed();
-    assert_eq!(report.applied.total() as u32, services * (endpoints + 2));
+    assert_eq!(report.applied.total() as u32, services * (endpoints + 3));
     assert_eq!(report.pending, 0);
 
     reconciler.index_mut().apply_slice(&slice("web77", &["10.1.1.1"]));
@@ -345,7 +346,7 @@ fn a_large_cluster_costs_its_size_once_and_then_only_its_changes() {
         let report = reconciler.reconcile(start + Duration::from_secs(2 * host), &mut maps);
         change = change.min(start.elapsed());
         let vacated = if host == 1 { endpoints as usize } else { 1 };
-        let applied = Applied { backends: 1, regions: 1, frontends: 1, removed: 0, vacated };
+        let applied = Applied { backends: 1, regions: 1, frontends: 1, vacated, ..Applied::default() };
         assert_eq!(report.applied, applied);
     }
     println!("{services} Services of {endpoints} endpoints: {full:?}; a change after that: {change:?}");

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use fairlead_core::dataplane::{FaultyMaps, MemoryMaps};
+use fairlead_core::decide::{Outcome, decide};
 use fairlead_core::reconcile::{Capacity, Reconciler};
 
 use crate::script::{Event, Script, Step};
@@ -165,22 +166,49 @@ impl<'a> Run<'a> {
     }
 
     fn expect(&self, step: &Step, compared: impl Fn(&str) -> bool) -> Result<()> {
+        self.expect_flows(step)?;
+        let Some(expected) = &step.expected else { return Ok(()) };
         let mut lines: Vec<String> = self.maps.inner.dump().lines().map(str::to_owned).collect();
+        if self.script.shows_ranges {
+            lines.extend(self.maps.inner.cidrs().iter().map(|range| format!("range {range}")));
+        }
         lines.extend(self.maps.inner.lingering().iter().map(|label| format!("lingering {label}")));
+        let checks = self.reconciler.health_checks().into_iter();
+        lines.extend(checks.map(|check| {
+            format!("health {} {}: {} local endpoints", check.port, check.service, check.local_endpoints)
+        }));
         let mut problems: Vec<String> =
             self.reconciler.problems().iter().map(|problem| format!("problem {problem}")).collect();
         problems.sort();
         lines.extend(problems);
         lines.extend(self.reconciler.pending().map(|(name, error)| format!("pending {name}: {error}")));
-        let expected: Vec<&String> = step.expected.iter().filter(|line| compared(line)).collect();
+        let expected: Vec<&String> = expected.iter().filter(|line| compared(line)).collect();
         let actual: Vec<&String> = lines.iter().filter(|line| compared(line)).collect();
         ensure!(actual == expected, "expected:\n{}\n\nbut got:\n{}", join(&expected), join(&actual));
+        Ok(())
+    }
+
+    fn expect_flows(&self, step: &Step) -> Result<()> {
+        let node = self.reconciler.index().node().map(|node| node.addresses.clone()).unwrap_or_default();
+        for expected in &step.flows {
+            let outcome = decide(&self.maps.inner, &node, &expected.flow);
+            let text = outcome.to_string();
+            ensure!(text == expected.outcome, "flow {:?}: {text}", expected.line);
+            if expected.kube_proxy_masquerades {
+                let is_plain = |choices: &[fairlead_core::decide::Choice]| choices.iter().all(|choice| !choice.masquerade);
+                let differs = matches!(&outcome, Outcome::Forward(choices) if is_plain(choices));
+                ensure!(differs, "flow {:?}: kube-proxy does not differ", expected.line);
+            }
+        }
         Ok(())
     }
 }
 
 fn fresh(script: &Script) -> Reconciler {
-    Reconciler::new(&script.node, Capacity { slots: script.slots, backends: script.backends })
+    let capacity = Capacity { slots: script.slots, backends: script.backends };
+    let mut reconciler = Reconciler::new(script.node.as_str(), capacity, script.settings.clone());
+    reconciler.index_mut().set_local_addresses(script.local_addresses.clone());
+    reconciler
 }
 
 fn join(lines: &[&String]) -> String {

@@ -112,7 +112,7 @@ impl Direction {
 }
 
 /// The socket hooks: program, and where it is attached.
-const SOCKET_HOOKS: [(&str, bpf_attach_type); 8] = [
+const SOCKET_HOOKS: [(&str, bpf_attach_type); 10] = [
     (programs::CONNECT4, bpf_attach_type::BPF_CGROUP_INET4_CONNECT),
     (programs::CONNECT6, bpf_attach_type::BPF_CGROUP_INET6_CONNECT),
     (programs::SENDMSG4, bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG),
@@ -121,6 +121,8 @@ const SOCKET_HOOKS: [(&str, bpf_attach_type); 8] = [
     (programs::RECVMSG6, bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG),
     (programs::GETPEERNAME4, bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME),
     (programs::GETPEERNAME6, bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME),
+    (programs::BIND4, bpf_attach_type::BPF_CGROUP_INET4_POST_BIND),
+    (programs::BIND6, bpf_attach_type::BPF_CGROUP_INET6_POST_BIND),
 ];
 
 /// Priority of the clsact filters, which with the handle names them for replacement.

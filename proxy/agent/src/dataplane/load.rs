@@ -13,62 +13,23 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
 use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
+use aya_obj::maps::PinningType;
 use fairlead_abi::{Address, Config, Endpoint, maps};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use serde::{Deserialize, Serialize};
 
-use super::counters::{Counters, Fill};
-use super::services::{Batched, KernelMaps};
+use super::clients::Clients;
+use super::counters::Counters;
+use super::flows::FlowTable;
+use super::services::{Batched, CapacityOf, KernelMaps};
+use super::sizes::{MapSize, Sizes};
 use super::{DataplaneError, Pins};
-
-/// How many entries the maps are wanted to hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// Entries of [`maps::FRONTENDS`].
-    pub frontends: u32,
-    /// Entries of [`maps::SLOTS`].
-    pub slots: u32,
-    /// Entries of [`maps::BACKENDS`].
-    pub backends: u32,
-    /// Local pods; [`maps::ENDPOINTS`] has room for two addresses of each.
-    pub endpoints: u32,
-    /// Entries of [`maps::FLOWS`], two for each translated connection, and of [`maps::SOCKETS`].
-    pub flows: u32,
-}
-
-impl Sizes {
-    /// The wanted size of each map that has one.
-    fn wanted(&self) -> [(&'static str, u32); 7] {
-        [
-            (maps::FRONTENDS, self.frontends),
-            (maps::SLOTS, self.slots),
-            (maps::BACKENDS, self.backends),
-            (maps::ENDPOINTS, self.endpoints.saturating_mul(2)),
-            (maps::MARKS, self.endpoints),
-            (maps::FLOWS, self.flows),
-            (maps::SOCKETS, self.flows),
-        ]
-    }
-}
-
-/// The size of a map, as it is and as it was asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MapSize {
-    /// The map's name.
-    pub name: String,
-    /// How many entries it has room for.
-    pub capacity: u32,
-    /// How many it was asked to have room for. Another number than `capacity` if the map was there before:
-    /// its size can't change while flows depend on it.
-    pub wanted: u32,
-}
 
 /// The maps that the agent reads or writes.
 pub struct Maps {
     /// [`maps::CONFIG`].
     pub config: Array<MapData, Config>,
-    /// [`maps::FRONTENDS`], [`maps::SLOTS`] and [`maps::BACKENDS`].
+    /// [`maps::FRONTENDS`], [`maps::SLOTS`], [`maps::BACKENDS`], [`maps::SOURCE_RANGES`] and [`maps::SERVICE_CIDRS`].
     pub services: KernelMaps,
     /// [`maps::ENDPOINTS`].
     pub endpoints: HashMap<MapData, Address, Endpoint>,
@@ -76,8 +37,10 @@ pub struct Maps {
     pub marks: Array<MapData, u32>,
     /// [`maps::COUNTERS`] and [`maps::DROPS`].
     pub counters: Counters,
-    /// The maps that may fill up.
-    pub fill: Fill,
+    /// [`maps::CLIENTS`].
+    pub clients: Clients,
+    /// [`maps::FLOWS`].
+    pub flows: FlowTable,
 }
 
 /// The programs, accepted by the verifier and attached nowhere yet.
@@ -186,7 +149,8 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
     let parsed = Object::parse(object).map_err(|e| DataplaneError::new("parse", "object", e))?;
     let wanted = BTreeMap::from(sizes.wanted());
     let mut reported = Vec::new();
-    for (name, map) in &parsed.maps {
+    // The others are the programs' own, and gone with them.
+    for (name, map) in parsed.maps.iter().filter(|(_, map)| map.pinning() == PinningType::ByName) {
         let wanted = wanted.get(name.as_str()).copied().unwrap_or(map.max_entries());
         let capacity = match MapInfo::from_pin(pins.map(name)) {
             Ok(pinned) => {
@@ -209,29 +173,32 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
         let loaded = match program {
             Program::SchedClassifier(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
             _ => Err(ProgramError::UnexpectedProgramType),
         };
         loaded.map_err(|e| DataplaneError::new("load program", name, e))?;
     }
-    let fill = Fill {
-        frontends: descriptor(&ebpf, maps::FRONTENDS)?,
-        backends: descriptor(&ebpf, maps::BACKENDS)?,
-        endpoints: descriptor(&ebpf, maps::ENDPOINTS)?,
-        flows: descriptor(&ebpf, maps::FLOWS)?,
-    };
     let services = KernelMaps {
         frontends: Batched { fd: descriptor(&ebpf, maps::FRONTENDS)?, map: map(&mut ebpf, maps::FRONTENDS)? },
         slots: descriptor(&ebpf, maps::SLOTS)?,
         backends: Batched { fd: descriptor(&ebpf, maps::BACKENDS)?, map: map(&mut ebpf, maps::BACKENDS)? },
-        max_frontends: capacity(&reported, maps::FRONTENDS),
+        source_ranges: map(&mut ebpf, maps::SOURCE_RANGES)?,
+        service_cidrs: map(&mut ebpf, maps::SERVICE_CIDRS)?,
+        capacity: CapacityOf {
+            frontends: capacity(&reported, maps::FRONTENDS),
+            source_ranges: capacity(&reported, maps::SOURCE_RANGES),
+            service_cidrs: capacity(&reported, maps::SERVICE_CIDRS),
+        },
     };
+    let flows = Batched { fd: descriptor(&ebpf, maps::FLOWS)?, map: map(&mut ebpf, maps::FLOWS)? };
     let maps = Maps {
         config: map(&mut ebpf, maps::CONFIG)?,
         services,
         endpoints: map(&mut ebpf, maps::ENDPOINTS)?,
         marks: map(&mut ebpf, maps::MARKS)?,
         counters: Counters::new(map(&mut ebpf, maps::COUNTERS)?, map(&mut ebpf, maps::DROPS)?),
-        fill,
+        clients: Clients::new(map(&mut ebpf, maps::CLIENTS)?),
+        flows: FlowTable::new(flows, capacity(&reported, maps::PLACES)),
     };
     Ok(Loaded { maps, programs: Programs { ebpf }, sizes: reported })
 }

@@ -7,23 +7,30 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`load`] | the bpf filesystem, maps and their sizes, the programs through the verifier |
+//! | [`load`] | the bpf filesystem, the maps, the programs through the verifier |
+//! | [`sizes`] | how much the maps hold |
 //! | [`links`] | where programs are attached |
-//! | [`services`] | frontends, slots and backends |
+//! | [`services`] | frontends, slots, backends, source ranges and the ranges of ClusterIPs |
 //! | [`endpoints`] | local pods |
+//! | [`clients`] | network namespaces whose sockets are translated |
+//! | [`flows`] | the sweep of the flow table |
 //! | [`counters`] | what the programs counted |
 //!
 //! Nothing here is undone when the agent ends: packets keep flowing by what is pinned.
 
+pub mod clients;
 pub mod counters;
 pub mod endpoints;
+pub mod flows;
 pub mod links;
 pub mod load;
 pub mod services;
+pub mod sizes;
 mod sys;
 
-use std::io;
 use std::path::{Path, PathBuf};
+
+use aya::maps::MapError;
 
 /// What could not be done with which object of the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -76,10 +83,21 @@ impl Pins {
     }
 }
 
-/// The cookie of the network namespace that the agent runs in: that of the node.
-///
-/// # Errors
-/// On a kernel older than 5.14.
-pub fn netns_cookie() -> io::Result<u64> {
-    sys::netns_cookie()
+/// Passes over that there was nothing to remove.
+fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(e) if is(&e, libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether the kernel's answer was `errno`.
+fn is(error: &MapError, errno: i32) -> bool {
+    matches!(error, MapError::SyscallError(e) if e.io_error.raw_os_error() == Some(errno))
+}
+
+/// Gives memory that was freed back to the system, where the allocator can be asked to.
+pub fn trim_memory() {
+    sys::trim_memory();
 }

@@ -3,11 +3,12 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, MapError as KernelError};
-use fairlead_abi::{Backend, Frontend, FrontendKey, Region};
-use fairlead_core::dataplane::{MapAction, MapCause, MapError, ServiceMaps};
+use fairlead_abi::{Address, Backend, Frontend, FrontendKey, Region, SourceRange};
+use fairlead_core::dataplane::{MapAction, MapCause, MapError, ServiceCidrKey, ServiceMaps, SourceRangeKey};
 
-use super::sys;
+use super::{is, removed, sys};
 use crate::errors::chain;
 
 /// A map, and its descriptor for the calls that aya lacks.
@@ -18,8 +19,19 @@ pub struct Batched<M> {
     pub fd: OwnedFd,
 }
 
-/// The maps [`fairlead_abi::maps::FRONTENDS`], [`fairlead_abi::maps::SLOTS`] and
-/// [`fairlead_abi::maps::BACKENDS`].
+/// How many entries there is room for, for errors to name.
+#[derive(Clone, Copy, Debug)]
+pub struct CapacityOf {
+    /// Of frontends.
+    pub frontends: u32,
+    /// Of source ranges.
+    pub source_ranges: u32,
+    /// Of ranges of ClusterIPs.
+    pub service_cidrs: u32,
+}
+
+/// The maps [`fairlead_abi::maps::FRONTENDS`], [`fairlead_abi::maps::SLOTS`], [`fairlead_abi::maps::BACKENDS`],
+/// [`fairlead_abi::maps::SOURCE_RANGES`] and [`fairlead_abi::maps::SERVICE_CIDRS`].
 pub struct KernelMaps {
     /// Frontends.
     pub frontends: Batched<HashMap<MapData, FrontendKey, Frontend>>,
@@ -27,8 +39,12 @@ pub struct KernelMaps {
     pub slots: OwnedFd,
     /// Backends.
     pub backends: Batched<Array<MapData, Backend>>,
-    /// How many frontends there is room for.
-    pub max_frontends: u32,
+    /// Who may use guarded frontends.
+    pub source_ranges: LpmTrie<MapData, SourceRange, u32>,
+    /// Where ClusterIPs are.
+    pub service_cidrs: LpmTrie<MapData, Address, u32>,
+    /// How much of each fits.
+    pub capacity: CapacityOf,
 }
 
 impl ServiceMaps for KernelMaps {
@@ -55,17 +71,39 @@ impl ServiceMaps for KernelMaps {
 
     fn write_frontend(&mut self, key: &FrontendKey, frontend: &Frontend) -> Result<(), MapError> {
         self.frontends.map.insert(key, frontend, 0).map_err(|e| {
-            let cause = if is(&e, libc::E2BIG) { MapCause::Full(self.max_frontends) } else { failed(e) };
+            let cause = full_or_failed(e, self.capacity.frontends);
             MapError::frontend(MapAction::Program, key, cause)
         })
     }
 
     fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), MapError> {
-        match self.frontends.map.remove(key) {
-            Ok(()) | Err(KernelError::KeyNotFound) => Ok(()),
-            Err(e) if is(&e, libc::ENOENT) => Ok(()),
-            Err(e) => Err(MapError::frontend(MapAction::Remove, key, failed(e))),
+        removed(self.frontends.map.remove(key))
+            .map_err(|e| MapError::frontend(MapAction::Remove, key, failed(e)))
+    }
+
+    fn write_source_range(&mut self, range: &SourceRangeKey, present: bool) -> Result<(), MapError> {
+        let key = Key::new(range.prefix_len, range.range);
+        if present {
+            self.source_ranges.insert(&key, 1, 0).map_err(|e| {
+                let cause = full_or_failed(e, self.capacity.source_ranges);
+                MapError::source_range(MapAction::Program, range, cause)
+            })
+        } else {
+            removed(self.source_ranges.remove(&key))
+                .map_err(|e| MapError::source_range(MapAction::Remove, range, failed(e)))
         }
+    }
+
+    fn write_service_cidr(&mut self, cidr: &ServiceCidrKey, flags: u32) -> Result<(), MapError> {
+        self.service_cidrs.insert(&Key::new(cidr.prefix_len, cidr.address), flags, 0).map_err(|e| {
+            let cause = full_or_failed(e, self.capacity.service_cidrs);
+            MapError::service_cidr(MapAction::Program, cidr, cause)
+        })
+    }
+
+    fn remove_service_cidr(&mut self, cidr: &ServiceCidrKey) -> Result<(), MapError> {
+        removed(self.service_cidrs.remove(&Key::new(cidr.prefix_len, cidr.address)))
+            .map_err(|e| MapError::service_cidr(MapAction::Remove, cidr, failed(e)))
     }
 
     fn backends(&self) -> Result<Vec<(u32, Backend)>, MapError> {
@@ -85,17 +123,30 @@ impl ServiceMaps for KernelMaps {
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, MapError> {
         sys::read_all(self.frontends.fd.as_fd()).map_err(|e| unread("frontends", e))
     }
+
+    fn source_ranges(&self) -> Result<Vec<SourceRangeKey>, MapError> {
+        let key = |key: Key<SourceRange>| SourceRangeKey { prefix_len: key.prefix_len(), range: key.data() };
+        let keys: Result<Vec<_>, _> = self.source_ranges.keys().map(|found| found.map(key)).collect();
+        keys.map_err(|e| unread("source ranges", e))
+    }
+
+    fn service_cidrs(&self) -> Result<Vec<(ServiceCidrKey, u32)>, MapError> {
+        let key = |key: Key<Address>| ServiceCidrKey { prefix_len: key.prefix_len(), address: key.data() };
+        let entries = self.service_cidrs.iter().map(|found| found.map(|(found, flags)| (key(found), flags)));
+        entries.collect::<Result<Vec<_>, _>>().map_err(|e| unread("service ranges", e))
+    }
 }
 
-fn unread(what: &str, error: std::io::Error) -> MapError {
+/// Why a map with room for `capacity` entries took none more: a hash says E2BIG, a trie ENOSPC.
+fn full_or_failed(error: KernelError, capacity: u32) -> MapCause {
+    let full = is(&error, libc::E2BIG) || is(&error, libc::ENOSPC);
+    if full { MapCause::Full(capacity) } else { failed(error) }
+}
+
+fn unread(what: &str, error: impl std::error::Error + 'static) -> MapError {
     MapError { action: MapAction::Read, object: what.to_owned(), cause: failed(error) }
 }
 
 fn failed(error: impl std::error::Error + 'static) -> MapCause {
     MapCause::Failed(chain(&error))
-}
-
-/// Whether the kernel's answer was `errno`.
-fn is(error: &KernelError, errno: i32) -> bool {
-    matches!(error, KernelError::SyscallError(e) if e.io_error.raw_os_error() == Some(errno))
 }

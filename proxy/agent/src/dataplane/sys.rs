@@ -1,10 +1,10 @@
-//! The system calls that aya has no safe form of: map batches, links of every kind by one route, and the
-//! cookie of the network namespace. Every function takes and returns owned or borrowed descriptors.
+//! The system calls that aya has no safe form of: map batches, links of every kind by one route, the
+//! programs' clock, and what the process asks of its allocator and scheduler. Every function takes and returns owned or borrowed descriptors.
 
 use std::ffi::CString;
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -109,18 +109,18 @@ pub(super) fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], valu
 /// Reads a whole hash or array map. Kernel 5.6.
 pub(super) fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut entries = Vec::new();
-    read_chunks(map, |keys: &[K], values: &[V]| {
+    read_chunks(map, 4096, |keys: &[K], values: &[V]| {
         entries.extend(keys.iter().copied().zip(values.iter().copied()));
     })?;
     Ok(entries)
 }
 
-/// Reads a whole hash or array map, a chunk at a time. Kernel 5.6.
+/// Reads a whole hash or array map, about `chunk` entries at a time. Kernel 5.6.
 pub(super) fn read_chunks<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
+    mut chunk: usize,
     mut take: impl FnMut(&[K], &[V]),
 ) -> io::Result<()> {
-    let mut chunk = 4096_usize;
     let mut cursor: Option<u32> = None;
     // SAFETY: all zero is a value of any `Pod`.
     let (mut keys, mut values): (Vec<K>, Vec<V>) = unsafe { (vec![zeroed(); chunk], vec![zeroed(); chunk]) };
@@ -259,21 +259,25 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }.map(owned)
 }
 
-/// The cookie of the calling thread's network namespace. Kernel 5.14.
-pub(super) fn netns_cookie() -> io::Result<u64> {
-    let socket =
-        std::net::UdpSocket::bind(("127.0.0.1", 0)).or_else(|_| std::net::UdpSocket::bind(("::1", 0)))?;
-    let mut cookie = 0_u64;
-    let mut len = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes, the size of `cookie`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &mut len,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+/// Nanoseconds of the clock that the programs read: monotonic, to the last tick.
+pub(super) fn coarse_clock() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Has the calling thread give way to others.
+pub(super) fn lower_priority() {
+    // SAFETY: takes numbers; 0 is the calling thread, on Linux. Refused, it changes nothing.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
+}
+
+/// Gives memory that was freed back to the system.
+pub(super) fn trim_memory() {
+    // SAFETY: takes a number, and may be called at any time from any thread.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }

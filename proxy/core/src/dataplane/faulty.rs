@@ -2,7 +2,7 @@
 
 use fairlead_abi::{Backend, Frontend, FrontendKey, Region};
 
-use super::{MapAction, MapCause, MapError, ServiceMaps};
+use super::{MapAction, MapCause, MapError, ServiceCidrKey, ServiceMaps, SourceRangeKey};
 
 /// Maps whose writes fail now and then, as a pseudo-random sequence decides.
 #[derive(Clone, Debug)]
@@ -65,6 +65,28 @@ impl<M: ServiceMaps> ServiceMaps for FaultyMaps<M> {
         self.inner.remove_frontend(key)
     }
 
+    fn write_source_range(&mut self, range: &SourceRangeKey, present: bool) -> Result<(), MapError> {
+        if self.fails() {
+            let action = if present { MapAction::Program } else { MapAction::Remove };
+            return Err(MapError::source_range(action, range, Self::cause()));
+        }
+        self.inner.write_source_range(range, present)
+    }
+
+    fn write_service_cidr(&mut self, cidr: &ServiceCidrKey, flags: u32) -> Result<(), MapError> {
+        if self.fails() {
+            return Err(MapError::service_cidr(MapAction::Program, cidr, Self::cause()));
+        }
+        self.inner.write_service_cidr(cidr, flags)
+    }
+
+    fn remove_service_cidr(&mut self, cidr: &ServiceCidrKey) -> Result<(), MapError> {
+        if self.fails() {
+            return Err(MapError::service_cidr(MapAction::Remove, cidr, Self::cause()));
+        }
+        self.inner.remove_service_cidr(cidr)
+    }
+
     fn backends(&self) -> Result<Vec<(u32, Backend)>, MapError> {
         self.inner.backends()
     }
@@ -75,6 +97,14 @@ impl<M: ServiceMaps> ServiceMaps for FaultyMaps<M> {
 
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, MapError> {
         self.inner.frontends()
+    }
+
+    fn source_ranges(&self) -> Result<Vec<SourceRangeKey>, MapError> {
+        self.inner.source_ranges()
+    }
+
+    fn service_cidrs(&self) -> Result<Vec<(ServiceCidrKey, u32)>, MapError> {
+        self.inner.service_cidrs()
     }
 }
 

@@ -3,7 +3,9 @@
 //! The agent implements [`ServiceMaps`] over the kernel's maps. [`MemoryMaps`] holds them in memory and
 //! can print them; [`FaultyMaps`] wraps any and makes writes fail.
 
+mod dump;
 mod faulty;
+mod keys;
 mod memory;
 
 use std::fmt;
@@ -13,10 +15,12 @@ use fairlead_abi::{Backend, Frontend, FrontendKey, Region};
 use crate::model::{frontend_label, socket_label};
 
 pub use faulty::FaultyMaps;
+pub use keys::{ServiceCidrKey, SourceRangeKey};
 pub use memory::MemoryMaps;
 
-/// The maps [`fairlead_abi::maps::FRONTENDS`], [`fairlead_abi::maps::SLOTS`] and
-/// [`fairlead_abi::maps::BACKENDS`].
+/// The maps [`fairlead_abi::maps::FRONTENDS`], [`fairlead_abi::maps::SLOTS`],
+/// [`fairlead_abi::maps::BACKENDS`], [`fairlead_abi::maps::SOURCE_RANGES`] and
+/// [`fairlead_abi::maps::SERVICE_CIDRS`].
 pub trait ServiceMaps {
     /// Writes the backend `id`; one with generation 0 vacates it.
     fn write_backend(&mut self, id: u32, backend: &Backend) -> Result<(), MapError>;
@@ -30,6 +34,15 @@ pub trait ServiceMaps {
     /// Removes the frontend at `key`; one that is not there is no error.
     fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), MapError>;
 
+    /// Admits the clients of `range`, or no longer; one that is not there is removed without error.
+    fn write_source_range(&mut self, range: &SourceRangeKey, present: bool) -> Result<(), MapError>;
+
+    /// Creates or replaces a range of ClusterIPs, with [`fairlead_abi::cidr_flags`].
+    fn write_service_cidr(&mut self, cidr: &ServiceCidrKey, flags: u32) -> Result<(), MapError>;
+
+    /// Removes a range of ClusterIPs; one that is not there is no error.
+    fn remove_service_cidr(&mut self, cidr: &ServiceCidrKey) -> Result<(), MapError>;
+
     /// Every backend that has a tenant (a generation other than 0), with its id.
     fn backends(&self) -> Result<Vec<(u32, Backend)>, MapError>;
 
@@ -38,6 +51,12 @@ pub trait ServiceMaps {
 
     /// Every frontend.
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, MapError>;
+
+    /// Every source range.
+    fn source_ranges(&self) -> Result<Vec<SourceRangeKey>, MapError>;
+
+    /// Every range of ClusterIPs, with its flags.
+    fn service_cidrs(&self) -> Result<Vec<(ServiceCidrKey, u32)>, MapError>;
 }
 
 /// A map operation that failed: which, on what, why.
@@ -67,6 +86,17 @@ impl MapError {
             _ => format!("backend {}", socket_label(backend.address.into(), backend.port.number())),
         };
         Self { action, object, cause }
+    }
+
+    /// The failure of `action` on a source range.
+    pub fn source_range(action: MapAction, range: &SourceRangeKey, cause: MapCause) -> Self {
+        let object = format!("source range {} of Service port {}", range.clients(), range.range.service);
+        Self { action, object, cause }
+    }
+
+    /// The failure of `action` on a range of ClusterIPs.
+    pub fn service_cidr(action: MapAction, cidr: &ServiceCidrKey, cause: MapCause) -> Self {
+        Self { action, object: format!("service range {cidr}"), cause }
     }
 
     /// The failure of `action` on `region`.

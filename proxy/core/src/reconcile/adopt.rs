@@ -1,14 +1,14 @@
 //! What an earlier run left in the maps: taken over by the Services that want it, the rest removed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
-use std::time::Instant;
 
-use fairlead_abi::{Backend, FrontendKey};
+use fairlead_abi::{Backend, FrontendKey, Region};
 
-use super::ledger::{Ledger, Programmed, RegionUse, regions_of};
-use super::{Failure, Reconciler, Report};
-use crate::dataplane::{MapError, ServiceMaps};
+use super::ledger::{Contents, Ledger, Programmed, RegionUse, hashed, regions_of};
+use super::pass::Pass;
+use super::{Failure, Part, Reconciler};
+use crate::dataplane::{MapError, ServiceMaps, SourceRangeKey};
 use crate::endpoints::BackendAddress;
 use crate::frontends::{Desired, DesiredFrontend, FrontendKind};
 use crate::model::{ObjectName, Protocol};
@@ -21,13 +21,37 @@ const GENERATION_JUMP: u32 = 1 << 16;
 /// Entries that no Service has taken over yet.
 #[derive(Debug, Default)]
 pub(super) struct Leftovers {
-    frontends: BTreeSet<FrontendKey>,
-    service_ids: BTreeSet<u32>,
-    /// By first slot, with the backend ids in it.
-    regions: BTreeMap<u32, Vec<u32>>,
-    backends: BTreeMap<u32, BackendAddress>,
+    frontends: HashSet<FrontendKey>,
+    service_ids: HashSet<u32>,
+    /// Who took over a Service id that other leftovers may still carry.
+    claimed_ids: HashMap<u32, ObjectName>,
+    /// By first slot.
+    regions: HashMap<u32, LeftRegion>,
+    backends: HashMap<u32, BackendAddress>,
     /// Backends in no region, whose established flows may go on.
     lingering: HashMap<IpAddr, BTreeSet<u32>>,
+    /// By Service id.
+    ranges: BTreeMap<u32, Vec<SourceRangeKey>>,
+}
+
+/// A region without an owner.
+#[derive(Debug)]
+struct LeftRegion {
+    contents: Contents,
+    /// The slots of a Maglev table, for comparison with what its backends should have.
+    table: Box<[u32]>,
+}
+
+impl LeftRegion {
+    fn new(slots: Vec<u32>, is_maglev: bool) -> Self {
+        if !is_maglev {
+            return Self { contents: Contents::new(slots, false), table: Box::default() };
+        }
+        let mut ids = slots.clone();
+        ids.sort_unstable();
+        ids.dedup();
+        Self { contents: Contents::new(ids, true), table: slots.into() }
+    }
 }
 
 impl Leftovers {
@@ -36,6 +60,7 @@ impl Leftovers {
             && self.service_ids.is_empty()
             && self.regions.is_empty()
             && self.backends.is_empty()
+            && self.ranges.is_empty()
     }
 
     /// Reads the maps, and notes in `ledger` what is taken.
@@ -47,7 +72,6 @@ impl Leftovers {
             if ledger.backend_ids.reserve(id) {
                 let address = BackendAddress { ip: backend.address.into(), port: backend.port.number() };
                 left.backends.insert(id, address);
-                left.lingering.entry(address.ip).or_default().insert(id);
             }
         }
         if generation != 0 {
@@ -56,10 +80,9 @@ impl Leftovers {
         for (key, frontend) in maps.frontends()? {
             for region in regions_of(&frontend) {
                 if !ledger.regions.contains_key(&region.base) && ledger.slots.reserve(region) {
-                    let ids = maps.slots(region)?;
+                    let slots = maps.slots(region)?;
                     ledger.regions.insert(region.base, RegionUse { len: region.len, owner: None, users: 0 });
-                    ids.iter().for_each(|id| left.no_longer_lingers(*id));
-                    left.regions.insert(region.base, ids);
+                    left.regions.insert(region.base, LeftRegion::new(slots, region == frontend.maglev));
                 }
             }
             if ledger.service_ids.reserve(frontend.service) {
@@ -68,15 +91,19 @@ impl Leftovers {
             left.frontends.insert(key);
             ledger.set_frontend(key, Some(Programmed { frontend, owner: None }));
         }
-        Ok(left)
-    }
-
-    fn no_longer_lingers(&mut self, id: u32) {
-        if let Some(address) = self.backends.get(&id)
-            && let Some(ids) = self.lingering.get_mut(&address.ip)
-        {
-            ids.remove(&id);
+        for range in maps.source_ranges()? {
+            let service = range.range.service;
+            if ledger.service_ids.reserve(service) {
+                left.service_ids.insert(service);
+            }
+            left.ranges.entry(service).or_default().push(range);
         }
+        let used: HashSet<u32> =
+            left.regions.values().flat_map(|region| region.contents.ids.iter().copied()).collect();
+        for (id, address) in left.backends.iter().filter(|(id, _)| !used.contains(id)) {
+            left.lingering.entry(address.ip).or_default().insert(*id);
+        }
+        Ok(left)
     }
 
     /// Gives the Services of `work` what is left of the frontends that they get, and all that these refer to.
@@ -98,10 +125,23 @@ impl Leftovers {
             }
         }
         for (name, desired) in work {
+            for address in &desired.whole {
+                self.claim_entry(name, &FrontendKey::whole((*address).into()), ledger);
+            }
             for address in desired.addresses() {
                 self.claim_lingering(name, address, desired, ledger);
             }
         }
+    }
+
+    fn claim_entry(&mut self, name: &ObjectName, key: &FrontendKey, ledger: &mut Ledger) -> bool {
+        if !self.frontends.remove(key) {
+            return false;
+        }
+        let Some(programmed) = ledger.frontends.get_mut(key) else { return false };
+        programmed.owner = Some(name.clone());
+        ledger.holdings.entry(name.clone()).or_default().frontends.insert(*key, ());
+        true
     }
 
     fn claim_frontend(
@@ -111,18 +151,18 @@ impl Leftovers {
         wanted: &DesiredFrontend,
         ledger: &mut Ledger,
     ) {
-        if !self.frontends.remove(key) {
+        if !self.claim_entry(name, key, ledger) {
             return;
         }
-        let Some(programmed) = ledger.frontends.get_mut(key) else { return };
-        programmed.owner = Some(name.clone());
-        let frontend = programmed.frontend;
+        let Some(frontend) = ledger.frontends.get(key).map(|programmed| programmed.frontend) else { return };
         let holding = ledger.holdings.entry(name.clone()).or_default();
-        holding.frontends.insert(*key);
         let port = (wanted.port.port.clone(), wanted.port.protocol);
         if !holding.ids.contains_key(&port) && self.service_ids.remove(&frontend.service) {
             holding.ids.insert(port, frontend.service);
+            holding.ranges.extend(self.ranges.remove(&frontend.service).into_iter().flatten());
+            self.claimed_ids.insert(frontend.service, name.clone());
         }
+        // The table last, when its backends' addresses are known to be this Service's.
         for region in regions_of(&frontend) {
             self.claim_region(name, wanted.port.protocol, region.base, ledger);
         }
@@ -130,13 +170,13 @@ impl Leftovers {
 
     fn claim_region(&mut self, name: &ObjectName, protocol: Protocol, base: u32, ledger: &mut Ledger) {
         let holding = ledger.holdings.entry(name.clone()).or_default();
-        let Some(region) = ledger.regions.get_mut(&base) else { return };
+        let Some(used) = ledger.regions.get_mut(&base) else { return };
         match self.regions.get(&base) {
-            Some(ids) if !holding.regions.contains_key(ids) => {}
+            Some(left) if !holding.regions.contains_key(&left.contents) => {}
             _ => return,
         }
-        let Some(ids) = self.regions.remove(&base) else { return };
-        for id in &ids {
+        let Some(left) = self.regions.remove(&base) else { return };
+        for id in &left.contents.ids {
             if let Some(address) = self.backends.get(id)
                 && !holding.backends.contains_key(&(protocol, *address))
             {
@@ -144,8 +184,17 @@ impl Leftovers {
                 self.backends.remove(id);
             }
         }
-        region.owner = Some(name.clone());
-        holding.regions.insert(ids, fairlead_abi::Region { base, len: region.len });
+        if left.contents.is_maglev {
+            let own = |id: &u32| left.contents.ids.binary_search(id).is_ok();
+            let backends = holding.backends.iter().filter(|((of, _), id)| *of == protocol && own(id));
+            let (addresses, ids): (Vec<_>, Vec<_>) = backends.map(|((_, address), id)| (*address, *id)).unzip();
+            if ids.is_empty() || hashed(&addresses, &ids, used.len) != left.table[..] {
+                self.regions.insert(base, left);
+                return;
+            }
+        }
+        used.owner = Some(name.clone());
+        holding.regions.insert(left.contents, Region { base, len: used.len });
     }
 
     /// The maps do not say which protocol a backend in no region had, so it goes to the first that misses it.
@@ -168,64 +217,74 @@ impl Leftovers {
 impl Reconciler {
     /// Removes what no Service took over, in the order that its parts refer to each other. Returns
     /// Services that have something to give back now.
-    pub(super) fn clear_leftovers(
-        &mut self,
-        now: Instant,
-        maps: &mut impl ServiceMaps,
-        report: &mut Report,
-    ) -> BTreeSet<ObjectName> {
+    pub(super) fn clear_leftovers(&mut self, pass: &mut Pass<'_, impl ServiceMaps>) -> BTreeSet<ObjectName> {
         let mut touched = BTreeSet::new();
         if self.leftovers.is_empty() {
             return touched;
         }
-        let (left, ledger) = (&mut self.leftovers, &mut self.ledger);
-        let mut failed = |error| report.failed.push(Failure { service: None, error });
-        left.frontends.retain(|key| match maps.remove_frontend(key) {
+        let (left, ledger, report) = (&mut self.leftovers, &mut self.ledger, &mut *pass.report);
+        let mut failed = Vec::new();
+        left.frontends.retain(|key| match pass.maps.remove_frontend(key) {
             Ok(()) => {
                 report.applied.removed += 1;
+                let service = ledger.frontends.get(key).map(|programmed| programmed.frontend.service);
+                touched.extend(service.and_then(|service| left.claimed_ids.get(&service)).cloned());
                 touched.extend(ledger.set_frontend(*key, None));
                 false
             }
             Err(error) => {
-                failed(error);
+                failed.push(error);
                 true
             }
         });
         left.regions.retain(|base, _| match ledger.regions.get(base) {
             Some(region) if region.users > 0 => true,
             Some(region) => {
-                ledger.slots.release(fairlead_abi::Region { base: *base, len: region.len }, now);
+                ledger.slots.release(Region { base: *base, len: region.len }, pass.now);
                 ledger.regions.remove(base);
                 false
             }
             None => false,
         });
-        let used: BTreeSet<u32> = left.regions.values().flatten().copied().collect();
+        let used: HashSet<u32> =
+            left.regions.values().flat_map(|region| region.contents.ids.iter().copied()).collect();
         left.backends.retain(|id, _| {
             if used.contains(id) {
                 return true;
             }
-            match maps.write_backend(*id, &Backend::default()) {
+            match pass.maps.write_backend(*id, &Backend::default()) {
                 Ok(()) => {
                     report.applied.vacated += 1;
-                    ledger.backend_ids.release(*id, now);
+                    ledger.backend_ids.release(*id, pass.now);
                     false
                 }
                 Err(error) => {
-                    failed(error);
+                    failed.push(error);
                     true
                 }
             }
         });
-        let ids: BTreeSet<u32> =
-            ledger.frontends.values().map(|programmed| programmed.frontend.service).collect();
-        left.service_ids.retain(|id| {
-            let used = ids.contains(id);
-            if !used {
-                ledger.service_ids.release(*id, now);
-            }
-            used
+        left.ranges.retain(|service, ranges| {
+            ranges.retain(|range| {
+                if ledger.is_guarded(*service, range.range.address.is_v4()) {
+                    return true;
+                }
+                pass.maps.write_source_range(range, false).map_err(|error| failed.push(error)).is_err()
+            });
+            !ranges.is_empty()
         });
+        left.service_ids.retain(|id| {
+            let is_used = ledger.is_used(*id) || left.ranges.contains_key(id);
+            if !is_used {
+                ledger.service_ids.release(*id, pass.now);
+            }
+            is_used
+        });
+        if left.is_empty() {
+            // Its tables were as large as the maps.
+            *left = Leftovers::default();
+        }
+        report.failed.extend(failed.into_iter().map(|error| Failure { part: Part::Leftovers, error }));
         touched
     }
 }

@@ -1,6 +1,7 @@
 //! Who gets an address that several Services ask for: the older one, then the one whose name sorts first.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use fairlead_abi::FrontendKey;
 
@@ -9,8 +10,9 @@ use crate::model::ObjectName;
 /// Every frontend that any Service asks for, with all who ask.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    claimants: HashMap<FrontendKey, BTreeSet<(i64, ObjectName)>>,
-    of_service: HashMap<ObjectName, (i64, BTreeSet<FrontendKey>)>,
+    /// In order of who gets it. Nearly always one.
+    claimants: HashMap<FrontendKey, Vec<(i64, ObjectName)>>,
+    of_service: HashMap<ObjectName, (i64, Box<[FrontendKey]>)>,
 }
 
 impl Claims {
@@ -24,10 +26,12 @@ impl Claims {
     ) -> BTreeSet<ObjectName> {
         let (old_created, old_keys) = self.of_service.remove(service).unwrap_or_default();
         let mut affected = BTreeSet::new();
-        let kept = |key: &FrontendKey| created == old_created && keys.contains(key) && old_keys.contains(key);
+        let kept = |key: &FrontendKey| {
+            created == old_created && keys.contains(key) && old_keys.binary_search(key).is_ok()
+        };
         for key in old_keys.iter().filter(|key| !kept(key)) {
             if let Some(claimants) = self.claimants.get_mut(key) {
-                claimants.remove(&(old_created, service.clone()));
+                claimants.retain(|(_, name)| name != service);
                 affected.extend(claimants.iter().map(|(_, name)| name.clone()));
                 if claimants.is_empty() {
                     self.claimants.remove(key);
@@ -35,12 +39,15 @@ impl Claims {
             }
         }
         for key in keys.iter().filter(|key| !kept(key)) {
-            let claimants = self.claimants.entry(*key).or_default();
+            let claimants = self.claimants.entry(*key).or_insert_with(|| Vec::with_capacity(1));
             affected.extend(claimants.iter().map(|(_, name)| name.clone()));
-            claimants.insert((created, service.clone()));
+            let claimant = (created, service.clone());
+            if let Err(place) = claimants.binary_search(&claimant) {
+                claimants.insert(place, claimant);
+            }
         }
         if !keys.is_empty() {
-            self.of_service.insert(service.clone(), (created, keys));
+            self.of_service.insert(service.clone(), (created, keys.into_iter().collect()));
         }
         affected
     }
@@ -49,6 +56,20 @@ impl Claims {
     pub(super) fn winner(&self, key: &FrontendKey) -> Option<&ObjectName> {
         self.claimants.get(key)?.first().map(|(_, name)| name)
     }
+
+    /// The whole addresses that `service` asks for.
+    pub(super) fn whole_of(&self, service: &ObjectName) -> impl Iterator<Item = IpAddr> + '_ {
+        self.of_service.get(service).into_iter().flat_map(|(_, keys)| keys).filter_map(whole)
+    }
+
+    /// The whole addresses that any Service asks for.
+    pub(super) fn whole(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.claimants.keys().filter_map(whole)
+    }
+}
+
+fn whole(key: &FrontendKey) -> Option<IpAddr> {
+    (*key == FrontendKey::whole(key.address)).then(|| key.address.into())
 }
 
 #[cfg(test)]

@@ -1,15 +1,18 @@
 //! What is in the maps, and whose it is.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Instant;
 
-use fairlead_abi::{Backend, Frontend, FrontendKey, Port, Region};
+use fairlead_abi::{Backend, Frontend, FrontendKey, Port, Region, frontend_flags};
 
 use super::Capacity;
-use crate::dataplane::{MapAction, MapCause, MapError, ServiceMaps};
+use crate::dataplane::{MapAction, MapCause, MapError, ServiceMaps, SourceRangeKey};
 use crate::endpoints::BackendAddress;
-use crate::frontends::Desired;
+use crate::frontends::{Desired, DesiredFrontend};
+use crate::maglev;
 use crate::model::{ObjectName, Protocol, ServicePortName};
+use crate::small::SmallMap;
 use crate::tables::{Ids, Slots};
 
 /// The entries of the maps with their owners, and the numbers that are free.
@@ -19,6 +22,8 @@ pub(super) struct Ledger {
     pub(super) holdings: HashMap<ObjectName, Holding>,
     /// By first slot.
     pub(super) regions: HashMap<u32, RegionUse>,
+    /// By id of a Service port.
+    uses: HashMap<u32, ServiceUse>,
     pub(super) service_ids: Ids,
     pub(super) backend_ids: Ids,
     pub(super) slots: Slots,
@@ -44,6 +49,20 @@ pub(super) struct RegionUse {
     pub(super) users: u32,
 }
 
+/// How many frontends in the map carry the id of a Service port.
+#[derive(Clone, Copy, Debug, Default)]
+struct ServiceUse {
+    frontends: u32,
+    guarded_v4: u32,
+    guarded_v6: u32,
+}
+
+impl ServiceUse {
+    fn guarded(&mut self, v4: bool) -> &mut u32 {
+        if v4 { &mut self.guarded_v4 } else { &mut self.guarded_v6 }
+    }
+}
+
 /// What one Service has in the maps.
 ///
 /// Backends belong to a Service and protocol, not to one of its ports, so that renaming a port changes
@@ -51,11 +70,40 @@ pub(super) struct RegionUse {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Holding {
     /// Ids by port name and protocol.
-    pub(super) ids: BTreeMap<(String, Protocol), u32>,
-    pub(super) backends: BTreeMap<(Protocol, BackendAddress), u32>,
-    /// Regions by the backend ids in them.
-    pub(super) regions: HashMap<Vec<u32>, Region>,
-    pub(super) frontends: BTreeSet<FrontendKey>,
+    pub(super) ids: SmallMap<(Arc<str>, Protocol), u32>,
+    pub(super) backends: SmallMap<(Protocol, BackendAddress), u32>,
+    /// Regions by what is in them.
+    pub(super) regions: SmallMap<Contents, Region>,
+    pub(super) frontends: SmallMap<FrontendKey, ()>,
+    pub(super) ranges: BTreeSet<SourceRangeKey>,
+}
+
+/// What is in a region: these backends' ids, which ascend, as a list or as the Maglev table over them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Contents {
+    pub(super) ids: Box<[u32]>,
+    pub(super) is_maglev: bool,
+}
+
+/// What a region of a Service should hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Selection<'a> {
+    protocol: Protocol,
+    backends: &'a [BackendAddress],
+    /// The size of the Maglev table; none: a list.
+    maglev: Option<u32>,
+}
+
+/// What the regions of `frontend` should hold: internal, external, Maglev.
+pub(super) fn selections(frontend: &DesiredFrontend) -> [Selection<'_>; 3] {
+    let protocol = frontend.port.protocol;
+    let list = |backends| Selection { protocol, backends, maglev: None };
+    let hashed: &[BackendAddress] = if frontend.maglev.is_some() { &frontend.external } else { &[] };
+    [
+        list(&frontend.internal),
+        list(&frontend.external),
+        Selection { protocol, backends: hashed, maglev: frontend.maglev },
+    ]
 }
 
 impl Holding {
@@ -64,11 +112,20 @@ impl Holding {
             && self.backends.is_empty()
             && self.regions.is_empty()
             && self.frontends.is_empty()
+            && self.ranges.is_empty()
     }
 
-    fn keep_ids(&mut self, keep: impl Fn(&(String, Protocol), u32) -> bool) -> Vec<u32> {
-        let dropped = self.ids.extract_if(.., |port, id| !keep(port, *id));
-        dropped.map(|(_, id)| id).collect()
+    /// The backends' ids in their order; none if one has no id.
+    fn ids_of(&self, selection: Selection<'_>) -> Option<Vec<u32>> {
+        let id = |address: &BackendAddress| self.backends.get(&(selection.protocol, *address)).copied();
+        selection.backends.iter().map(id).collect()
+    }
+}
+
+impl Contents {
+    pub(super) fn new(mut ids: Vec<u32>, is_maglev: bool) -> Self {
+        ids.sort_unstable();
+        Self { ids: ids.into(), is_maglev }
     }
 }
 
@@ -78,6 +135,7 @@ impl Ledger {
             frontends: HashMap::new(),
             holdings: HashMap::new(),
             regions: HashMap::new(),
+            uses: HashMap::new(),
             service_ids: Ids::new(u32::MAX - 1),
             backend_ids: Ids::new(capacity.backends.saturating_sub(1)),
             slots: Slots::new(capacity.slots),
@@ -89,6 +147,17 @@ impl Ledger {
     pub(super) fn frontend_of(&self, key: &FrontendKey, service: &ObjectName) -> Option<Frontend> {
         let programmed = self.frontends.get(key)?;
         (programmed.owner.as_ref() == Some(service)).then_some(programmed.frontend)
+    }
+
+    /// Whether any frontend in the map carries the id of this Service port.
+    pub(super) fn is_used(&self, service: u32) -> bool {
+        self.uses.contains_key(&service)
+    }
+
+    /// Whether any frontend in the map relies on the ranges of this Service port and family.
+    pub(super) fn is_guarded(&self, service: u32, v4: bool) -> bool {
+        let uses = self.uses.get(&service).copied();
+        uses.is_some_and(|mut uses| *uses.guarded(v4) > 0)
     }
 
     /// The id of a Service port, new if it has none.
@@ -139,46 +208,51 @@ impl Ledger {
         Ok(true)
     }
 
-    /// The region of `service` that holds these backends, or none if one of them has no id.
-    pub(super) fn region(
-        &self,
-        service: &ObjectName,
-        protocol: Protocol,
-        addresses: &[BackendAddress],
-    ) -> Option<(Vec<u32>, Option<Region>)> {
-        if addresses.is_empty() {
-            return Some((Vec::new(), Some(Region::default())));
+    /// The region of `service` that holds these backends; none if there is none yet.
+    pub(super) fn region(&self, service: &ObjectName, selection: Selection<'_>) -> Option<Region> {
+        if selection.backends.is_empty() {
+            return Some(Region::default());
         }
         let holding = self.holdings.get(service)?;
-        let ids: Option<Vec<u32>> =
-            addresses.iter().map(|address| holding.backends.get(&(protocol, *address)).copied()).collect();
-        ids.map(|ids| {
-            let region = holding.regions.get(&ids).copied();
-            (ids, region)
-        })
+        let contents = Contents::new(holding.ids_of(selection)?, selection.maglev.is_some());
+        holding.regions.get(&contents).copied()
     }
 
-    /// Takes and fills a region of `service` with `ids`.
-    pub(super) fn fill_region(
+    /// Takes and fills a region of `service`, if it has none that holds these backends, and all of them have ids.
+    /// Returns whether it wrote.
+    pub(super) fn ensure_region(
         &mut self,
         service: &ObjectName,
-        ids: Vec<u32>,
+        selection: Selection<'_>,
         now: Instant,
         maps: &mut impl ServiceMaps,
-    ) -> Result<Region, MapError> {
-        let len = ids.len() as u32;
+    ) -> Result<bool, MapError> {
+        if selection.backends.is_empty() {
+            return Ok(false);
+        }
+        let Some(holding) = self.holdings.get_mut(service) else { return Ok(false) };
+        let Some(ids) = holding.ids_of(selection) else { return Ok(false) };
+        let contents = Contents::new(ids.clone(), selection.maglev.is_some());
+        if holding.regions.contains_key(&contents) {
+            return Ok(false);
+        }
+        let slots = match selection.maglev {
+            None => contents.ids.to_vec(),
+            Some(size) => hashed(selection.backends, &ids, size),
+        };
+        let len = slots.len() as u32;
         let Some(region) = self.slots.take(len, now) else {
             let object = format!("{len} slots of Service {service}");
             let cause = MapCause::Full(self.slots.count());
             return Err(MapError { action: MapAction::Program, object, cause });
         };
-        if let Err(error) = maps.write_slots(region.base, &ids) {
+        if let Err(error) = maps.write_slots(region.base, &slots) {
             self.slots.release(region, now);
             return Err(error);
         }
         self.regions.insert(region.base, RegionUse { len, owner: Some(service.clone()), users: 0 });
-        self.holdings.entry(service.clone()).or_default().regions.insert(ids, region);
-        Ok(region)
+        holding.regions.insert(contents, region);
+        Ok(true)
     }
 
     /// Notes that the map now has this frontend at `key`, or none. Returns the other Services that owned
@@ -193,6 +267,7 @@ impl Ledger {
             for region in regions_of(&new.frontend) {
                 self.regions.entry(region.base).and_modify(|region| region.users += 1);
             }
+            self.count_use(&key, &new.frontend);
         }
         let old = match programmed {
             Some(new) => self.frontends.insert(key, new),
@@ -200,6 +275,7 @@ impl Ledger {
         };
         let mut touched = BTreeSet::new();
         if let Some(old) = old {
+            self.discount_use(&key, &old.frontend);
             for region in regions_of(&old.frontend) {
                 if let Some(region) = self.regions.get_mut(&region.base) {
                     region.users = region.users.saturating_sub(1);
@@ -215,9 +291,41 @@ impl Ledger {
         }
         if let Some(owner) = new_owner {
             touched.remove(&owner);
-            self.holdings.entry(owner).or_default().frontends.insert(key);
+            self.holdings.entry(owner).or_default().frontends.insert(key, ());
         }
         touched
+    }
+
+    fn count_use(&mut self, key: &FrontendKey, frontend: &Frontend) {
+        if frontend.service == 0 {
+            return;
+        }
+        let uses = self.uses.entry(frontend.service).or_default();
+        uses.frontends += 1;
+        *uses.guarded(key.address.is_v4()) += u32::from(frontend.flags & frontend_flags::GUARDED != 0);
+    }
+
+    fn discount_use(&mut self, key: &FrontendKey, frontend: &Frontend) {
+        let Some(uses) = self.uses.get_mut(&frontend.service) else { return };
+        uses.frontends -= 1;
+        *uses.guarded(key.address.is_v4()) -= u32::from(frontend.flags & frontend_flags::GUARDED != 0);
+        if uses.frontends == 0 {
+            self.uses.remove(&frontend.service);
+        }
+    }
+
+    /// Which ranges the guarded frontends of `desired` ask for, as far as their Service ports have ids.
+    pub(super) fn wanted_ranges(&self, service: &ObjectName, desired: &Desired) -> BTreeSet<SourceRangeKey> {
+        let Some(holding) = self.holdings.get(service) else { return BTreeSet::new() };
+        let guarded =
+            desired.frontends.iter().filter(|(_, wanted)| wanted.flags & frontend_flags::GUARDED != 0);
+        let ranges = |(key, wanted): (&FrontendKey, &DesiredFrontend)| {
+            let v4 = key.address.is_v4();
+            let id = holding.ids.get(&(wanted.port.port.clone(), wanted.port.protocol)).copied();
+            let own = desired.source_ranges.iter().filter(move |range| range.addr().is_ipv4() == v4);
+            own.filter_map(move |range| Some(SourceRangeKey::new(id?, *range))).collect::<Vec<_>>()
+        };
+        guarded.flat_map(ranges).collect()
     }
 
     /// Gives back what `service` has and neither its frontends in the map nor `desired` refer to.
@@ -229,15 +337,69 @@ impl Ledger {
         now: Instant,
         maps: &mut impl ServiceMaps,
     ) -> (usize, Vec<MapError>) {
-        let wanted: Vec<Region> = desired
+        let mut failures = self.sweep_ranges(service, desired, maps);
+        self.sweep_regions(service, desired, now);
+        let vacated = self.sweep_backends(service, desired, now, maps, &mut failures);
+        let Some(holding) = self.holdings.get_mut(service) else { return (vacated, failures) };
+        let asked: HashSet<(&str, Protocol)> = desired
             .frontends
             .values()
-            .flat_map(|frontend| {
-                [&frontend.internal, &frontend.external].map(|list| (frontend.port.protocol, list))
-            })
-            .filter_map(|(protocol, list)| self.region(service, protocol, list)?.1)
+            .map(|frontend| (&*frontend.port.port, frontend.port.protocol))
             .collect();
-        let Some(holding) = self.holdings.get_mut(service) else { return (0, Vec::new()) };
+        let ranged: HashSet<u32> = holding.ranges.iter().map(|range| range.range.service).collect();
+        holding.ids.retain(|(port, protocol), id| {
+            let is_asked = asked.contains(&(&**port, *protocol));
+            let keep = is_asked || self.uses.contains_key(id) || ranged.contains(id);
+            if !keep {
+                self.service_ids.release(*id, now);
+            }
+            keep
+        });
+        if holding.is_empty() {
+            self.holdings.remove(service);
+        }
+        (vacated, failures)
+    }
+
+    /// A guarded frontend keeps its ranges until all those that it is to have instead are there.
+    fn sweep_ranges(
+        &mut self,
+        service: &ObjectName,
+        desired: &Desired,
+        maps: &mut impl ServiceMaps,
+    ) -> Vec<MapError> {
+        let wanted = self.wanted_ranges(service, desired);
+        let mut failures = Vec::new();
+        let Some(mut ranges) = self.holdings.get_mut(service).map(|held| std::mem::take(&mut held.ranges)) else {
+            return failures;
+        };
+        let stale: Vec<SourceRangeKey> = ranges.difference(&wanted).copied().collect();
+        for range in stale {
+            let (id, v4) = (range.range.service, range.range.address.is_v4());
+            let mut replacing =
+                wanted.iter().filter(|other| (other.range.service, other.range.address.is_v4()) == (id, v4));
+            let is_replaced = replacing.clone().next().is_some() && replacing.all(|other| ranges.contains(other));
+            if self.is_guarded(id, v4) && !is_replaced {
+                continue;
+            }
+            match maps.write_source_range(&range, false) {
+                Ok(()) => {
+                    ranges.remove(&range);
+                }
+                Err(error) => failures.push(error),
+            }
+        }
+        if let Some(holding) = self.holdings.get_mut(service) {
+            holding.ranges = ranges;
+        }
+        failures
+    }
+
+    fn sweep_regions(&mut self, service: &ObjectName, desired: &Desired, now: Instant) {
+        let selections = desired.frontends.values().flat_map(selections);
+        let wanted: HashSet<Region> =
+            selections.filter_map(|selection| self.region(service, selection)).collect();
+        let Some(holding) = self.holdings.get_mut(service) else { return };
         holding.regions.retain(|_, region| {
             let users = self.regions.get(&region.base).map_or(0, |known| known.users);
             let keep = users > 0 || wanted.contains(region);
@@ -247,10 +409,20 @@ impl Ledger {
             }
             keep
         });
+    }
 
-        let used: HashSet<u32> = holding.regions.keys().flatten().copied().collect();
-        let asked: HashSet<(Protocol, BackendAddress)> = desired.backends().collect();
-        let (mut vacated, mut failures) = (0, Vec::new());
+    fn sweep_backends(
+        &mut self,
+        service: &ObjectName,
+        desired: &Desired,
+        now: Instant,
+        maps: &mut impl ServiceMaps,
+        failures: &mut Vec<MapError>,
+    ) -> usize {
+        let Some(holding) = self.holdings.get_mut(service) else { return 0 };
+        let used: HashSet<u32> = holding.regions.keys().flat_map(|contents| contents.ids.iter().copied()).collect();
+        let asked = desired.backends();
+        let mut vacated = 0;
         holding.backends.retain(|backend, id| {
             let (protocol, address) = *backend;
             if used.contains(id) || asked.contains(backend) || desired.lingers(protocol, address) {
@@ -268,30 +440,17 @@ impl Ledger {
                 }
             }
         });
-
-        let in_map: HashSet<u32> = holding
-            .frontends
-            .iter()
-            .filter_map(|key| Some(self.frontends.get(key)?.frontend.service))
-            .collect();
-        let asked: HashSet<(&str, Protocol)> = desired
-            .frontends
-            .values()
-            .map(|frontend| (frontend.port.port.as_str(), frontend.port.protocol))
-            .collect();
-        for id in holding.keep_ids(|(port, protocol), id| {
-            in_map.contains(&id) || asked.contains(&(port.as_str(), *protocol))
-        }) {
-            self.service_ids.release(id, now);
-        }
-        if holding.is_empty() {
-            self.holdings.remove(service);
-        }
-        (vacated, failures)
+        vacated
     }
+}
+
+/// The slots of the Maglev table of `size` places over `backends`, which have these ids.
+pub(super) fn hashed(backends: &[BackendAddress], ids: &[u32], size: u32) -> Vec<u32> {
+    let places = maglev::table(backends, size);
+    places.into_iter().map(|index| ids[index as usize]).collect()
 }
 
 /// The regions that a frontend refers to, each counted as often as it does.
 pub(super) fn regions_of(frontend: &Frontend) -> impl Iterator<Item = Region> {
-    [frontend.internal, frontend.external].into_iter().filter(|region| region.len > 0)
+    [frontend.internal, frontend.external, frontend.maglev].into_iter().filter(|region| region.len > 0)
 }

@@ -4,34 +4,46 @@
 //! [`Reconciler::reconcile`] with the maps. What one call does, for all Services that changed together:
 //!
 //! ```text
-//! desired ─► claims ─► adopt ─► backends ─► slots ─► frontends ─► removals ─► sweep
-//!            who gets  what a    ids and     new      one write    frontends   regions and backends
-//!            an        former    genera-     regions  switches     that nobody that nothing refers to
-//!            address   run left  tions                a frontend   asks for    rest, then serve again
+//! desired ─► claims ─► adopt ─► backends ─► slots ─► ranges ─► frontends ─► removals ─► sweep
+//!            who gets  what a    ids and     new      whom a    one write    frontends   regions, backends and
+//!            an        former    genera-     regions  guarded   switches     that nobody ranges that nothing
+//!            address   run left  tions                one       a frontend   asks for    refers to; ids and slots
+//!                                                     admits                             rest, then serve again
 //! ```
+//!
+//! The ranges that ClusterIPs are from follow at the end, when all that is in them is there.
 //!
 //! Any write may fail. What depends on it is then left as it was, its Service stays pending and is done
 //! again from its desired state, and everything else proceeds. Nothing is remembered but what is in the
 //! maps, so a retry, a repeated event and a restart are the same thing.
 
 mod adopt;
+mod cidrs;
 mod claims;
+mod fill;
 mod ledger;
+mod pass;
 mod round;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use crate::dataplane::{MapError, ServiceMaps};
+use crate::frontends::{HealthCheck, WithoutLocal};
 use crate::index::Index;
 use crate::model::{ObjectName, Problem};
+use crate::settings::Settings;
+use crate::tracked::Tracked;
 use crate::view::{self, ServiceView};
 
 use adopt::Leftovers;
+use cidrs::Cidrs;
 use claims::Claims;
 use ledger::Ledger;
+use pass::Pass;
 
 /// The first pause before a failed write is tried again.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -65,6 +77,8 @@ pub struct Applied {
     pub backends: usize,
     /// Regions that were filled.
     pub regions: usize,
+    /// Source ranges that were admitted.
+    pub ranges: usize,
     /// Frontends that were created or switched.
     pub frontends: usize,
     /// Frontends that were removed.
@@ -76,19 +90,40 @@ pub struct Applied {
 impl Applied {
     /// All of them.
     pub fn total(&self) -> usize {
-        let Self { backends, regions, frontends, removed, vacated } = self;
-        backends + regions + frontends + removed + vacated
+        let Self { backends, regions, ranges, frontends, removed, vacated } = self;
+        backends + regions + ranges + frontends + removed + vacated
     }
 }
 
 /// A write that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {error}", .service.as_ref().map_or("left over from an earlier run".to_owned(), |name| format!("Service {name}")))]
+#[error("{part}: {error}")]
 pub struct Failure {
-    /// The Service that it was for; none for what an earlier run left over.
-    pub service: Option<ObjectName>,
+    /// What it was for.
+    pub part: Part,
     /// What failed.
     pub error: MapError,
+}
+
+/// What a write is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A Service.
+    Service(ObjectName),
+    /// What an earlier run left over.
+    Leftovers,
+    /// The ranges that ClusterIPs are from.
+    ServiceRanges,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(name) => write!(f, "Service {name}"),
+            Self::Leftovers => f.write_str("left over from an earlier run"),
+            Self::ServiceRanges => f.write_str("ranges of ClusterIPs"),
+        }
+    }
 }
 
 /// The state of the maps of Services, and the objects that they follow.
@@ -99,8 +134,11 @@ pub struct Reconciler {
     claims: Claims,
     ledger: Ledger,
     leftovers: Leftovers,
+    cidrs: Cidrs,
     /// Addresses that a Service asks for and another one has.
-    contested: BTreeMap<ObjectName, Vec<Problem>>,
+    contested: Tracked<ObjectName, Vec<Problem>>,
+    health: Tracked<ObjectName, HealthCheck>,
+    without_local: Tracked<ObjectName, WithoutLocal>,
     /// Services that are not as their objects ask, with the first thing that failed.
     pending: BTreeMap<ObjectName, MapError>,
     retry: Option<Retry>,
@@ -115,14 +153,17 @@ struct Retry {
 
 impl Reconciler {
     /// Empty maps of this size, on the node of that name.
-    pub fn new(node_name: impl Into<String>, capacity: Capacity) -> Self {
+    pub fn new(node_name: impl Into<String>, capacity: Capacity, settings: Settings) -> Self {
         Self {
-            index: Index::new(node_name),
+            index: Index::new(node_name, settings),
             synced: false,
             claims: Claims::default(),
             ledger: Ledger::new(capacity),
             leftovers: Leftovers::default(),
-            contested: BTreeMap::new(),
+            cidrs: Cidrs::default(),
+            contested: Tracked::default(),
+            health: Tracked::default(),
+            without_local: Tracked::default(),
             pending: BTreeMap::new(),
             retry: None,
         }
@@ -137,7 +178,7 @@ impl Reconciler {
     /// If a map can't be read.
     pub fn adopt(&mut self, maps: &impl ServiceMaps) -> Result<(), MapError> {
         self.leftovers = Leftovers::read(maps, &mut self.ledger)?;
-        Ok(())
+        self.cidrs.adopt(maps)
     }
 
     /// What the API holds.
@@ -173,11 +214,16 @@ impl Reconciler {
             names.extend(self.pending.keys().cloned());
         }
         let mut report = Report::default();
-        self.rounds(names, now, maps, &mut report);
-        if retrying || self.retry.is_none() {
-            let touched = self.clear_leftovers(now, maps, &mut report);
-            self.rounds(touched, now, maps, &mut report);
+        let mut pass = Pass { now, maps, report: &mut report };
+        if self.index.take_dirty_cidrs() {
+            self.cidrs.replace(self.index.service_cidrs(), self.claims.whole());
         }
+        self.rounds(names, &mut pass);
+        if retrying || self.retry.is_none() {
+            let touched = self.clear_leftovers(&mut pass);
+            self.rounds(touched, &mut pass);
+        }
+        self.cidrs.apply(&mut pass);
         self.retry = self.next_retry(now, retrying, &report);
         report.pending = self.pending.len();
         report
@@ -198,6 +244,29 @@ impl Reconciler {
         self.index.problems().chain(self.contested.values().flatten()).cloned().collect()
     }
 
+    /// Grows with each change of [`Self::problems`], which costs much more.
+    pub fn problems_version(&self) -> u64 {
+        self.index.problems_version() + self.contested.version()
+    }
+
+    /// What load balancers ask this node for, in order of Service, as of the last reconcile.
+    pub fn health_checks(&self) -> Vec<HealthCheck> {
+        self.health.values().cloned().collect()
+    }
+
+    /// Grows with each change of [`Self::health_checks`].
+    pub fn health_checks_version(&self) -> u64 {
+        self.health.version()
+    }
+
+    /// How many Service ports have endpoints that their Local policy keeps from clients here.
+    pub fn without_local(&self) -> WithoutLocal {
+        self.without_local.values().fold(WithoutLocal::default(), |sum, one| WithoutLocal {
+            internal: sum.internal + one.internal,
+            external: sum.external + one.external,
+        })
+    }
+
     /// Every Service port with its frontends and backends, in order of name.
     pub fn services(&self) -> Vec<ServiceView> {
         let names: Vec<&ObjectName> = self.index.services().map(|service| &service.name).collect();
@@ -210,21 +279,15 @@ impl Reconciler {
     }
 
     /// Rounds until no Service has anything left to give back.
-    fn rounds(
-        &mut self,
-        mut names: BTreeSet<ObjectName>,
-        now: Instant,
-        maps: &mut impl ServiceMaps,
-        report: &mut Report,
-    ) {
+    fn rounds(&mut self, mut names: BTreeSet<ObjectName>, pass: &mut Pass<'_, impl ServiceMaps>) {
         while !names.is_empty() {
-            names = self.round(names, now, maps, report);
+            names = self.round(names, pass);
         }
     }
 
     /// Pauses grow while nothing changes; a removal may have made the room that others wait for.
     fn next_retry(&self, now: Instant, retrying: bool, report: &Report) -> Option<Retry> {
-        if self.pending.is_empty() && self.leftovers.is_empty() {
+        if self.pending.is_empty() && self.leftovers.is_empty() && !self.cidrs.is_pending() {
             return None;
         }
         let made_room = report.applied.removed + report.applied.vacated > 0;

@@ -1,19 +1,21 @@
 //! Contiguous runs of slots, given out and taken back.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use fairlead_abi::Region;
 
 use super::QUARANTINE;
 
-/// The slots from 0 to a count. The first free run that is long enough is cut; neighbours grow together
-/// again when they come back.
+/// The slots from 0 to a count. The shortest free run that is long enough is cut, the first of those; neighbours
+/// grow together again when they come back.
 #[derive(Clone, Debug)]
 pub struct Slots {
     count: u32,
     /// First slot of each free run → its length. No two runs touch.
     free: BTreeMap<u32, u32>,
+    /// The same runs as (length, first slot).
+    by_len: BTreeSet<(u32, u32)>,
     /// Regions that rest, with the time they were given back.
     resting: VecDeque<(Instant, Region)>,
 }
@@ -21,8 +23,10 @@ pub struct Slots {
 impl Slots {
     /// So many slots, all free.
     pub fn new(count: u32) -> Self {
-        let free = if count == 0 { BTreeMap::new() } else { BTreeMap::from([(0, count)]) };
-        Self { count, free, resting: VecDeque::new() }
+        let mut slots =
+            Self { count, free: BTreeMap::new(), by_len: BTreeSet::new(), resting: VecDeque::new() };
+        slots.add_run(0, count);
+        slots
     }
 
     /// How many slots there are.
@@ -39,7 +43,7 @@ impl Slots {
             self.resting.pop_front();
             self.put_back(region);
         }
-        let (&base, _) = self.free.iter().find(|(_, free)| **free >= len)?;
+        let (_, base) = self.by_len.range((len, 0)..).next().copied()?;
         let region = Region { base, len };
         self.cut(region).then_some(region)
     }
@@ -60,28 +64,38 @@ impl Slots {
         let Some(after) = len.checked_sub(before).and_then(|rest| rest.checked_sub(region.len)) else {
             return false;
         };
-        self.free.remove(&base);
-        if before > 0 {
-            self.free.insert(base, before);
-        }
-        if after > 0 {
-            self.free.insert(region.base + region.len, after);
-        }
+        self.remove_run(base, len);
+        self.add_run(base, before);
+        self.add_run(region.base + region.len, after);
         true
     }
 
     fn put_back(&mut self, region: Region) {
         let Region { mut base, mut len } = region;
-        if let Some(after) = self.free.remove(&(base + len)) {
+        if let Some(&after) = self.free.get(&(base + len)) {
+            self.remove_run(base + len, after);
             len += after;
         }
         if let Some((&before, &before_len)) = self.free.range(..base).next_back()
             && before + before_len == base
         {
+            self.remove_run(before, before_len);
             base = before;
             len += before_len;
         }
-        self.free.insert(base, len);
+        self.add_run(base, len);
+    }
+
+    fn add_run(&mut self, base: u32, len: u32) {
+        if len > 0 {
+            self.free.insert(base, len);
+            self.by_len.insert((len, base));
+        }
+    }
+
+    fn remove_run(&mut self, base: u32, len: u32) {
+        self.free.remove(&base);
+        self.by_len.remove(&(len, base));
     }
 }
 
@@ -151,5 +165,18 @@ mod tests {
         }
         held.iter().for_each(|region| slots.release(*region, now));
         assert_eq!(slots.take(200, now + QUARANTINE), Some(region(0, 200)));
+    }
+
+    #[test]
+    fn the_shortest_run_that_is_long_enough_is_cut() {
+        let now = Instant::now();
+        let mut slots = Slots::new(20);
+        let taken: Vec<Region> = [6, 1, 3, 1, 3].iter().map(|len| slots.take(*len, now).expect("room")).collect();
+        for index in [0, 2, 4] {
+            slots.release(taken[index], now);
+        }
+        let later = now + QUARANTINE;
+        assert_eq!(slots.take(3, later), Some(region(7, 3)), "the run of six stays whole");
+        assert_eq!(slots.take(6, later), Some(region(0, 6)));
     }
 }

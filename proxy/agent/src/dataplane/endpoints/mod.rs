@@ -1,24 +1,32 @@
 //! Local pods: their entries in the maps, the programs at their veths, and the files by which a restarted
 //! agent knows them.
 //!
+//! Where the agent is asked to translate pods' sockets too, [`Endpoints::translate_sockets`] says which, and their
+//! network namespaces are [clients](super::clients). Without that, or where it fails, a pod's packets are translated.
+//!
 //! Fed by the CNI plugin over the agent's socket. The order of an addition is entries → programs → file →
 //! answer, so that whoever hears "done" has a working pod; an addition that fails is taken back.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod files;
+mod indices;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, MapError};
 use fairlead_abi::{Address, Endpoint};
-use fairlead_net::agent::Registration;
+use fairlead_net::agent::{PodRef, Registration};
+use fairlead_net::link::peer_namespace;
 use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 
-use super::DataplaneError;
+use super::clients::Clients;
 use super::links::{Links, Place};
+use super::{DataplaneError, is, removed};
 use crate::errors::chain;
+use indices::Indices;
 
 /// CNI_CONTAINERID and CNI_IFNAME: what names an endpoint.
 pub type EndpointId = (String, String);
@@ -35,14 +43,18 @@ pub struct EndpointView {
     pub addresses: Vec<std::net::IpAddr>,
     /// Whether packets of it are, or were, translated.
     pub translated: bool,
+    /// Whether its sockets are translated.
+    #[serde(default)]
+    pub sockets: bool,
 }
 
 /// The pods of this node.
 pub struct Endpoints {
     table: HashMap<MapData, Address, Endpoint>,
     marks: Array<MapData, u32>,
+    clients: Arc<Mutex<Clients>>,
     links: Arc<Mutex<Links>>,
-    files: PathBuf,
+    directory: PathBuf,
     known: BTreeMap<EndpointId, Known>,
     indices: Indices,
 }
@@ -63,11 +75,13 @@ impl Endpoints {
     pub fn restore(
         table: HashMap<MapData, Address, Endpoint>,
         marks: Array<MapData, u32>,
+        clients: Arc<Mutex<Clients>>,
         links: Arc<Mutex<Links>>,
         directory: PathBuf,
     ) -> Result<Self, DataplaneError> {
         let indices = Indices::new(marks.len());
-        let mut endpoints = Self { table, marks, links, files: directory, known: BTreeMap::new(), indices };
+        let known = BTreeMap::new();
+        let mut endpoints = Self { table, marks, clients, links, directory, known, indices };
         let entries = endpoints.entries()?;
         endpoints.read_files(&entries)?;
         endpoints.remove_strangers(&entries)?;
@@ -80,7 +94,7 @@ impl Endpoints {
     /// When the registration makes no sense, its interface is not there, or the kernel refuses. Nothing is
     /// left behind then.
     pub fn add(&mut self, registration: Registration) -> Result<(), DataplaneError> {
-        validate(&registration)?;
+        files::validate(&registration)?;
         let id = id_of(&registration);
         if !is_interface(&registration) {
             let why = format!("there is no such interface with index {}", registration.host_ifindex);
@@ -95,7 +109,7 @@ impl Endpoints {
             None => None,
         };
         self.program(registration.clone(), index)?;
-        write_registration(&self.path(&id), &registration).or_else(|e| {
+        files::write(&self.path(&id), &registration).or_else(|e| {
             self.delete(&id)?;
             Err(DataplaneError::new("write", self.path(&id).display().to_string(), e))
         })
@@ -106,7 +120,7 @@ impl Endpoints {
     /// # Errors
     /// When the kernel refuses or the file can't be removed.
     pub fn delete(&mut self, id: &EndpointId) -> Result<(), DataplaneError> {
-        remove_file(&self.path(id))?;
+        files::remove(&self.path(id))?;
         let Some(known) = self.known.remove(id) else { return Ok(()) };
         for address in &known.registration.addresses {
             let address = Address::from(*address);
@@ -117,7 +131,10 @@ impl Endpoints {
         }
         lock(&self.links).detach(Place::Pod, known.registration.host_ifindex)?;
         self.indices.free(known.index);
-        Ok(())
+        match known.registration.netns_cookie {
+            Some(cookie) if !self.cookies().contains(&cookie) => lock(&self.clients).remove(cookie),
+            _ => Ok(()),
+        }
     }
 
     /// Compares an endpoint with the maps and the attached programs.
@@ -161,6 +178,35 @@ impl Endpoints {
         Ok(gone.len())
     }
 
+    /// Has the sockets of pods translated, or left alone, as `wanted` says; a pod of which it does not know is left
+    /// as it is. What fails leaves the pod to the programs at its interface, and is tried again at the next call.
+    pub fn translate_sockets(&self, wanted: impl Fn(&PodRef) -> Option<bool>) {
+        let mut clients = lock(&self.clients);
+        for Known { registration, .. } in self.known.values() {
+            let (Some(cookie), Some(wanted)) = (registration.netns_cookie, wanted(&registration.pod)) else {
+                continue;
+            };
+            let done = match wanted {
+                true => clients.set(cookie, &registration.addresses),
+                false if clients.contains(cookie) => clients.remove(cookie),
+                false => continue,
+            };
+            if let Err(e) = done {
+                tracing::warn!(pod = registration.pod.name, "{}", chain(&e));
+            }
+        }
+    }
+
+    /// The cookies of the pods' network namespaces.
+    pub fn cookies(&self) -> BTreeSet<u64> {
+        self.known.values().filter_map(|known| known.registration.netns_cookie).collect()
+    }
+
+    /// How many entries the map of endpoints has.
+    pub fn entry_count(&self) -> usize {
+        self.known.values().map(|known| known.registration.addresses.len()).sum()
+    }
+
     /// How many endpoints there are.
     pub fn len(&self) -> usize {
         self.known.len()
@@ -173,14 +219,16 @@ impl Endpoints {
 
     /// Every endpoint, for people.
     pub fn views(&self) -> Vec<EndpointView> {
+        let clients = lock(&self.clients);
         let view = |known: &Known| {
-            let Registration { pod, host_ifname, addresses, .. } = &known.registration;
+            let Registration { pod, host_ifname, addresses, netns_cookie, .. } = &known.registration;
             let marks = self.marks.get(&known.index, 0).unwrap_or(0);
             EndpointView {
                 pod: format!("{}/{}", pod.namespace, pod.name),
                 interface: host_ifname.clone(),
                 addresses: addresses.clone(),
                 translated: marks & fairlead_abi::marks::TRANSLATED != 0,
+                sockets: netns_cookie.is_some_and(|cookie| clients.contains(cookie)),
             }
         };
         self.known.values().map(view).collect()
@@ -189,10 +237,10 @@ impl Endpoints {
     /// Takes up every endpoint that has a file and an interface.
     fn read_files(&mut self, entries: &BTreeMap<Address, Endpoint>) -> Result<(), DataplaneError> {
         let unreadable = |path: &Path, e| DataplaneError::new("read", path.display().to_string(), e);
-        fs::create_dir_all(&self.files).map_err(|e| unreadable(&self.files, e))?;
-        for file in fs::read_dir(&self.files).map_err(|e| unreadable(&self.files, e))? {
-            let path = file.map_err(|e| unreadable(&self.files, e))?.path();
-            let registration = match read_registration(&path) {
+        fs::create_dir_all(&self.directory).map_err(|e| unreadable(&self.directory, e))?;
+        for file in fs::read_dir(&self.directory).map_err(|e| unreadable(&self.directory, e))? {
+            let path = file.map_err(|e| unreadable(&self.directory, e))?.path();
+            let registration = match files::read(&path) {
                 Ok(registration) => registration,
                 Err(e) => {
                     tracing::warn!("endpoint file {} is left out: {e}", path.display());
@@ -201,7 +249,7 @@ impl Endpoints {
             };
             if !is_interface(&registration) {
                 tracing::info!("{} is gone, its endpoint is removed", registration.host_ifname);
-                remove_file(&path)?;
+                files::remove(&path)?;
                 continue;
             }
             let index = registration.addresses.iter().find_map(|address| {
@@ -277,56 +325,12 @@ impl Endpoints {
     }
 
     fn remove_entry(&mut self, address: &Address) -> Result<(), DataplaneError> {
-        match self.table.remove(address) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(e) => Err(DataplaneError::new("remove", format!("endpoint {address:?}"), e)),
-        }
+        let object = || format!("endpoint {address:?}");
+        removed(self.table.remove(address)).map_err(|e| DataplaneError::new("remove", object(), e))
     }
 
     fn path(&self, (container_id, ifname): &EndpointId) -> PathBuf {
-        self.files.join(format!("{container_id}-{ifname}.json"))
-    }
-}
-
-/// Which places in the marks are taken. A freed one is reused last, so that a program that still holds the
-/// entry of the pod before marks nobody else.
-struct Indices {
-    capacity: u32,
-    untouched: u32,
-    freed: VecDeque<u32>,
-    taken: BTreeSet<u32>,
-}
-
-impl Indices {
-    fn new(capacity: u32) -> Self {
-        Self { capacity, untouched: 0, freed: VecDeque::new(), taken: BTreeSet::new() }
-    }
-
-    /// Takes this one; false if it is taken, or beyond the map.
-    fn claim(&mut self, index: u32) -> bool {
-        index < self.capacity && self.taken.insert(index)
-    }
-
-    fn allocate(&mut self) -> Option<u32> {
-        while self.untouched < self.capacity {
-            let index = self.untouched;
-            self.untouched += 1;
-            if self.taken.insert(index) {
-                return Some(index);
-            }
-        }
-        while let Some(index) = self.freed.pop_front() {
-            if self.taken.insert(index) {
-                return Some(index);
-            }
-        }
-        None
-    }
-
-    fn free(&mut self, index: u32) {
-        if self.taken.remove(&index) && index < self.untouched {
-            self.freed.push_back(index);
-        }
+        self.directory.join(format!("{container_id}-{ifname}.json"))
     }
 }
 
@@ -340,34 +344,9 @@ fn entry(registration: &Registration, index: u32) -> Endpoint {
         index,
         pod_mac: registration.pod_mac,
         host_mac: registration.host_mac,
-        reserved: 0,
+        // Unknown, plain connections of the pod are not told from its flows to Services; that stops no pod.
+        netns: peer_namespace(registration.host_ifindex).ok().flatten().map_or(0, |id| id + 1),
     }
-}
-
-/// Whether the registration can name a file and has what an endpoint needs.
-fn validate(registration: &Registration) -> Result<(), DataplaneError> {
-    let refuse = |field: &str, why: &str| {
-        Err(DataplaneError::new("accept", format!("registration's {field}"), why.to_owned()))
-    };
-    let plain = |text: &str| {
-        !text.is_empty()
-            && text.len() <= 128
-            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
-    };
-    if !plain(&registration.container_id) {
-        return refuse("containerId", "it is not letters, digits, '_', '.' and '-'");
-    }
-    if !plain(&registration.ifname) {
-        return refuse("ifname", "it is not letters, digits, '_', '.' and '-'");
-    }
-    if registration.addresses.is_empty() {
-        return refuse("addresses", "there is none");
-    }
-    if registration.host_ifindex == 0 {
-        return refuse("hostIfindex", "it is 0");
-    }
-    Ok(())
 }
 
 /// Whether the endpoint's interface is there: the same name and index.
@@ -375,107 +354,14 @@ fn is_interface(registration: &Registration) -> bool {
     if_nametoindex(registration.host_ifname.as_str()).is_ok_and(|index| index == registration.host_ifindex)
 }
 
-fn read_registration(path: &Path) -> io::Result<Registration> {
-    let registration: Registration = serde_json::from_slice(&fs::read(path)?)?;
-    validate(&registration).map_err(io::Error::other)?;
-    Ok(registration)
-}
-
-/// Writes the file in one step, so that a crash leaves the old one or the new one.
-fn write_registration(path: &Path, registration: &Registration) -> io::Result<()> {
-    let fresh = path.with_extension("tmp");
-    let mut file = fs::File::create(&fresh)?;
-    serde_json::to_writer(&mut file, registration)?;
-    file.flush()?;
-    fs::rename(&fresh, path)
-}
-
-fn remove_file(path: &Path) -> Result<(), DataplaneError> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => {
-            Err(DataplaneError::new("remove", path.display().to_string(), e))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// The error in words, with a hint where the kernel says that there is no room.
 fn describe(error: MapError, full: &str) -> String {
     match error {
-        MapError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::E2BIG) => full.to_owned(),
+        full_map if is(&full_map, libc::E2BIG) => full.to_owned(),
         other => chain(&other),
     }
 }
 
-fn lock(links: &Mutex<Links>) -> std::sync::MutexGuard<'_, Links> {
-    links.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use fairlead_net::agent::PodRef;
-
-    use super::*;
-
-    fn registration() -> Registration {
-        Registration {
-            container_id: "c0ffee".into(),
-            ifname: "eth0".into(),
-            pod: PodRef { namespace: "default".into(), name: "web".into(), uid: "1".into() },
-            host_ifname: "fl0".into(),
-            host_ifindex: 7,
-            pod_mac: [2, 0, 0, 0, 0, 1],
-            host_mac: [2, 0, 0, 0, 0, 2],
-            addresses: vec!["10.0.0.1".parse().expect("an address")],
-        }
-    }
-
-    #[test]
-    fn a_freed_index_is_reused_last() {
-        let mut indices = Indices::new(3);
-        assert_eq!(indices.allocate(), Some(0));
-        indices.free(0);
-        assert_eq!([indices.allocate(), indices.allocate(), indices.allocate()], [Some(1), Some(2), Some(0)]);
-        assert_eq!(indices.allocate(), None);
-    }
-
-    #[test]
-    fn an_index_that_was_claimed_at_restart_is_given_to_nobody_else() {
-        let mut indices = Indices::new(3);
-        assert!(indices.claim(1));
-        assert!(!indices.claim(1), "taken twice");
-        assert!(!indices.claim(3), "beyond the map");
-        assert_eq!([indices.allocate(), indices.allocate(), indices.allocate()], [Some(0), Some(2), None]);
-        indices.free(1);
-        assert_eq!(indices.allocate(), Some(1));
-    }
-
-    #[test]
-    fn a_claimed_index_freed_before_its_turn_is_given_once() {
-        let mut indices = Indices::new(2);
-        assert!(indices.claim(1));
-        indices.free(1);
-        assert_eq!([indices.allocate(), indices.allocate(), indices.allocate()], [Some(0), Some(1), None]);
-    }
-
-    #[test]
-    fn a_registration_that_would_leave_its_directory_is_refused() {
-        validate(&registration()).expect("a good one passes");
-        for id in ["../../etc/passwd", "", ".hidden", "a/b"] {
-            let bad = Registration { container_id: id.into(), ..registration() };
-            let error = validate(&bad).expect_err("a path is refused").to_string();
-            assert!(error.contains("containerId"), "{error}");
-        }
-        let bad = Registration { addresses: Vec::new(), ..registration() };
-        assert!(validate(&bad).expect_err("no address is refused").to_string().contains("addresses"));
-    }
-
-    #[test]
-    fn a_registration_survives_in_its_file() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("c0ffee-eth0.json");
-        write_registration(&path, &registration()).expect("written");
-        assert_eq!(read_registration(&path).expect("read"), registration());
-        assert_eq!(fs::read_dir(directory.path()).expect("listed").count(), 1, "nothing else is left");
-    }
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

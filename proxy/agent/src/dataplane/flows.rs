@@ -1,0 +1,189 @@
+//! The flow table as user space sees it: how full it is, and the sweep that removes what is over.
+//!
+//! The programs give the place of a connection that is over to a new one by themselves. The sweep keeps the numbers
+//! honest, and finds free places for the programs where a burst of short connections has left none.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use aya::maps::{HashMap, MapData};
+use fairlead_abi::{Flow, FlowKey, flow_flags, protocol};
+use fairlead_flow::life;
+
+use super::services::Batched;
+use super::{DataplaneError, removed, sys};
+
+/// How many entries are read in one call. The kernel locks one bucket at a time, however many it is asked for.
+const CHUNK: usize = 1024;
+/// The pause between two chunks, so that the sweep of a large table never holds a processor for long.
+const BREATH: Duration = Duration::from_micros(500);
+
+/// The map [`fairlead_abi::maps::FLOWS`].
+pub struct FlowTable {
+    flows: Batched<HashMap<MapData, FlowKey, Flow>>,
+    places: u32,
+}
+
+/// What a sweep found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Live connections by protocol and [state](state_of).
+    pub connections: BTreeMap<(&'static str, &'static str), u64>,
+    /// Entries that are left.
+    pub entries: u64,
+    /// Entries that were removed.
+    pub removed: u64,
+}
+
+impl Census {
+    /// Live connections of every kind.
+    pub fn total(&self) -> u64 {
+        self.connections.values().sum()
+    }
+}
+
+impl FlowTable {
+    /// Over the map, in which there is room for so many connections.
+    pub(super) fn new(flows: Batched<HashMap<MapData, FlowKey, Flow>>, places: u32) -> Self {
+        Self { flows, places }
+    }
+
+    /// How many connections there is room for.
+    pub fn places(&self) -> u32 {
+        self.places
+    }
+
+    /// Counts the connections, and removes those that are over. Takes a while in a large table.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read.
+    pub fn sweep(&mut self) -> Result<Census, DataplaneError> {
+        let now = sys::coarse_clock();
+        let mut census = Census::default();
+        let map = &mut self.flows.map;
+        sys::read_chunks(self.flows.fd.as_fd(), CHUNK, |keys: &[FlowKey], flows: &[Flow]| {
+            for (key, flow) in keys.iter().zip(flows) {
+                if life::is_over(flow, key.protocol, now) && is_over(map, key, flow, now) {
+                    census.removed += u64::from(remove(map, key, now));
+                    continue;
+                }
+                census.entries += 1;
+                if flow.flags & flow_flags::REPLY == 0 {
+                    *census.connections.entry((protocol_of(key), state_of(flow))).or_default() += 1;
+                }
+            }
+            std::thread::sleep(BREATH);
+        })
+        .map_err(|e| DataplaneError::new("read", "flows", e))?;
+        Ok(census)
+    }
+}
+
+/// Has the calling thread give way to others: the sweep is never urgent.
+pub fn lower_priority() {
+    sys::lower_priority();
+}
+
+/// Whether the connection of an entry that is over is so too: its other entry is over, or belongs to another.
+fn is_over(map: &HashMap<MapData, FlowKey, Flow>, key: &FlowKey, flow: &Flow, now: u64) -> bool {
+    match map.get(&partner_key(key, flow), 0) {
+        Ok(partner) => {
+            partner_key(&partner_key(key, flow), &partner) != *key
+                || life::is_over(&partner, key.protocol, now)
+        }
+        Err(_) => true,
+    }
+}
+
+/// Removes an entry unless a packet has just woken it.
+fn remove(map: &mut HashMap<MapData, FlowKey, Flow>, key: &FlowKey, now: u64) -> bool {
+    match map.get(key, 0) {
+        Ok(flow) if life::is_over(&flow, key.protocol, now) => removed(map.remove(key)).is_ok(),
+        _ => false,
+    }
+}
+
+/// The key of the entry for packets that answer those of this one.
+fn partner_key(key: &FlowKey, flow: &Flow) -> FlowKey {
+    FlowKey {
+        source: flow.destination,
+        destination: flow.source,
+        source_port: flow.destination_port,
+        destination_port: flow.source_port,
+        protocol: key.protocol,
+        reserved: [0; 3],
+    }
+}
+
+fn protocol_of(key: &FlowKey) -> &'static str {
+    match key.protocol {
+        protocol::TCP => "tcp",
+        protocol::UDP => "udp",
+        protocol::SCTP => "sctp",
+        _ => "other",
+    }
+}
+
+/// What a connection last did: "opening" until it is answered, then "established", "closing" after one FIN, and
+/// "closed" after both or an RST.
+fn state_of(flow: &Flow) -> &'static str {
+    let has = |flags| flow.flags & flags != 0;
+    if has(flow_flags::RESET | flow_flags::CLOSED) {
+        "closed"
+    } else if has(flow_flags::CLOSING) {
+        "closing"
+    } else if has(flow_flags::ANSWERED) {
+        "established"
+    } else {
+        "opening"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fairlead_abi::{Address, Port};
+
+    use super::*;
+
+    #[test]
+    fn each_of_a_connections_entries_leads_to_the_other() {
+        let address = |last: u8| Address::from(std::net::Ipv4Addr::new(10, 0, 0, last));
+        let (client, frontend, backend) = (address(1), address(2), address(3));
+        let forward = FlowKey {
+            source: client,
+            destination: frontend,
+            source_port: Port::new(40000),
+            destination_port: Port::new(80),
+            protocol: protocol::TCP,
+            reserved: [0; 3],
+        };
+        let there = Flow {
+            source: client,
+            destination: backend,
+            source_port: Port::new(40000),
+            destination_port: Port::new(8080),
+            ..Flow::default()
+        };
+        let reply = partner_key(&forward, &there);
+        assert_eq!((reply.source, reply.source_port), (backend, Port::new(8080)));
+        let back = Flow {
+            source: frontend,
+            destination: client,
+            source_port: Port::new(80),
+            destination_port: Port::new(40000),
+            ..Flow::default()
+        };
+        assert_eq!(partner_key(&reply, &back), forward);
+    }
+
+    #[test]
+    fn a_connections_state_is_what_it_last_did() {
+        let state = |flags| state_of(&Flow { flags, ..Flow::default() });
+        assert_eq!(state(0), "opening");
+        assert_eq!(state(flow_flags::ANSWERED), "established");
+        assert_eq!(state(flow_flags::ANSWERED | flow_flags::CLOSING | flow_flags::FIN), "closing");
+        assert_eq!(state(flow_flags::CLOSING | flow_flags::CLOSED), "closed");
+        assert_eq!(state(flow_flags::ANSWERED | flow_flags::RESET), "closed");
+    }
+}

@@ -1,0 +1,26 @@
+//! The Service oracle: random clusters and random packets, through the loaded programs and through an interpreter
+//! that is too simple to be wrong, compared.
+//!
+//! ```text
+//!              ┌─► core's index and reconciler ─► maps ─► programs ──┐
+//! generate ─► case                                                   ├─► compare ─► shrink ─► data/*.json
+//!              └─► cluster (what the API holds in the end) ─► oracle ┘
+//! ```
+//!
+//! A [`case::Case`] is a history of API objects and some probes. [`oracle`] knows nothing of the proxy: it reads the
+//! objects that are left at the end, straight by the API's documentation and the project's statement of semantics,
+//! for every packet anew. [`compare`] sends each probe with BPF_PROG_TEST_RUN, and the packets that follow it: the
+//! backend's answer, the client's next packet. A difference is reduced by [`shrink`] to what it needs, and kept.
+//!
+//! Socket hooks can't be run without a socket: they are left to the cluster tests.
+
+pub mod case;
+pub mod cluster;
+pub mod compare;
+pub mod generate;
+pub mod maps;
+pub mod oracle;
+pub mod shrink;
+pub mod subject;
+pub mod wire;
+pub mod world;
