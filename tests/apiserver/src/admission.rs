@@ -10,7 +10,7 @@ use crate::resource::Resource;
 use crate::service::{self, Claims};
 use crate::status::{ApiError, FieldError};
 use crate::store::Store;
-use crate::{ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICES};
+use crate::{ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICE_CIDRS, SERVICES, clock};
 
 /// Completes and checks `object`, which is about to replace `before`.
 ///
@@ -48,6 +48,8 @@ pub(crate) fn admit(
         check_slice(object, before, &mut errors);
     } else if resource == &NETWORK_POLICIES {
         complete_policy(object);
+    } else if resource == &SERVICE_CIDRS {
+        check_service_cidr(object, before, &mut errors);
     }
     if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(resource, &name, &errors)) }
 }
@@ -151,6 +153,38 @@ fn complete_policy(policy: &mut Value) {
             default_to(port, "protocol", "TCP");
         }
     }
+}
+
+/// One range of each family, for life but for a second one that is added. A ServiceCIDR is ready at once, as it soon
+/// is where a controller has to see to it.
+fn check_service_cidr(cidr: &mut Value, before: Option<&Value>, errors: &mut Vec<FieldError>) {
+    let given = items(cidr, "/spec/cidrs");
+    if given.is_empty() {
+        errors.push(FieldError::required("spec.cidrs", "at least one CIDR required"));
+    }
+    let mut seen = Vec::new();
+    for (i, text) in given.iter().enumerate() {
+        let field = format!("spec.cidrs[{i}]");
+        match text.as_str().unwrap_or_default().parse::<IpNet>() {
+            Ok(range) if range.addr() == range.network() => {
+                if seen.contains(&range.max_prefix_len()) {
+                    errors.push(FieldError::invalid(
+                        field,
+                        text,
+                        "may specify no more than one IP for each IP family",
+                    ));
+                }
+                seen.push(range.max_prefix_len());
+            }
+            _ => errors.push(FieldError::invalid(field, text, "must be a valid CIDR value")),
+        }
+    }
+    let kept = before.map_or(&[][..], |before| items(before, "/spec/cidrs"));
+    if !given.starts_with(kept) {
+        errors.push(FieldError::invalid("spec.cidrs", &json!(given), "field is immutable"));
+    }
+    let ready = json!([{"type": "Ready", "status": "True", "lastTransitionTime": clock::now()}]);
+    default_to(map_mut(cidr, "status"), "conditions", ready);
 }
 
 fn check_slice(slice: &mut Value, before: Option<&Value>, errors: &mut Vec<FieldError>) {

@@ -17,7 +17,7 @@ use crate::selector::Selector;
 use crate::service::{Claims, Ranges};
 use crate::status::ApiError;
 use crate::store::{Change, Store};
-use crate::{NAMESPACES, NODES, PODS, SERVICES, admission, clock};
+use crate::{NAMESPACES, NODES, PODS, SERVICE_CIDRS, SERVICES, admission, clock};
 
 /// One object, or its status, as a URL names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -275,9 +275,7 @@ impl Cluster {
 
     fn remove(&self, state: &mut State, target: &Target) -> Option<Arc<Object>> {
         let gone = state.store.remove(target.resource, &target.namespace, &target.name)?;
-        if target.resource == &SERVICES {
-            state.claims.replace(Some(&gone.value), None);
-        }
+        state.claim(target.resource, Some(&gone.value), None);
         self.revision.send_replace(state.store.revision());
         Some(gone)
     }
@@ -368,9 +366,7 @@ impl Cluster {
         let target =
             Target::new(resource, text(&object, "/metadata/namespace"), text(&object, "/metadata/name"));
         let finished = before.is_some() && deleted && due && !has_finalizers(resource, &object);
-        if resource == &SERVICES {
-            state.claims.replace(old, Some(&object));
-        }
+        state.claim(resource, old, Some(&object));
         let stored = state.store.put(resource, object);
         self.revision.send_replace(state.store.revision());
         if finished { Ok(self.remove(state, &target).unwrap_or(stored)) } else { Ok(stored) }
@@ -378,6 +374,15 @@ impl Cluster {
 }
 
 impl State {
+    /// Takes note of what an object holds of the addresses and ports of the cluster, or adds to them.
+    fn claim(&mut self, resource: &Resource, before: Option<&Value>, after: Option<&Value>) {
+        if resource == &SERVICES {
+            self.claims.replace(before, after);
+        } else if resource == &SERVICE_CIDRS {
+            self.claims.replace_ranges(before, after);
+        }
+    }
+
     fn existing(&self, target: &Target) -> Result<Arc<Object>, ApiError> {
         let found = self.store.get(target.resource, &target.namespace, &target.name);
         found.cloned().ok_or_else(|| ApiError::not_found(target.resource, &target.name))

@@ -15,8 +15,15 @@
 //! controllers ─┘            └──► store (objects, revisions, history) ──► watches
 //! ```
 //!
-//! Fault controls, for tests: `POST /-/compact` forgets the history, so that watches end with 410 Gone;
-//! `POST /-/outage` ends all watches and refuses all requests with 503, until `DELETE /-/outage`.
+//! Fault controls, for tests:
+//!
+//! - `POST /-/compact` forgets the history, so that watches end with 410 Gone.
+//! - `POST /-/outage` ends all watches and refuses all requests with 503, until `DELETE /-/outage`.
+//! - `POST /-/break` ends all watches.
+//! - `POST /-/duplicate` makes watches tell each change twice, the second time after the changes that came with it,
+//!   as to a client that resumes from an earlier revision; until `DELETE /-/duplicate`.
+//! - `POST /-/delay?ms=100` makes watches late, so that they tell many changes at once; with `&kind=services` only those
+//!   of one kind, so that they are told after later changes of others. 0 ends it.
 //!
 //! [`Server::start`] runs it in this process; the binary `fairlead-apiserver` runs it in its own.
 

@@ -28,6 +28,8 @@ pub(crate) const LIMIT: &str = "limit";
 pub(crate) const DIRECT: &str = "direct";
 /// Name of the path from outside of the node to a pod.
 pub(crate) const DIRECT_OUTSIDE: &str = "direct_outside";
+/// All of them.
+pub(crate) const NAMES: [&str; 3] = [LIMIT, DIRECT, DIRECT_OUTSIDE];
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 2);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 3);

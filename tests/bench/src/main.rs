@@ -5,7 +5,9 @@
 //!   │          └───── fairlead (pod to pod, ClusterIP, NodePort)
 //!   │          └───── worker ═══ orders ── server     one process per end
 //!   │                              └────── crr, rr, throughput, udp ── pace
+//!   │                              └────── named      who is it that answers?
 //!   └──── rounds ── cpu                               what is measured when
+//!   └──── scale                                       thousands of Services: programming, changes, memory
 //!   └──── report ── stats                             what it means
 //! ```
 //!
@@ -18,11 +20,13 @@ mod cpu;
 mod crr;
 mod fairlead;
 mod kernel;
+mod named;
 mod orders;
 mod pace;
 mod report;
 mod rounds;
 mod rr;
+mod scale;
 mod server;
 mod stats;
 mod throughput;
@@ -38,11 +42,13 @@ use clap::{Parser, Subcommand};
 
 use crate::cell::Cell;
 use crate::cpu::Core;
+use crate::fairlead::Clusters;
 use crate::report::Report;
 use crate::rounds::Amount;
 use crate::topology::{Path, Topology};
 
-/// Measures Fairlead's paths beside plain kernel routing and prints `name value unit` lines.
+/// Measures Fairlead's paths beside plain kernel routing, and how it holds up with many Services, and prints
+/// `name value unit` lines.
 ///
 /// Names ending in `_ratio` compare with the kernel's direct path, those in `_limit_ratio` with two
 /// namespaces joined by a single veth pair; above 1 is better, whatever is compared.
@@ -58,7 +64,7 @@ struct Arguments {
     /// A short look: three rounds of a fifth of a second.
     #[arg(long, conflicts_with_all = ["rounds", "seconds"])]
     quick: bool,
-    /// Measure only what has this in its name (`clusterip`, `_crr`, `nodeport_udp`), and its baselines.
+    /// Measure only what has this in its name (`clusterip`, `_crr`, `nodeport_udp`, `sync_full`), and its baselines.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
     /// Measure the kernel's paths alone; no cluster is started.
@@ -93,17 +99,34 @@ fn bench(arguments: &Arguments) -> Result<()> {
     let cpus = cpu::usable().context("find the processors")?;
     let cpu = arguments.cpu.or(cpus.last().copied()).context("there is no processor")?;
     ensure!(cpus.contains(&cpu), "processor {cpu} is none of {cpus:?}");
-    // Declared before the workers in it, and so taken down after them.
-    let cluster =
-        if arguments.baselines { None } else { Some(fairlead::start().context("start a cluster")?) };
+    let paths = measure_paths(arguments, cpu)?;
+    let scale = !arguments.baselines && scale::is_asked_for(&arguments.only);
+    ensure!(paths.is_some() || scale, "nothing that is measured has {:?} in its name", arguments.only);
+    let mut report = paths.unwrap_or_default();
+    // What goes wrong afterwards takes no result away that is there.
+    let scaled = if scale { scale::run(cpu, scale_amount(arguments), &mut report) } else { Ok(()) };
+    report.print();
+    report.write(&arguments.json)?;
+    scaled.context("measure many Services")
+}
+
+/// Measures the paths that are asked for, if any is.
+fn measure_paths(arguments: &Arguments, cpu: usize) -> Result<Option<Report>> {
+    let names = kernel::NAMES.iter().chain(fairlead::NAMES.iter().filter(|_| !arguments.baselines));
+    if !names.copied().any(|path| Cell::ALL.into_iter().any(|cell| is_asked_for(cell, path, &arguments.only)))
+    {
+        return Ok(None);
+    }
+    // Declared before the workers in them, and so taken down after them.
+    let clusters =
+        if arguments.baselines { None } else { Some(Clusters::start().context("start the clusters")?) };
     let mut topology = Topology::new(cpu);
     kernel::add_limit(&mut topology).context("build the limit path")?;
     kernel::add_direct(&mut topology).context("build the direct paths")?;
-    if let Some(cluster) = &cluster {
-        fairlead::add_paths(&mut topology, cluster).context("find Fairlead's paths")?;
+    if let Some(clusters) = &clusters {
+        clusters.add_paths(&mut topology).context("find Fairlead's paths")?;
     }
     let plan = plan(topology.paths(), &arguments.only);
-    ensure!(!plan.is_empty(), "nothing that is measured has {:?} in its name", arguments.only);
     let amount = amount(arguments);
     let measurements = plan.iter().map(|(_, paths)| paths.len()).sum::<usize>() * amount.rounds;
     eprintln!(
@@ -112,10 +135,9 @@ fn bench(arguments: &Arguments) -> Result<()> {
     );
     let samples = rounds::run(&mut topology, Core::new(cpu), &plan, amount)?;
     let report = Report::new(&plan, &samples);
-    report.print();
-    report.write(&arguments.json)?;
     drop(topology);
-    cluster.map_or(Ok(()), |cluster| cluster.down().context("take the cluster down"))
+    clusters.map_or(Ok(()), Clusters::down).context("take the clusters down")?;
+    Ok(Some(report))
 }
 
 fn amount(arguments: &Arguments) -> Amount {
@@ -125,17 +147,17 @@ fn amount(arguments: &Arguments) -> Amount {
     Amount { rounds: arguments.rounds, measured: Duration::from_secs_f64(arguments.seconds) }
 }
 
+fn scale_amount(arguments: &Arguments) -> scale::Amount {
+    if arguments.quick {
+        return scale::Amount { restarts: 1, rounds: 1, changes: 50 };
+    }
+    scale::Amount { restarts: 5, rounds: 5, changes: 100 }
+}
+
 /// The cells to measure, each with the paths that have `only` in a result's name, and their baselines.
 fn plan(paths: &[Path], only: &str) -> Vec<(Cell, Vec<Path>)> {
-    let asked = |cell: Cell, path: &Path| {
-        let ratios = ["_ratio", "_limit_ratio"];
-        cell.metrics().iter().any(|metric| {
-            let name = format!("{}_{}", path.name, metric.name);
-            ratios.iter().any(|ratio| format!("{name}{ratio}").contains(only))
-        })
-    };
     let of_cell = |cell: Cell| -> Vec<Path> {
-        let chosen: Vec<_> = paths.iter().filter(|path| asked(cell, path)).collect();
+        let chosen: Vec<_> = paths.iter().filter(|path| is_asked_for(cell, path.name, only)).collect();
         let needed = |path: &&Path| {
             chosen.iter().any(|chosen| {
                 chosen.name == path.name || chosen.direct == Some(path.name) || path.name == kernel::LIMIT
@@ -144,6 +166,15 @@ fn plan(paths: &[Path], only: &str) -> Vec<(Cell, Vec<Path>)> {
         paths.iter().filter(needed).copied().collect()
     };
     Cell::ALL.into_iter().map(|cell| (cell, of_cell(cell))).filter(|(_, paths)| !paths.is_empty()).collect()
+}
+
+/// Whether a result of the cell on the path of that name has `only` in its name.
+fn is_asked_for(cell: Cell, path: &str, only: &str) -> bool {
+    let ratios = ["_ratio", "_limit_ratio"];
+    cell.metrics().iter().any(|metric| {
+        let name = format!("{path}_{}", metric.name);
+        ratios.iter().any(|ratio| format!("{name}{ratio}").contains(only))
+    })
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::cell::{Cell, Order, Sample};
-use crate::{cpu, crr, rr, server, throughput, udp};
+use crate::{cpu, crr, named, rr, server, throughput, udp};
 
 /// How long a path may take to be ready: a Service has to reach the node first.
 const REACHABLE_WITHIN: Duration = Duration::from_secs(10);
@@ -45,6 +45,15 @@ pub(crate) enum Request {
     },
     /// Start the servers.
     Serve,
+    /// Start the server that tells its name.
+    ServeNamed(u8),
+    /// Connect to the target again and again, until the server of that name answers.
+    Watch {
+        /// The target.
+        target: SocketAddr,
+        /// The name.
+        server: u8,
+    },
     /// Wait until a TCP server accepts connections.
     Reach(SocketAddr),
     /// Tell the processor time used so far.
@@ -60,6 +69,8 @@ pub(crate) enum Reply {
     Done,
     /// To [`Request::CpuTime`].
     CpuTime(Duration),
+    /// To [`Request::Watch`]: when the server was first seen, by the monotonic clock.
+    Seen(Duration),
     /// To [`Request::Measure`].
     Measured(Sample),
     /// Not done, and why.
@@ -91,6 +102,11 @@ fn perform(request: Request) -> Result<Reply> {
                 .with_context(|| format!("write {value} to {path}"))?;
         }
         Request::Serve => server::start().context("start the servers")?,
+        Request::ServeNamed(name) => named::serve(name).context("start the named server")?,
+        Request::Watch { target, server } => {
+            let seen = named::watch(target, server).with_context(|| format!("watch {target}"))?;
+            return Ok(Reply::Seen(seen));
+        }
         Request::Reach(target) => reach(target).with_context(|| format!("connect to {target}"))?,
         Request::CpuTime => return Ok(Reply::CpuTime(cpu::own_time()?)),
         Request::Measure(order) => {

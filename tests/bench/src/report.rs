@@ -2,7 +2,7 @@
 //!
 //! `<path>_<metric>` is a median in its own unit. `<path>_<metric>_ratio` compares with the path's *direct*
 //! counterpart and `…_limit_ratio` with *limit*: the ratio is taken within each round, the median over
-//! rounds afterwards, and above 1 is better for every metric.
+//! rounds afterwards, and above 1 is better for every metric. What [`crate::scale`] finds stands for itself.
 
 use std::fs;
 use std::path::Path as File;
@@ -25,9 +25,9 @@ const TOLERATED_SPREAD: f64 = 0.05;
 /// One line of the report, one entry of results.json.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Entry {
-    /// Path and metric.
+    /// Path and metric, or what it is.
     pub(crate) name: String,
-    /// A median over rounds.
+    /// The value, of those that are measured in rounds the median.
     pub(crate) value: f64,
     /// The unit; `ratio` where above 1 is better.
     pub(crate) unit: &'static str,
@@ -49,7 +49,7 @@ impl Report {
         for (cell, paths) in plan {
             for path in paths {
                 for &metric in cell.metrics() {
-                    report.add(*cell, path, metric, samples);
+                    report.compare(*cell, path, metric, samples);
                 }
                 report.warn_of_losses(*cell, path.name, samples);
             }
@@ -59,14 +59,19 @@ impl Report {
         report
     }
 
-    fn add(&mut self, cell: Cell, path: &Path, metric: Metric, samples: &Samples) {
+    /// Adds a result that stands for itself.
+    pub(crate) fn add(&mut self, name: &str, value: f64, unit: &'static str) {
+        self.entries.push(Entry { name: name.to_owned(), value, unit });
+    }
+
+    fn compare(&mut self, cell: Cell, path: &Path, metric: Metric, samples: &Samples) {
         let values = |path: &str| -> Option<Vec<f64>> {
             let key = samples.by_cell.iter().find(|((of, name), _)| *of == cell && *name == path)?;
             Some(key.1.iter().map(|sample| sample.value(metric.quantity)).collect())
         };
         let Some(own) = values(path.name) else { return };
         let name = format!("{}_{}", path.name, metric.name);
-        self.entries.push(Entry { name: name.clone(), value: median(&own), unit: metric.quantity.unit() });
+        self.add(&name, median(&own), metric.quantity.unit());
         let bases = [
             (path.direct, format!("{name}_ratio")),
             ((path.name != LIMIT).then_some(LIMIT), format!("{name}_limit_ratio")),
@@ -79,7 +84,7 @@ impl Report {
             if spread > TOLERATED_SPREAD {
                 self.warnings.push(format!("{name} differs by ±{:.0}% between rounds", spread * 100.0));
             }
-            self.entries.push(Entry { name, value: median(&ratios), unit: "ratio" });
+            self.add(&name, median(&ratios), "ratio");
         }
     }
 

@@ -1,6 +1,7 @@
 //! The benchmark's handle on a worker process (see [`crate::orders`] for the other side).
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -88,17 +89,44 @@ impl Worker {
         }
     }
 
+    /// Has it connect again and again, until the server of that name answers: [`Worker::seen`] tells when.
+    ///
+    /// # Errors
+    /// When the worker is gone.
+    pub(crate) fn watch(&mut self, target: SocketAddr, server: u8) -> Result<()> {
+        self.send(&Request::Watch { target, server }, PATIENCE)
+    }
+
+    /// When the server was first seen that [`Worker::watch`] named, by the monotonic clock.
+    ///
+    /// # Errors
+    /// When it was not seen within some seconds, or a connection failed.
+    pub(crate) fn seen(&mut self) -> Result<Duration> {
+        match self.receive("a watch")? {
+            Reply::Seen(at) => Ok(at),
+            other => bail!("worker {} answered {other:?} to a watch", self.name),
+        }
+    }
+
     fn ask(&mut self, request: &Request, patience: Duration) -> Result<Reply> {
+        self.send(request, patience)?;
+        self.receive(&format!("{request:?}"))
+    }
+
+    fn send(&mut self, request: &Request, patience: Duration) -> Result<()> {
         let mut line = serde_json::to_string(request)?;
         line.push('\n');
         let stream = self.stream.get_mut();
         stream.set_read_timeout(Some(patience))?;
-        stream.write_all(line.as_bytes()).with_context(|| format!("write to worker {}", self.name))?;
-        line.clear();
+        stream.write_all(line.as_bytes()).with_context(|| format!("write to worker {}", self.name))
+    }
+
+    fn receive(&mut self, request: &str) -> Result<Reply> {
+        let mut line = String::new();
         self.stream
             .read_line(&mut line)
-            .with_context(|| format!("no answer from worker {} in {patience:?} to {request:?}", self.name))?;
-        ensure!(!line.is_empty(), "worker {} ended before it answered {request:?}", self.name);
+            .with_context(|| format!("no answer from worker {} to {request}", self.name))?;
+        ensure!(!line.is_empty(), "worker {} ended before it answered {request}", self.name);
         match serde_json::from_str(&line)? {
             Reply::Failed(why) => bail!("worker {}: {why}", self.name),
             reply => Ok(reply),

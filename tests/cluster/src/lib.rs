@@ -1,9 +1,16 @@
 //! Fairlead's cluster tests: real binaries, namespaces, sockets and watches.
 //!
 //! Each test has a cluster of its own ([`with_cluster`]), so that none depends on what another did, and applies
-//! its own objects, made by [`pod`] and [`service`].
+//! its own objects, made by [`pod`], [`service`] and [`objects`]; [`scene`] has the usual pods, [`ask`] says how
+//! requests shall go, [`crowd`] goes on asking while something changes, [`maps`] reads what a node's programs read.
 
-use std::net::{IpAddr, SocketAddr};
+pub mod ask;
+pub mod crowd;
+pub mod maps;
+pub mod objects;
+pub mod scene;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Result;
 use fairlead_harness::{Cluster, Options, Protocol};
@@ -12,6 +19,10 @@ use fairlead_harness::{Cluster, Options, Protocol};
 pub const POD_PORT: u16 = 8080;
 /// The port of test Services.
 pub const SERVICE_PORT: u16 = 80;
+/// Any address of the family, to choose one like it.
+pub(crate) const IPV4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// As [`IPV4`].
+pub(crate) const IPV6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// Runs a test in a cluster of two nodes, and then takes the cluster down, leaving nothing.
 ///
@@ -54,6 +65,7 @@ spec:
       ports:
         - {{ name: tcp, containerPort: {POD_PORT}, protocol: TCP }}
         - {{ name: udp, containerPort: {POD_PORT}, protocol: UDP }}
+        - {{ name: sctp, containerPort: {POD_PORT}, protocol: SCTP }}
 "
     )
 }
@@ -73,6 +85,7 @@ spec:
   ports:
     - {{ name: tcp, port: {SERVICE_PORT}, targetPort: {POD_PORT}, protocol: TCP }}
     - {{ name: udp, port: {SERVICE_PORT}, targetPort: {POD_PORT}, protocol: UDP }}
+    - {{ name: sctp, port: {SERVICE_PORT}, targetPort: {POD_PORT}, protocol: SCTP }}
 "
     )
 }

@@ -5,13 +5,18 @@ use std::future::Future;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::NamespaceResourceScope;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config, Resource};
+use kube::{Client, Config, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::runtime::Runtime;
+
+/// How many of many requests are under way at a time.
+const AT_A_TIME: usize = 32;
 
 /// A client for the API server that a kubeconfig names.
 ///
@@ -85,6 +90,58 @@ impl Api {
     pub fn delete<K: Object>(&self, name: &str) -> Result<()> {
         let deleted = self.block_on(self.of::<K>().delete(name, &DeleteParams::default()));
         deleted.map(drop).with_context(|| format!("delete {} {name}", what::<K>()))
+    }
+
+    /// Creates many objects, several at a time.
+    ///
+    /// # Errors
+    /// When the API server refuses one; others may have been created then.
+    pub fn create_all<K: Object>(&self, objects: &[K]) -> Result<()> {
+        let (api, how) = (self.of::<K>(), PostParams::default());
+        self.many(objects.iter().map(async |object| api.create(&how, object).await.map(drop)))
+            .with_context(|| format!("create {} {}s", objects.len(), what::<K>()))
+    }
+
+    /// Makes many objects what they are here, several at a time: replaces them whatever they were, or creates them.
+    ///
+    /// # Errors
+    /// When the API server refuses one; others may have been written then.
+    pub fn update_all<K: Object>(&self, objects: &[K]) -> Result<()> {
+        let (api, how) = (self.of::<K>(), PostParams::default());
+        let update = async |object: &K| match api.replace(&object.name_any(), &how, object).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => api.create(&how, object).await.map(drop),
+            replaced => replaced.map(drop),
+        };
+        self.many(objects.iter().map(update))
+            .with_context(|| format!("update {} {}s", objects.len(), what::<K>()))
+    }
+
+    /// Deletes many objects, several at a time; one that is not there is as good as deleted.
+    ///
+    /// # Errors
+    /// When the API server refuses one; others may have been deleted then.
+    pub fn delete_all<K: Object>(&self, objects: &[K]) -> Result<()> {
+        let (api, how) = (self.of::<K>(), DeleteParams::default());
+        let delete = async |object: &K| match api.delete(&object.name_any(), &how).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            deleted => deleted.map(drop),
+        };
+        self.many(objects.iter().map(delete))
+            .with_context(|| format!("delete {} {}s", objects.len(), what::<K>()))
+    }
+
+    /// Applies a JSON merge patch to the object.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub fn patch<K: Object>(&self, name: &str, patch: &Value) -> Result<K> {
+        let (api, how, what_to) = (self.of::<K>(), PatchParams::default(), Patch::Merge(patch));
+        self.block_on(api.patch(name, &how, &what_to))
+            .with_context(|| format!("patch {} {name}", what::<K>()))
+    }
+
+    fn many(&self, work: impl Iterator<Item = impl Future<Output = kube::Result<()>>>) -> kube::Result<()> {
+        self.block_on(stream::iter(work).buffer_unordered(AT_A_TIME).try_collect())
     }
 
     fn of<K: Object>(&self) -> kube::Api<K> {

@@ -62,11 +62,11 @@ impl ControlPlane {
         Ok(Self::Kubernetes(dir))
     }
 
-    /// Starts it on the fabric and a relay to it on a loopback port, and waits until it answers.
+    /// Starts it on the fabric and a relay to it on a loopback port, which is returned, and waits until it answers.
     ///
     /// # Errors
     /// When a process can't be started, or the API server does not answer.
-    pub fn start(&self, layout: &Layout) -> Result<(Api, Vec<Process>)> {
+    pub fn start(&self, layout: &Layout) -> Result<(Api, SocketAddr, Vec<Process>)> {
         let place = Place::open(&layout.fabric_netns(), &layout.outside_cgroup())?;
         let mut processes = match self {
             Self::StandIn => vec![stand_in(layout, &place)?],
@@ -93,7 +93,7 @@ impl ControlPlane {
             let log = layout.log("kube-controller-manager");
             processes.push(Process::spawn("kube-controller-manager", &mut manager, &log)?);
         }
-        Ok((api, processes))
+        Ok((api, port, processes))
     }
 
     fn write_kubeconfig(&self, file: &Path, server: SocketAddr) -> Result<()> {

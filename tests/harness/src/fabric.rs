@@ -28,12 +28,17 @@ pub fn create(fabric: &Netns, host: u8) -> Result<()> {
     .context("make the fabric's bridge")
 }
 
+/// The name of the bridge's port that leads to host `host`.
+pub fn port(host: u8) -> String {
+    format!("port{host}")
+}
+
 /// Joins a namespace to the fabric by an interface [`UPLINK`] with the addresses of host `host`.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn join(fabric: &Netns, netns: &Netns, host: u8) -> Result<()> {
-    let port = format!("port{host}");
+    let port = port(host);
     let far = LinkMessageBuilder::<LinkUnspec>::new()
         .name(port.clone())
         .setns_by_fd(fabric.as_fd().as_raw_fd())

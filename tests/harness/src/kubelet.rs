@@ -27,16 +27,17 @@ use crate::cni::{Runtime, Sandbox};
 use crate::layout::{Layout, NodeLayout};
 use crate::place::Place;
 use crate::process::{Process, binary};
-use crate::serve::Port;
-use crate::{api, cgroup, netns};
+use crate::protocol::Port;
+use crate::{api, cgroup, netns, serve};
 
 const RETRY: Duration = Duration::from_millis(200);
 /// How long a pod may take to end if it does not say so itself, as in Kubernetes.
 const GRACE: i64 = 30;
-/// When a terminating pod stops being ready, as it would by its readiness probe: it has then been serving
-/// while terminating for this long, and goes on for as long again ([`crate::serve`]), so that every node has
-/// turned datagrams away from it before it is gone.
-const STILL_READY: Duration = Duration::from_millis(500);
+/// The annotation that says for how many milliseconds a pod goes on accepting when it is told to stop
+/// ([`serve::LINGER`] otherwise). After half of that it stops being ready, as it would by its readiness probe: it has
+/// then been serving while terminating for this long, and goes on for as long again, so that every node has turned
+/// datagrams away from it before it is gone.
+pub const LINGER: &str = "harness.fairlead.io/linger-ms";
 
 /// Runs every pod of the cluster until killed.
 ///
@@ -203,17 +204,21 @@ impl Life {
     }
 
     fn start(&self) -> Result<(Process, Vec<IpAddr>)> {
-        let runtime = self.runtime()?;
-        if !runtime.is_configured() {
-            bail!("no CNI configuration is installed on {}", self.node.name);
-        }
         let cgroup = self.cgroup();
         cgroup::create(&cgroup)?;
-        let netns = netns::create(&self.netns)?.keep();
-        let addresses = runtime.add(&self.sandbox())?;
-        let place = Place::new(netns, &cgroup);
+        let (place, addresses) = if self.is_on_host() {
+            (Place::open(&self.node.netns, &cgroup)?, vec![self.node.ipv4, self.node.ipv6])
+        } else {
+            let runtime = self.runtime()?;
+            if !runtime.is_configured() {
+                bail!("no CNI configuration is installed on {}", self.node.name);
+            }
+            let netns = netns::create(&self.netns)?.keep();
+            (Place::new(netns, &cgroup), runtime.add(&self.sandbox())?)
+        };
         let mut command = place.command(binary("fairlead-harness")?)?;
         command.args(["serve", "--pod", &self.name]);
+        command.arg("--linger-ms").arg(self.linger().as_millis().to_string());
         for port in self.ports() {
             command.arg("--port").arg(port.to_string());
         }
@@ -225,7 +230,7 @@ impl Life {
         if let Some(mut server) = server {
             // One that is gone already, or had to be killed, is gone all the same.
             server.signal(Signal::SIGTERM).ok();
-            sleep(STILL_READY).await;
+            sleep(self.linger() / 2).await;
             self.report_ending().await;
             let grace = self.grace();
             spawn_blocking(move || server.wait(grace).ok()).await?;
@@ -244,6 +249,9 @@ impl Life {
     /// Undoes all that [`start`](Self::start) may have done.
     fn clear(&self) -> Result<()> {
         cgroup::remove(&self.cgroup())?;
+        if self.is_on_host() {
+            return Ok(());
+        }
         let runtime = self.runtime()?;
         if runtime.is_configured() {
             runtime.del(&self.sandbox())?;
@@ -317,6 +325,16 @@ impl Life {
     fn grace(&self) -> Duration {
         let seconds = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
         Duration::from_secs(seconds.unwrap_or(GRACE).max(1).unsigned_abs())
+    }
+
+    fn linger(&self) -> Duration {
+        let asked = self.pod.annotations().get(LINGER).and_then(|millis| millis.parse().ok());
+        asked.map_or(serve::LINGER, Duration::from_millis)
+    }
+
+    /// Whether the pod shares its node's network namespace.
+    fn is_on_host(&self) -> bool {
+        self.pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true))
     }
 
     fn ports(&self) -> Vec<Port> {

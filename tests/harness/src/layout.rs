@@ -102,6 +102,16 @@ impl Layout {
         format!("{}-client", self.prefix)
     }
 
+    /// The namespace of the router between the fabric and the far client.
+    pub fn router_netns(&self) -> String {
+        format!("{}-router", self.prefix)
+    }
+
+    /// The namespace of the client behind that router.
+    pub fn far_netns(&self) -> String {
+        format!("{}-far", self.prefix)
+    }
+
     /// The namespace of a pod.
     pub fn pod_netns(&self, name: &str, uid: &str) -> String {
         // Two pods of one name may overlap, one being removed; the UID's beginning tells them apart.

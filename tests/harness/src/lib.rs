@@ -19,26 +19,38 @@
 //! group, and the layout is on disk before anything is made. So a cluster is taken down completely, also after a
 //! crash ([`down`]).
 
+mod answer;
 pub mod api;
 pub mod cgroup;
 mod cluster;
 pub mod cni;
 mod control;
 pub mod fabric;
+mod faults;
 pub mod kubelet;
 pub mod layout;
+mod load;
 pub mod netns;
 mod node;
+pub mod packet;
 mod place;
 mod probe;
 mod process;
+mod protocol;
 pub mod relay;
+mod report;
+pub mod sctp;
 pub mod serve;
+pub mod upgrade;
 
+pub use answer::Answer;
 pub use cluster::{Cluster, DEMO_DIR, Options, RunningPod, TEST_DIR, down, sweep};
 pub use control::ControlPlane;
+pub use faults::{Faults, Outage};
+pub use load::Load;
 pub use node::{Node, output};
 pub use place::{Place, Traffic};
-pub use probe::{Failure, FailureKind, Load, Reply, Report, http_get, run as run_load};
+pub use probe::{http_get, run as run_load};
 pub use process::{Process, binary, wait_for};
-pub use serve::{Answer, Port, Protocol};
+pub use protocol::{Port, Protocol};
+pub use report::{Failure, FailureKind, Reply, Report};

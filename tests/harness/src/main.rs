@@ -5,6 +5,7 @@ mod demo;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -58,6 +59,9 @@ enum Action {
         /// What to serve, as in 8080/tcp.
         #[arg(long = "port")]
         ports: Vec<Port>,
+        /// Milliseconds to go on accepting when told to stop.
+        #[arg(long, default_value_t = millis(serve::LINGER))]
+        linger_ms: u64,
     },
     /// Send requests and report on them as JSON.
     #[command(hide = true)]
@@ -88,8 +92,14 @@ fn act(action: Action) -> Result<ExitCode> {
             tokio::runtime::Runtime::new()?.block_on(kubelet::run(layout))?;
         }
         Action::Relay { listen, netns, target } => relay::run(listen, &netns, target)?,
-        Action::Serve { pod, ports } => serve::run(&pod, &ports)?,
+        Action::Serve { pod, ports, linger_ms } => {
+            serve::run(&pod, &ports, Duration::from_millis(linger_ms))?;
+        }
         Action::Probe(load) => println!("{}", serde_json::to_string(&run_load(&load))?),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -13,6 +13,8 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::api::Api;
+use crate::cluster::Options;
+use crate::fabric;
 use crate::layout::{Layout, NodeLayout};
 use crate::place::Place;
 use crate::probe::http_get;
@@ -29,23 +31,21 @@ pub struct Node {
     place: Place,
     kubeconfig: PathBuf,
     logs: PathBuf,
-    proxy_arguments: Vec<String>,
+    fabric: Place,
+    proxy_binary: PathBuf,
+    /// What every node's agent is told, and what this one is.
+    proxy_arguments: [Vec<String>; 2],
     proxy: Option<Process>,
     daemon: Process,
 }
 
 impl Node {
-    /// Creates the Node object and starts the node's processes; with `proxy` unset, CNI alone.
+    /// Creates the Node object and starts the node's processes.
     ///
     /// # Errors
     /// When the API server refuses or a process can't be started.
-    pub(crate) fn start(
-        cluster: &Layout,
-        layout: NodeLayout,
-        api: &Api,
-        proxy: Option<&[String]>,
-    ) -> Result<Self> {
-        register(&layout, api).with_context(|| format!("create Node {}", layout.name))?;
+    pub(crate) fn start(cluster: &Layout, layout: NodeLayout, api: &Api, options: &Options) -> Result<Self> {
+        register(&layout, api, options).with_context(|| format!("create Node {}", layout.name))?;
         for dir in [layout.state_dir(), layout.cni_bin_dir(), layout.cni_conf_dir(), layout.cni_data_dir()] {
             fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         }
@@ -59,22 +59,28 @@ impl Node {
             .arg("--cni-conf-dir")
             .arg(layout.cni_conf_dir());
         daemon.arg("--node-file").arg(layout.node_file()).arg("--data-dir").arg(layout.cni_data_dir());
-        match proxy {
-            Some(_) => daemon.arg("--agent-socket").arg(layout.socket()),
-            None => daemon.args(["--agent-socket", ""]),
-        };
+        if options.proxy {
+            daemon.arg("--agent-socket").arg(layout.socket());
+        } else {
+            daemon.args(["--agent-socket", ""]);
+        }
         let daemon =
             Process::spawn("fairlead-cni", &mut daemon, &cluster.log(&format!("{}-cni", layout.name)))?;
         let mut node = Self {
             place,
             kubeconfig,
             logs: cluster.log(&format!("{}-proxy", layout.name)),
-            proxy_arguments: proxy.unwrap_or_default().to_vec(),
+            fabric: Place::open(&cluster.fabric_netns(), &cluster.outside_cgroup())?,
+            proxy_binary: binary("fairlead-proxy")?,
+            proxy_arguments: [
+                options.proxy_arguments.clone(),
+                options.node_arguments.get(&layout.name).cloned().unwrap_or_default(),
+            ],
             proxy: None,
             daemon,
             layout,
         };
-        if proxy.is_some() {
+        if options.proxy {
             node.start_proxy()?;
         }
         Ok(node)
@@ -123,13 +129,48 @@ impl Node {
     /// # Errors
     /// When it can't be started.
     pub fn start_proxy(&mut self) -> Result<()> {
-        let mut command = self.place.command(binary("fairlead-proxy")?)?;
+        let mut command = self.place.command(&self.proxy_binary)?;
         command.args(["run", "--hostname-override", &self.layout.name]);
         command.arg("--kubeconfig").arg(&self.kubeconfig).arg("--bpffs").arg(self.layout.bpffs());
         command.arg("--cgroup").arg(&self.layout.cgroup).arg("--state-dir").arg(self.layout.state_dir());
-        command.arg("--socket").arg(self.layout.socket()).args(&self.proxy_arguments);
+        command.arg("--socket").arg(self.layout.socket()).args(self.proxy_arguments.iter().flatten());
         self.proxy = Some(Process::spawn("fairlead-proxy", &mut command, &self.logs)?);
         Ok(())
+    }
+
+    /// Starts that executable as the agent, from now on; none must be running.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_proxy_from(&mut self, executable: &Path) -> Result<()> {
+        executable.clone_into(&mut self.proxy_binary);
+        self.start_proxy()
+    }
+
+    /// Restarts the agent with these arguments instead of those that were this node's own so far, and waits until it
+    /// is healthy.
+    ///
+    /// # Errors
+    /// When it does not end, or does not come back.
+    pub fn restart_proxy_with(&mut self, arguments: &[&str]) -> Result<()> {
+        self.stop_proxy(Signal::SIGTERM)?;
+        self.proxy_arguments[1] = arguments.iter().map(ToString::to_string).collect();
+        self.start_proxy()?;
+        self.wait_for_proxy()
+    }
+
+    /// The agent's process id, while it runs.
+    pub fn proxy_id(&self) -> Option<u32> {
+        self.proxy.as_ref().map(Process::id)
+    }
+
+    /// Sets the MTU of the node's link to the fabric, at both ends.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_mtu(&self, mtu: u32) -> Result<()> {
+        self.place.set_mtu(fabric::UPLINK, mtu)?;
+        self.fabric.set_mtu(&fabric::port(self.layout.fabric_host()), mtu)
     }
 
     /// Ends the agent by a signal and waits until it is gone; what it programmed stays.
@@ -181,7 +222,7 @@ impl Node {
     /// # Errors
     /// When it fails.
     pub fn proxy(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = self.place.command(binary("fairlead-proxy")?)?;
+        let mut command = self.place.command(&self.proxy_binary)?;
         output(command.args(arguments).arg("--socket").arg(self.layout.socket()))
     }
 
@@ -212,17 +253,18 @@ fn healthz(place: &Place) -> Result<(u16, String)> {
     Ok(place.netns().run(|| http_get(server, "/healthz"))??)
 }
 
-fn register(layout: &NodeLayout, api: &Api) -> Result<()> {
+fn register(layout: &NodeLayout, api: &Api, options: &Options) -> Result<()> {
     let [pod_cidr, _] = &layout.pod_cidrs;
+    let mut labels = json!({
+        "kubernetes.io/hostname": layout.name,
+        "kubernetes.io/os": "linux",
+        "topology.kubernetes.io/zone": format!("zone-{}", layout.number),
+    });
+    for (key, value) in options.node_labels.get(&layout.name).into_iter().flatten() {
+        labels[key] = json!(value);
+    }
     let object = serde_json::from_value(json!({
-        "metadata": {
-            "name": layout.name,
-            "labels": {
-                "kubernetes.io/hostname": layout.name,
-                "kubernetes.io/os": "linux",
-                "topology.kubernetes.io/zone": format!("zone-{}", layout.number),
-            },
-        },
+        "metadata": { "name": layout.name, "labels": labels },
         "spec": { "podCIDR": pod_cidr, "podCIDRs": layout.pod_cidrs },
     }))?;
     let status = json!({

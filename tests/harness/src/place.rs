@@ -1,7 +1,8 @@
 //! A place to run things: a network namespace and a control group, as of a node, a pod or the outside client.
 
+use std::fs;
 use std::io::Read;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -10,12 +11,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use fairlead_net::netns::Netns;
 
+use crate::load::Load;
 use crate::netns;
-use crate::probe::{Failure, Load, Reply, Report};
+use crate::node::output;
 use crate::process::binary;
-use crate::serve::Protocol;
+use crate::protocol::Protocol;
+use crate::report::{Failure, Reply, Report};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The protocol of raw sockets that send packets with their headers.
+const IPPROTO_RAW: u8 = 255;
 
 /// Where a process runs.
 #[derive(Clone, Debug)]
@@ -59,7 +64,28 @@ impl Place {
     /// # Errors
     /// When the client can't be started; how the request itself went is the value.
     pub fn request(&self, protocol: Protocol, target: SocketAddr) -> Result<Result<Reply, Failure>> {
-        let report = self.requests(&Load::new(protocol, target).times(1))?;
+        self.ask(Load::new(protocol, target))
+    }
+
+    /// One request from here, with that source address.
+    ///
+    /// # Errors
+    /// When the client can't be started; how the request itself went is the value.
+    pub fn request_from(
+        &self,
+        source: IpAddr,
+        protocol: Protocol,
+        target: SocketAddr,
+    ) -> Result<Result<Reply, Failure>> {
+        self.ask(Load::new(protocol, target).from_source(source))
+    }
+
+    /// One request from here, as the load says.
+    ///
+    /// # Errors
+    /// When the client can't be started; how the request itself went is the value.
+    pub fn ask(&self, load: Load) -> Result<Result<Reply, Failure>> {
+        let report = self.requests(&load.times(1))?;
         report.outcomes.into_iter().next().context("the client reported nothing")
     }
 
@@ -87,6 +113,71 @@ impl Place {
         self.traffic(load)?.report()
     }
 
+    /// What `ip` prints here, as in `ip(&["route", "show"])`.
+    ///
+    /// # Errors
+    /// When it fails; with what it says.
+    pub fn ip(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new("ip");
+        self.netns.enter(&mut command);
+        output(command.args(arguments)).with_context(|| format!("ip {}", arguments.join(" ")))
+    }
+
+    /// Sets the MTU of an interface here; a veth pair wants the same at both ends.
+    ///
+    /// # Errors
+    /// When there is no such interface, or the kernel refuses.
+    pub fn set_mtu(&self, interface: &str, mtu: u32) -> Result<()> {
+        self.ip(&["link", "set", interface, "mtu", &mtu.to_string()]).map(drop)
+    }
+
+    /// The MTU that this place has learned of the path to `address`; none if it has learned nothing.
+    ///
+    /// # Errors
+    /// When there is no way there.
+    pub fn path_mtu(&self, address: IpAddr) -> Result<Option<u32>> {
+        let route = self.ip(&["route", "get", &address.to_string()])?;
+        let mut words = route.split_whitespace().skip_while(|word| *word != "mtu").skip(1);
+        let number = words.find(|word| *word != "lock");
+        number.map(|mtu| mtu.parse().with_context(|| format!("the MTU of {route:?}"))).transpose()
+    }
+
+    /// A setting of the network below `/proc/sys/net`, as in `ipv4/ip_forward`.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn setting(&self, name: &str) -> Result<String> {
+        let text = self.netns.run(|| fs::read_to_string(setting_file(name)))?;
+        Ok(text.with_context(|| format!("read net/{name}"))?.trim_end().to_owned())
+    }
+
+    /// Changes such a setting.
+    ///
+    /// # Errors
+    /// When there is none of that name, or the kernel refuses the value.
+    pub fn set_setting(&self, name: &str, value: &str) -> Result<()> {
+        let written = self.netns.run(|| fs::write(setting_file(name), value))?;
+        written.with_context(|| format!("write {value} to net/{name}"))
+    }
+
+    /// Sends a whole IP packet ([`crate::packet`] makes some), from whatever address it names. The kernel routes it,
+    /// and computes the checksum of an IPv4 header, but nothing else.
+    ///
+    /// # Errors
+    /// When it is no IP packet, or there is no way to its destination.
+    pub fn inject(&self, packet: &[u8]) -> Result<()> {
+        let destination: IpAddr = match packet.first().map(|first| first >> 4) {
+            Some(4) => <[u8; 4]>::try_from(packet.get(16..20).context("a short packet")?)?.into(),
+            Some(6) => <[u8; 16]>::try_from(packet.get(24..40).context("a short packet")?)?.into(),
+            _ => bail!("neither IPv4 nor IPv6"),
+        };
+        let sent = self.netns.run(|| {
+            let socket = netns::raw_socket(IPPROTO_RAW, destination)?.into_unconnected();
+            socket.send_to(packet, (destination, 0))
+        })?;
+        sent.map(drop).with_context(|| format!("inject a packet to {destination}"))
+    }
+
     /// Starts a client here that goes on until it is [stopped](Traffic::stop).
     ///
     /// # Errors
@@ -96,6 +187,10 @@ impl Place {
         command.args(load.arguments()).stdin(Stdio::piped()).stdout(Stdio::piped());
         Ok(Traffic { child: command.spawn().context("start a client")? })
     }
+}
+
+fn setting_file(name: &str) -> PathBuf {
+    Path::new("/proc/sys/net").join(name)
 }
 
 /// A client at work; dropped without [`stop`](Self::stop), it is killed.

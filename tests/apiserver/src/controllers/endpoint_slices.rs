@@ -6,11 +6,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::mirror::{Mirror, Pair, pairs_of};
 use super::slices::{self, CONTROLLER, MANAGED_BY, Plan, SERVICE_NAME};
 use crate::cluster::{Cluster, DeleteOptions, Target};
 use crate::object::{Object, text};
-use crate::resource::Resource;
-use crate::selector::Selector;
 use crate::status::ApiError;
 use crate::{ENDPOINT_SLICES, NODES, PODS, SERVICES};
 
@@ -39,68 +38,14 @@ struct Controller {
     dirty: BTreeSet<ObjectName>,
 }
 
-/// The objects of one kind as of a revision, brought up to date by the changes since.
-struct Mirror {
-    resource: &'static Resource,
-    revision: u64,
-    /// By namespace, then name.
-    objects: HashMap<String, HashMap<String, Arc<Object>>>,
-}
-
-impl Mirror {
-    fn new(resource: &'static Resource) -> Self {
-        Self { resource, revision: 0, objects: HashMap::new() }
-    }
-
-    /// Catches up; the states that objects had before and have now.
-    fn catch_up(&mut self, cluster: &Cluster) -> Vec<Arc<Object>> {
-        let mut touched = Vec::new();
-        match cluster.changes_after(self.resource, self.revision) {
-            Ok((revision, changes)) => {
-                self.revision = revision;
-                for change in changes {
-                    let of_namespace = self.objects.entry(change.object.namespace().to_owned()).or_default();
-                    if change.removed {
-                        of_namespace.remove(change.object.name());
-                    } else {
-                        of_namespace.insert(change.object.name().to_owned(), Arc::clone(&change.object));
-                    }
-                    touched.extend(change.before);
-                    touched.push(change.object);
-                }
-            }
-            Err(_) => {
-                // The history was cut off: whatever was or is there may have changed.
-                touched.extend(self.objects.drain().flat_map(|(_, objects)| objects.into_values()));
-                let (revision, all) = cluster.list(self.resource, None, &Selector::default());
-                self.revision = revision;
-                for object in all {
-                    let of_namespace = self.objects.entry(object.namespace().to_owned()).or_default();
-                    of_namespace.insert(object.name().to_owned(), Arc::clone(&object));
-                    touched.push(object);
-                }
-            }
-        }
-        touched
-    }
-
-    fn get(&self, namespace: &str, name: &str) -> Option<&Arc<Object>> {
-        self.objects.get(namespace)?.get(name)
-    }
-
-    fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Object>> {
-        self.objects.get(namespace).into_iter().flat_map(HashMap::values)
-    }
-}
-
 impl Controller {
     fn new(cluster: Arc<Cluster>) -> Self {
         Self {
             cluster,
-            services: Mirror::new(&SERVICES),
-            pods: Mirror::new(&PODS),
-            nodes: Mirror::new(&NODES),
-            slices: Mirror::new(&ENDPOINT_SLICES),
+            services: Mirror::new(&SERVICES, |service| wanted(service).into_iter().take(1).collect()),
+            pods: Mirror::new(&PODS, labels),
+            nodes: Mirror::new(&NODES, |_| Vec::new()),
+            slices: Mirror::new(&ENDPOINT_SLICES, |_| Vec::new()),
             slices_of: HashMap::new(),
             dirty: BTreeSet::new(),
         }
@@ -123,16 +68,18 @@ impl Controller {
         }
         let zones_before: HashMap<String, Value> = self.zones();
         if !self.nodes.catch_up(&self.cluster).is_empty() && self.zones() != zones_before {
-            let all = self.services.objects.values().flat_map(HashMap::values);
-            self.dirty.extend(all.map(|service| name_of(service)));
+            self.dirty.extend(self.services.all().map(|service| name_of(service)));
         }
         for service in self.services.catch_up(&self.cluster) {
             self.dirty.insert(name_of(&service));
         }
         for pod in self.pods.catch_up(&self.cluster) {
-            let affected =
-                self.services.in_namespace(pod.namespace()).filter(|service| selects(service, &pod));
-            self.dirty.extend(affected.map(|service| name_of(service)));
+            // A Service that selects the pod is found by the first label that it wants.
+            for label in labels(&pod.value) {
+                let found = self.services.with_pair(pod.namespace(), label);
+                let affected = found.filter(|service| selects(service, &pod));
+                self.dirty.extend(affected.map(|service| name_of(service)));
+            }
         }
         for service in std::mem::take(&mut self.dirty) {
             if let Err(error) = self.sync_service(&service) {
@@ -145,12 +92,11 @@ impl Controller {
 
     /// The zone of every Node there is.
     fn zones(&self) -> HashMap<String, Value> {
-        let nodes = self.nodes.in_namespace("");
         let zone = |node: &Arc<Object>| {
             let zone = text(&node.value, "/metadata/labels/topology.kubernetes.io~1zone");
             (node.name().to_owned(), Value::from(zone))
         };
-        nodes.map(zone).collect()
+        self.nodes.all().map(zone).collect()
     }
 
     fn sync_service(&self, key: &ObjectName) -> Result<(), ApiError> {
@@ -167,13 +113,13 @@ impl Controller {
             None => {
                 Plan { delete: existing.iter().map(|s| s.name().to_owned()).collect(), ..Plan::default() }
             }
-            Some(service) if !has_selector(service) || service.value["spec"]["type"] == "ExternalName" => {
-                return Ok(());
-            }
             Some(service) => {
-                let mut pods: Vec<Arc<Object>> =
-                    self.pods.in_namespace(namespace).filter(|pod| selects(service, pod)).cloned().collect();
-                pods.sort_by(|a, b| a.name().cmp(b.name()));
+                let Some(&first) = wanted(&service.value).first() else { return Ok(()) };
+                if service.value["spec"]["type"] == "ExternalName" {
+                    return Ok(());
+                }
+                let pods = self.pods.with_pair(namespace, first).filter(|pod| selects(service, pod));
+                let pods: Vec<Arc<Object>> = pods.cloned().collect();
                 slices::plan(service, &pods, |node| self.nodes.get("", node).cloned(), &existing)
             }
         };
@@ -205,14 +151,16 @@ fn is_ours(slice: &Value) -> bool {
     slice["metadata"]["labels"][MANAGED_BY] == CONTROLLER
 }
 
-fn has_selector(service: &Object) -> bool {
-    service.value["spec"]["selector"].as_object().is_some_and(|selector| !selector.is_empty())
+/// The labels that a Service's pods have; none if it selects no pods.
+fn wanted(service: &Value) -> Vec<Pair<'_>> {
+    pairs_of(&service["spec"]["selector"])
+}
+
+fn labels(object: &Value) -> Vec<Pair<'_>> {
+    pairs_of(&object["metadata"]["labels"])
 }
 
 fn selects(service: &Object, pod: &Object) -> bool {
-    let labels = &pod.value["metadata"]["labels"];
-    let selector = service.value["spec"]["selector"].as_object();
-    selector.is_some_and(|selector| {
-        !selector.is_empty() && selector.iter().all(|(key, value)| &labels[key] == value)
-    })
+    let (wanted, present) = (wanted(&service.value), &pod.value["metadata"]["labels"]);
+    !wanted.is_empty() && wanted.into_iter().all(|(key, value)| present[key] == value)
 }

@@ -111,7 +111,31 @@ fn endpoint(
     if !hostname.is_empty() && text(&pod.value, "/spec/subdomain") == service.name() {
         endpoint["hostname"] = json!(hostname);
     }
+    if let Some(hints) = hints(service, &endpoint) {
+        endpoint["hints"] = hints;
+    }
     Some(endpoint)
+}
+
+/// Whose the endpoint preferably is, as `spec.trafficDistribution` has it: a ready endpoint's own zone's, and its own
+/// node's. The rules are those of Kubernetes' `endpointslice/trafficdist`.
+fn hints(service: &Object, endpoint: &Value) -> Option<Value> {
+    let wish = text(&service.value, "/spec/trafficDistribution");
+    let is_close = matches!(wish, "PreferClose" | "PreferSameZone" | "PreferSameNode");
+    if !is_close || endpoint["conditions"]["ready"] != true {
+        return None;
+    }
+    let mut hints = Map::new();
+    let mut hint = |name: &str, of: &Value| {
+        if of.is_string() {
+            hints.insert(name.to_owned(), json!([{"name": of}]));
+        }
+    };
+    hint("forZones", &endpoint["zone"]);
+    if wish == "PreferSameNode" {
+        hint("forNodes", &endpoint["nodeName"]);
+    }
+    (!hints.is_empty()).then_some(Value::Object(hints))
 }
 
 fn pod_addresses(pod: &Value) -> Vec<IpAddr> {
@@ -345,6 +369,24 @@ mod tests {
         assert_eq!((fewer.create.len(), fewer.update.len(), fewer.delete.len()), (0, 1, 0));
         let none = plan(&service, &[], node, &slices);
         assert_eq!((none.create.len(), none.update.len(), none.delete.len()), (0, 1, 2));
+    }
+
+    #[test]
+    fn ready_endpoints_are_hinted_at_their_zone_and_node_as_the_service_wishes() {
+        let port = json!([{"port": 80, "protocol": "TCP", "targetPort": 80}]);
+        let (zone, name) = (json!([{"name": "z1"}]), json!([{"name": "n1"}]));
+        for (wish, ready, hints) in [
+            (json!("PreferSameZone"), true, json!({"forZones": zone})),
+            (json!("PreferClose"), true, json!({"forZones": zone})),
+            (json!("PreferSameNode"), true, json!({"forZones": zone, "forNodes": name})),
+            (json!("PreferSameNode"), false, Value::Null),
+            (Value::Null, true, Value::Null),
+        ] {
+            let mut value = service(json!(["IPv4"]), port.clone()).value;
+            value["spec"]["trafficDistribution"] = wish.clone();
+            let plan = plan(&Object::new(value), &[pod(0, ready)], node, &[]);
+            assert_eq!(plan.create[0]["endpoints"][0]["hints"], hints, "{wish}, ready: {ready}");
+        }
     }
 
     #[test]

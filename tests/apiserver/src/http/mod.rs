@@ -1,6 +1,7 @@
 //! The API over HTTP: from a request to a verb of [`Cluster`] and back.
 
 mod discovery;
+mod faults;
 mod format;
 mod openapi;
 mod path;
@@ -19,6 +20,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::sync::watch as signal;
 
+pub(crate) use self::faults::Control;
 use self::format::Format;
 use self::path::{Collection, Path};
 use crate::cluster::{Cluster, DeleteOptions, Deleted, Target};
@@ -32,15 +34,6 @@ use crate::status::ApiError;
 pub(crate) struct Api {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) control: signal::Sender<Control>,
-}
-
-/// What tests and the end of the server do to running requests.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Control {
-    /// Watches end and requests are refused, as if the server were away.
-    pub(crate) outage: bool,
-    /// Watches end, because the server does.
-    pub(crate) stopping: bool,
 }
 
 type Parameters = HashMap<String, String>;
@@ -58,7 +51,7 @@ async fn serve(State(api): State<Api>, Query(query): Query<Parameters>, request:
     };
     tracing::debug!(method = %parts.method, uri = %parts.uri, "request");
     if let Some(fault) = parts.uri.path().strip_prefix("/-/") {
-        return fault_control(&api, &parts.method, fault);
+        return faults::order(&api, &parts.method, fault, &query);
     }
     if api.control.borrow().outage {
         return refusal(&ApiError::outage());
@@ -71,16 +64,6 @@ async fn serve(State(api): State<Api>, Query(query): Query<Parameters>, request:
         None => Err(ApiError::no_such_path()),
     };
     answer.unwrap_or_else(|error| refusal(&error))
-}
-
-fn fault_control(api: &Api, method: &Method, fault: &str) -> Response {
-    match (method, fault) {
-        (&Method::POST, "compact") => api.cluster.compact(),
-        (&Method::POST, "outage") => api.control.send_modify(|control| control.outage = true),
-        (&Method::DELETE, "outage") => api.control.send_modify(|control| control.outage = false),
-        _ => return refusal(&ApiError::no_such_path()),
-    }
-    answer(200, &json!({}))
 }
 
 /// One request, read completely.

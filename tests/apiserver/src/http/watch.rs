@@ -50,6 +50,7 @@ pub(super) fn respond(api: &Api, request: WatchRequest) -> Result<Response, ApiE
     let timeout = request.timeout_seconds.map_or(DEFAULT_TIMEOUT, Duration::from_secs);
     let watcher = Watcher {
         revisions: api.cluster.revisions(),
+        breaks: api.control.borrow().breaks,
         control: api.control.subscribe(),
         cluster: api.cluster.clone(),
         cursor: None,
@@ -70,6 +71,8 @@ struct Watcher {
     request: WatchRequest,
     revisions: Receiver<u64>,
     control: Receiver<Control>,
+    /// How often all watches had been ended when this one began.
+    breaks: u64,
     /// The revision up to which everything was sent; none before the first chunk.
     cursor: Option<u64>,
     next_bookmark: Instant,
@@ -85,7 +88,10 @@ impl Watcher {
             self.revisions.mark_unchanged();
             match self.cursor {
                 None => self.begin(&mut chunk),
-                Some(cursor) => self.catch_up(cursor, &mut chunk),
+                Some(cursor) => {
+                    self.be_late().await;
+                    self.catch_up(cursor, &mut chunk);
+                }
             }
             if !chunk.is_empty() {
                 return Some(chunk.freeze());
@@ -108,7 +114,8 @@ impl Watcher {
 
     /// Until something changed, a bookmark is due, or the watch is over.
     async fn sleep(&mut self) {
-        let ended = |control: &Control| control.outage || control.stopping;
+        let breaks = self.breaks;
+        let ended = move |control: &Control| control.ends(breaks);
         let wake = if self.request.bookmarks { self.next_bookmark.min(self.deadline) } else { self.deadline };
         let over = tokio::select! {
             changed = self.revisions.changed() => changed.is_err(),
@@ -116,6 +123,16 @@ impl Watcher {
             () = sleep_until(wake) => false,
         };
         self.over |= over;
+    }
+
+    /// Waits as long as a test has said, so that changes are told late and many at once.
+    async fn be_late(&mut self) {
+        let delay = self.control.borrow().delays.get(self.request.resource.plural).copied();
+        let Some(delay) = delay.filter(|delay| !delay.is_zero()) else { return };
+        let breaks = self.breaks;
+        // An end of the watch is noticed where it always is.
+        let ended = self.control.wait_for(move |control| control.ends(breaks));
+        let _ = tokio::time::timeout(delay, ended).await;
     }
 
     fn begin(&mut self, chunk: &mut BytesMut) {
@@ -143,9 +160,13 @@ impl Watcher {
     fn catch_up(&mut self, cursor: u64, chunk: &mut BytesMut) {
         match self.cluster.changes_after(self.request.resource, cursor) {
             Ok((revision, changes)) => {
-                for change in &changes {
-                    if let Some(kind) = self.kind_of(change) {
-                        self.event(kind, &change.object, chunk);
+                // A second time, everything is told as to a client that resumes from an earlier revision.
+                let times = if self.control.borrow().duplicate { 2 } else { 1 };
+                for _ in 0..times {
+                    for change in &changes {
+                        if let Some(kind) = self.kind_of(change) {
+                            self.event(kind, &change.object, chunk);
+                        }
                     }
                 }
                 self.cursor = Some(revision);

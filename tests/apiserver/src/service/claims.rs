@@ -23,20 +23,60 @@ pub struct Ranges {
 /// The addresses and node ports in use, derived from the stored Services.
 #[derive(Debug)]
 pub(crate) struct Claims {
-    ranges: Ranges,
+    /// The families that Services can have, the default one first.
+    families: Vec<&'static str>,
+    pools: Vec<Pool>,
+    node_port_range: RangeInclusive<u16>,
     addresses: HashMap<IpAddr, String>,
     node_ports: HashMap<u16, String>,
-    /// Offsets in each range below which everything dynamic was free when last looked at: a hint that keeps the
-    /// search for the next free one short in a cluster of thousands.
-    hints: Vec<u128>,
+}
+
+/// A range of cluster addresses.
+#[derive(Debug)]
+struct Pool {
+    range: IpNet,
+    /// How many ServiceCIDRs name it, and one more for a range that the server was started with.
+    users: usize,
+    /// The offset below which everything dynamic was taken when last looked at: a hint that keeps the search for the
+    /// next free one short in a cluster of thousands.
+    hint: u128,
+}
+
+impl Pool {
+    fn new(range: IpNet) -> Self {
+        Self { range, users: 1, hint: static_addresses(&range) }
+    }
 }
 
 impl Claims {
     /// Nothing in use yet.
     #[must_use]
     pub(crate) fn new(ranges: Ranges) -> Self {
-        let hints = ranges.cluster_ips.iter().map(static_addresses).collect();
-        Self { ranges, addresses: HashMap::new(), node_ports: HashMap::new(), hints }
+        Self {
+            families: ranges.cluster_ips.iter().map(family).collect(),
+            pools: ranges.cluster_ips.into_iter().map(Pool::new).collect(),
+            node_port_range: ranges.node_ports,
+            addresses: HashMap::new(),
+            node_ports: HashMap::new(),
+        }
+    }
+
+    /// Takes note that the ServiceCIDR `before` became `after`: addresses come from its ranges too.
+    pub(crate) fn replace_ranges(&mut self, before: Option<&Value>, after: Option<&Value>) {
+        for range in before.into_iter().flat_map(ranges_of) {
+            if let Some(at) = self.pools.iter().position(|pool| pool.range == range) {
+                self.pools[at].users -= 1;
+                if self.pools[at].users == 0 {
+                    self.pools.remove(at);
+                }
+            }
+        }
+        for range in after.into_iter().flat_map(ranges_of) {
+            match self.pools.iter_mut().find(|pool| pool.range == range) {
+                Some(pool) => pool.users += 1,
+                None => self.pools.push(Pool::new(range)),
+            }
+        }
     }
 
     /// Takes note that the Service `before` became `after`.
@@ -53,9 +93,9 @@ impl Claims {
             let owner = Self::owner(service);
             for ip in held_addresses(service) {
                 self.addresses.insert(ip, owner.clone());
-                for (range, hint) in self.ranges.cluster_ips.iter().zip(&mut self.hints) {
-                    if let Some(offset) = offset_in(range, ip) {
-                        *hint = (offset + 1).max(static_addresses(range));
+                for pool in &mut self.pools {
+                    if let Some(offset) = offset_in(&pool.range, ip) {
+                        pool.hint = (offset + 1).max(static_addresses(&pool.range));
                     }
                 }
             }
@@ -66,8 +106,8 @@ impl Claims {
     }
 
     /// The families Services can have, the default one first.
-    pub(super) fn families(&self) -> Vec<&'static str> {
-        self.ranges.cluster_ips.iter().map(family).collect()
+    pub(super) fn families(&self) -> &[&'static str] {
+        &self.families
     }
 
     /// How claims name a Service.
@@ -77,30 +117,34 @@ impl Claims {
 
     /// The address asked for, or a free one; why not, otherwise.
     pub(super) fn address(&self, owner: &str, of: &str, wanted: Option<&str>) -> Result<IpAddr, String> {
-        let (range, hint) = self
-            .ranges
-            .cluster_ips
-            .iter()
-            .zip(&self.hints)
-            .find(|(range, _)| family(range) == of)
-            .ok_or_else(|| format!("{of} is not configured on this cluster"))?;
+        let mut pools = self.pools.iter().filter(|pool| family(&pool.range) == of).peekable();
+        if pools.peek().is_none() || !self.families.contains(&of) {
+            return Err(format!("{of} is not configured on this cluster"));
+        }
         if let Some(wanted) = wanted {
             let ip: IpAddr = wanted.parse().map_err(|_| "must be a valid IP address".to_owned())?;
-            if !offset_in(range, ip).is_some_and(|offset| offset > 0 && offset < size(range)) {
-                return Err(format!("the provided IP ({ip}) is not in the valid range {range}"));
+            let fits = |pool: &Pool| {
+                offset_in(&pool.range, ip).is_some_and(|offset| offset > 0 && offset < size(&pool.range))
+            };
+            if !pools.any(fits) {
+                return Err(format!("the provided IP ({ip}) is not in the valid range of any ServiceCIDR"));
             }
             return match self.addresses.get(&ip) {
                 Some(holder) if holder != owner => Err("provided IP is already allocated".to_owned()),
                 _ => Ok(ip),
             };
         }
-        let first = static_addresses(range);
-        (*hint..size(range))
-            .chain(first..*hint)
-            .chain(1..first)
-            .map(|offset| address_at(range, offset))
-            .find(|ip| !self.addresses.contains_key(ip))
-            .ok_or_else(|| format!("failed to allocate a cluster IP: range {range} is full"))
+        let free = |pool: &Pool| {
+            let first = static_addresses(&pool.range);
+            (pool.hint..size(&pool.range))
+                .chain(first..pool.hint)
+                .chain(1..first)
+                .map(|offset| address_at(&pool.range, offset))
+                .find(|ip| !self.addresses.contains_key(ip))
+        };
+        pools
+            .find_map(free)
+            .ok_or_else(|| format!("failed to allocate a cluster IP: every {of} range is full"))
     }
 
     /// Gives node ports to the ports that need one, and says what is wrong with those asked for.
@@ -157,7 +201,7 @@ impl Claims {
 
     /// Why a node port can't be had.
     fn refusal(&self, owner: &str, asked: u64) -> Option<String> {
-        let range = &self.ranges.node_ports;
+        let range = &self.node_port_range;
         match u16::try_from(asked).ok().filter(|port| range.contains(port)) {
             None => {
                 let (first, last) = (range.start(), range.end());
@@ -174,13 +218,17 @@ impl Claims {
 
     /// A free node port, from above the band that is left to those who choose their own as long as there is one.
     fn free_port(&self, taken: &BTreeSet<u16>) -> Option<u16> {
-        let (first, last) = (*self.ranges.node_ports.start(), *self.ranges.node_ports.end());
+        let (first, last) = (*self.node_port_range.start(), *self.node_port_range.end());
         let size = last - first + 1;
         let dynamic = first + if size < 16 { 0 } else { (size / 32).clamp(16, 128).min(size) };
         (dynamic..=last)
             .chain(first..dynamic)
             .find(|port| !self.node_ports.contains_key(port) && !taken.contains(port))
     }
+}
+
+fn ranges_of(service_cidr: &Value) -> impl Iterator<Item = IpNet> {
+    items(service_cidr, "/spec/cidrs").iter().filter_map(|range| range.as_str()?.parse().ok())
 }
 
 fn held_addresses(service: &Value) -> impl Iterator<Item = IpAddr> {

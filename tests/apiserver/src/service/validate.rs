@@ -17,6 +17,8 @@ pub(super) fn check(service: &Value) -> Vec<FieldError> {
     one_of(&mut errors, spec, "internalTrafficPolicy", &["Cluster", "Local"]);
     one_of(&mut errors, spec, "externalTrafficPolicy", &["Cluster", "Local"]);
     one_of(&mut errors, spec, "ipFamilyPolicy", &["PreferDualStack", "RequireDualStack", "SingleStack"]);
+    let distributions = ["PreferClose", "PreferSameNode", "PreferSameZone"];
+    one_of(&mut errors, spec, "trafficDistribution", &distributions);
     let timeout = &spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"];
     if spec["sessionAffinity"] == "ClientIP" && !timeout.as_i64().is_some_and(|t| (1..=86_400).contains(&t)) {
         let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";

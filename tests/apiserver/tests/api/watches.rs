@@ -1,9 +1,8 @@
 //! Lists and watches, through the real client library's watcher.
 
-use crate::common::{eventually, next, object, start};
-use fairlead_apiserver::{CONFIG_MAPS, SERVICES, Selector};
+use crate::common::{next, object, start};
 use futures::{StreamExt, pin_mut};
-use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{
     Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, VersionMatch, WatchEvent, WatchParams,
 };
@@ -132,29 +131,4 @@ async fn an_outage_ends_watches_and_refuses_requests_until_it_is_over() {
     assert_eq!(crate::common::refused(api.get("a").await).0, 503);
     server.set_outage(false);
     api.get("a").await.unwrap();
-}
-
-#[tokio::test]
-async fn ten_thousand_services_are_allocated_sliced_and_listed() {
-    let (server, client) = start().await;
-    for i in 0..10_000 {
-        let service = json!({"metadata": {"name": format!("s{i}")}, "spec": {
-            "ipFamilyPolicy": "PreferDualStack", "selector": {"app": format!("s{i}")}, "ports": [{"port": 80}]}});
-        server.cluster().create(&SERVICES, "default", service, false).unwrap();
-        if i % 1000 == 0 {
-            tokio::task::yield_now().await;
-        }
-    }
-    let listed = Api::<Service>::all(client).list(&ListParams::default()).await.unwrap();
-    assert_eq!(listed.items.len(), 10_001);
-    let addresses: std::collections::BTreeSet<_> =
-        listed.iter().flat_map(|s| s.spec.clone().unwrap().cluster_ips.unwrap()).collect();
-    assert_eq!(addresses.len(), 20_001);
-    eventually("a slice per Service and family", async || {
-        let (_, slices) =
-            server.cluster().list(&fairlead_apiserver::ENDPOINT_SLICES, None, &Selector::default());
-        (slices.len() == 20_001).then_some(())
-    })
-    .await;
-    assert!(server.cluster().list(&CONFIG_MAPS, None, &Selector::default()).1.is_empty());
 }
