@@ -1,7 +1,8 @@
 //! A stand-in for the Kubernetes API server, for Fairlead's demo and tests: the command line.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -16,6 +17,9 @@ struct Arguments {
     /// Address and port to listen on; port 0 takes a free one. May be repeated.
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: Vec<SocketAddr>,
+    /// Serve on the listening socket that standard input is, too: one of another network namespace, say.
+    #[arg(long)]
+    listen_stdin: bool,
     /// Where to write a kubeconfig for this server.
     #[arg(long)]
     kubeconfig_out: Option<PathBuf>,
@@ -38,8 +42,15 @@ async fn main() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let arguments = Arguments::parse();
+    let inherited = if arguments.listen_stdin {
+        let socket = std::io::stdin().as_fd().try_clone_to_owned().context("take standard input")?;
+        vec![TcpListener::from(socket)]
+    } else {
+        Vec::new()
+    };
     let options = Options {
         listen: arguments.listen,
+        inherited,
         service_cidrs: arguments.service_cidr,
         cluster_cidrs: arguments.cluster_cidr,
         history: arguments.history,

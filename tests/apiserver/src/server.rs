@@ -1,7 +1,7 @@
 //! The server as a whole: its options, its listeners, and the objects a new cluster begins with.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 
 use axum::serve::ListenerExt;
@@ -18,10 +18,12 @@ use crate::status::ApiError;
 use crate::{ENDPOINT_SLICES, NAMESPACES, SERVICE_CIDRS, SERVICES, controllers};
 
 /// What a server is started with.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Options {
     /// Addresses to serve on; port 0 takes a free one.
     pub listen: Vec<SocketAddr>,
+    /// Sockets that listen already, to serve on as well.
+    pub inherited: Vec<StdListener>,
     /// Ranges of ClusterIPs, at most one per family; the first one's family is the default of Services.
     pub service_cidrs: Vec<IpNet>,
     /// Ranges that Nodes get their pod ranges from, a /24 (IPv4) or /64 (IPv6) each; at most one per family.
@@ -35,6 +37,7 @@ impl Default for Options {
         let range = |text: &str| text.parse::<IpNet>().expect("a constant range");
         Self {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
+            inherited: Vec::new(),
             service_cidrs: vec![range("10.96.0.0/16"), range("fd00:10:96::/112")],
             cluster_cidrs: vec![range("10.244.0.0/16"), range("fd00:10:244::/48")],
             history: 20_000,
@@ -53,6 +56,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// A socket that was handed over could not be listened on.
+    #[error("listen on an inherited socket: {0}")]
+    Inherited(io::Error),
     /// The options contradict each other.
     #[error("{0}")]
     Options(&'static str),
@@ -90,6 +96,10 @@ impl Server {
             let listener = TcpListener::bind(address).await.map_err(failed)?;
             addresses.push(listener.local_addr().map_err(failed)?);
             listeners.push(listener);
+        }
+        for listener in options.inherited {
+            let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+            listeners.push(listener.map_err(StartError::Inherited)?);
         }
         let ranges = Ranges { cluster_ips: options.service_cidrs.clone(), node_ports: 30_000..=32_767 };
         let cluster = Arc::new(Cluster::new(ranges, options.cluster_cidrs, options.history));

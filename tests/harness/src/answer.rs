@@ -24,7 +24,7 @@ pub struct Answer {
     pub closing: bool,
     /// How many SCTP packets with a wrong checksum this server has seen.
     pub damaged: u64,
-    /// What makes the answer as long as was asked for.
+    /// What makes the answer as long as was asked for; the client checks it and leaves it out of its report.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub padding: String,
 }

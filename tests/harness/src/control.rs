@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -62,18 +63,16 @@ impl ControlPlane {
         Ok(Self::Kubernetes(dir))
     }
 
-    /// Starts it on the fabric and a relay to it on a loopback port, which is returned, and waits until it answers.
+    /// Starts it on the fabric and, for the user's shell, on a loopback port, which is returned; waits until it answers.
     ///
     /// # Errors
     /// When a process can't be started, or the API server does not answer.
     pub fn start(&self, layout: &Layout) -> Result<(Api, SocketAddr, Vec<Process>)> {
         let place = Place::open(&layout.fabric_netns(), &layout.outside_cgroup())?;
-        let mut processes = match self {
-            Self::StandIn => vec![stand_in(layout, &place)?],
+        let (mut processes, port) = match self {
+            Self::StandIn => stand_in(layout, &place)?,
             Self::Kubernetes(dir) => kubernetes(layout, &place, dir)?,
         };
-        let (relay, port) = relay(layout)?;
-        processes.push(relay);
         self.write_kubeconfig(&layout.node_kubeconfig(), layout.api_address())?;
         self.write_kubeconfig(&layout.kubeconfig(), port)?;
         let api = Api::new(&layout.kubeconfig())?;
@@ -126,14 +125,21 @@ fn relay(layout: &Layout) -> Result<(Process, SocketAddr)> {
     Ok((process, port.parse().with_context(|| format!("the relay's port {port:?}"))?))
 }
 
-fn stand_in(layout: &Layout, place: &Place) -> Result<Process> {
+/// Starts the stand-in, which is handed a socket of the machine's own namespace: nobody need carry its bytes.
+fn stand_in(layout: &Layout, place: &Place) -> Result<(Vec<Process>, SocketAddr)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on a loopback port")?;
+    let port = listener.local_addr()?;
     let mut command = place.command(binary("fairlead-apiserver")?)?;
     command.args(["--listen", &layout.api_address().to_string(), "--service-cidr", SERVICE_CIDRS]);
     command.arg("--kubeconfig-out").arg(layout.node_kubeconfig());
-    Process::spawn("fairlead-apiserver", &mut command, &layout.log("apiserver"))
+    command.arg("--listen-stdin");
+    let log = layout.log("apiserver");
+    let server =
+        Process::spawn_with("fairlead-apiserver", &mut command, OwnedFd::from(listener).into(), &log)?;
+    Ok((vec![server], port))
 }
 
-fn kubernetes(layout: &Layout, place: &Place, dir: &Path) -> Result<Vec<Process>> {
+fn kubernetes(layout: &Layout, place: &Place, dir: &Path) -> Result<(Vec<Process>, SocketAddr)> {
     let files = layout.dir.join("kubernetes");
     fs::create_dir_all(&files)?;
     let key = files.join("service-account.key");
@@ -161,5 +167,6 @@ fn kubernetes(layout: &Layout, place: &Place, dir: &Path) -> Result<Vec<Process>
     server.arg("--cert-dir").arg(files.join("certificates")).arg("--token-auth-file").arg(tokens);
     server.arg("--service-account-key-file").arg(&key).arg("--service-account-signing-key-file").arg(&key);
     let server = Process::spawn("kube-apiserver", &mut server, &layout.log("apiserver"))?;
-    Ok(vec![etcd, server])
+    let (relay, port) = relay(layout)?;
+    Ok((vec![etcd, server, relay], port))
 }

@@ -1,10 +1,10 @@
 //! Nodes, pods and a fabric in network namespaces, for Fairlead's demo, tests and benchmarks.
 //!
 //! ```text
-//!   your shell ── relay ──┐                                   <prefix>-client
-//!                         │                                         │
-//!   <prefix>-fabric:  API server, kubelet ── bridge 10.90.0.0/24 ───┤ fd00:90::/64
-//!                                               │           │
+//!   your shell ── loopback ──┐                 <prefix>-client (four addresses)
+//!                            │                                      │     <prefix>-router ── <prefix>-far
+//!   <prefix>-fabric:  API server, kubelet ── bridge 10.90.0.0/24 ───┴────────────┘ (when asked for)
+//!                                               │           │  fd00:90::/64
 //!                                        <prefix>-node1   <prefix>-node2    each: fairlead-proxy,
 //!                                            │    │          │    │         fairlead-cni node, bpffs,
 //!                                           pod  pod        pod  pod        control groups
@@ -14,6 +14,10 @@
 //! node daemon, bpffs directory and control group; only the mounted file systems are shared. A pod is a Pod
 //! object, run as a kubelet would ([`kubelet`]): namespace, the node's real CNI configuration and plugin, a small
 //! server ([`serve`]) inside, status and readiness reported to the API.
+//!
+//! What tests do: a [`Place`] is where a client runs, a [`Load`] what it does (TCP, UDP, and [`sctp`] by raw sockets),
+//! a [`Report`] what came of it; [`packet`] makes packets that no client would send, [`Faults`] are the API server's,
+//! and [`upgrade`] makes another build of the agent.
 //!
 //! Everything has a name derived from the cluster's [`layout`], every process sits in the cluster's control
 //! group, and the layout is on disk before anything is made. So a cluster is taken down completely, also after a

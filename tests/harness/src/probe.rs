@@ -96,7 +96,13 @@ impl Client<'_> {
             none => none.insert(Flow::open(self.load)?),
         };
         let said = request(self.number, self.load.size, self.load.answer_size);
-        let answer = flow.ask(self.load, &self.number.to_string(), &said)?;
+        let mut answer = flow.ask(self.load, &self.number.to_string(), &said)?;
+        // Checked here and left out of the report, which would be larger than the traffic.
+        let padding = std::mem::take(&mut answer.padding).len();
+        if (answer.length, padding) != (said.len(), self.load.answer_size) {
+            let text = format!("{} of {} bytes arrived, and {padding} came back", answer.length, said.len());
+            return Err(io::Error::new(ErrorKind::InvalidData, text));
+        }
         Ok((answer, flow.local()?))
     }
 }

@@ -47,9 +47,17 @@ impl Process {
     /// # Errors
     /// When it can't be started.
     pub fn spawn(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
+        Self::spawn_with(name, command, Stdio::null(), log)
+    }
+
+    /// Starts the command like [`spawn`](Self::spawn), with something on its standard input.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn spawn_with(name: &str, command: &mut Command, input: Stdio, log: &Path) -> Result<Self> {
         let file = open_log(log)?;
         command.stdout(file);
-        Self::start(name, command, log)
+        Self::start(name, command, input, log)
     }
 
     /// Starts the command like [`spawn`](Self::spawn) and waits for the first line that it prints, its
@@ -59,7 +67,7 @@ impl Process {
     /// When it can't be started, or ends without a word.
     pub fn announced(name: &str, command: &mut Command, log: &Path) -> Result<(Self, String)> {
         command.stdout(Stdio::piped());
-        let mut process = Self::start(name, command, log)?;
+        let mut process = Self::start(name, command, Stdio::null(), log)?;
         let mut line = String::new();
         if let Some(stdout) = process.child.stdout.take() {
             BufReader::new(stdout).read_line(&mut line).with_context(|| format!("read from {name}"))?;
@@ -71,9 +79,9 @@ impl Process {
         Ok((process, line.trim_end().to_owned()))
     }
 
-    fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
+    fn start(name: &str, command: &mut Command, input: Stdio, log: &Path) -> Result<Self> {
         let file = open_log(log)?;
-        let child = command.stdin(Stdio::null()).stderr(file).process_group(0).spawn();
+        let child = command.stdin(input).stderr(file).process_group(0).spawn();
         let child = child.with_context(|| format!("start {name}"))?;
         Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
     }

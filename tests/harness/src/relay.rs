@@ -1,5 +1,5 @@
-//! A way from the user's shell to the API server, which lives on the fabric: connections to a loopback port
-//! are carried into a namespace. So nothing of the machine's own network changes.
+//! A way from the user's shell to a real API server, which lives on the fabric: connections to a loopback port
+//! are carried into a namespace. So nothing of the machine's own network changes. (The stand-in takes a socket along.)
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -168,8 +168,7 @@ mod tests {
         for (protocol, target) in targets {
             let report = probe::run(&Load::new(protocol, target).times(1).sized(20_000).answers_of(30_000));
             report.all_answered().unwrap();
-            let answer = &report.replies().next().unwrap().answer;
-            assert_eq!((answer.length, answer.padding.len()), (20_000, 30_000), "{protocol}");
+            assert_eq!(report.replies().next().unwrap().answer.length, 20_000, "{protocol}");
         }
     }
 }

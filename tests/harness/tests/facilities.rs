@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use fairlead_harness::packet::{RST, Segment, tcp};
 use fairlead_harness::{Cluster, FailureKind, Load, Options, Protocol, RunningPod, wait_for};
+use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 const PORT: u16 = 8080;
 
@@ -32,6 +34,11 @@ fn pods_answer_by_all_three_protocols_and_on_the_hosts_network_too() {
                     ensure!(reply.answer.damaged == 0, "{reply:?}");
                 }
             }
+        }
+        for (protocol, target) in targets(&server) {
+            let large = Load::new(protocol, target).times(3).sized(5000).answers_of(7000);
+            let report = client.place.requests(&large)?;
+            report.all_answered().with_context(|| format!("in fragments, {protocol} to {target}"))?;
         }
         let closed = client.place.request(Protocol::Sctp, (on_host.ips[0], 9).into())?;
         ensure!(closed.as_ref().is_err_and(|f| f.kind == FailureKind::TimedOut), "{closed:?}");
@@ -220,6 +227,72 @@ fn a_load_balancer_has_the_address_that_its_status_was_given() {
         ensure!(cluster.health_check_port("web")? >= 30_000);
         Ok(())
     });
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn pods_live_through_an_outage_of_the_api_and_are_seen_to_afterwards() {
+    with_cluster(|cluster| {
+        cluster.apply(&(pod("client", "node1", "") + &pod("server", "node2", "")))?;
+        let (client, server) = (cluster.pod("client")?, cluster.pod("server")?);
+        let Some(faults) = cluster.faults() else { return Ok(()) };
+        let outage = faults.outage()?;
+        let refused = cluster.kubectl(&["get", "pods"]).err().context("the API answers")?.to_string();
+        ensure!(refused.contains("out of service"), "{refused}");
+        let target = SocketAddr::new(server.ips[0], PORT);
+        client.place.requests(&Load::new(Protocol::Tcp, target).times(5))?.all_answered()?;
+        outage.end()?;
+        faults.compact()?;
+        faults.break_watches()?;
+        cluster.kubectl(&["delete", "pod", "server", "--wait=false"])?;
+        cluster.wait_until_gone("server")
+    });
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn thousands_of_objects_are_written_and_gone_in_seconds() {
+    with_cluster(|cluster| {
+        let map = |number: usize, value: &str| ConfigMap {
+            metadata: ObjectMeta { name: Some(format!("m{number}")), ..ObjectMeta::default() },
+            data: Some([("value".to_owned(), value.to_owned())].into()),
+            ..ConfigMap::default()
+        };
+        let maps = |value: &str| (0..3000).map(|number| map(number, value)).collect::<Vec<_>>();
+        let begin = Instant::now();
+        cluster.api().create_all(&maps("one"))?;
+        cluster.api().update_all(&maps("two"))?;
+        let listed = cluster.api().list::<ConfigMap>("")?;
+        ensure!(
+            listed.len() == 3000 && listed.iter().all(|map| map.data == maps("two")[0].data),
+            "not all is written"
+        );
+        cluster.api().delete_all(&maps("two"))?;
+        cluster.api().delete_all(&maps("two"))?;
+        ensure!(cluster.api().list::<ConfigMap>("")?.is_empty());
+        println!("12,000 requests took {:?}", begin.elapsed());
+        ensure!(begin.elapsed() < Duration::from_secs(30), "it took {:?}", begin.elapsed());
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn an_agent_is_given_other_arguments_and_another_build() {
+    let mut cluster =
+        Cluster::start(Options::default().with_nodes(1)).unwrap_or_else(|error| panic!("{error:#}"));
+    let other = cluster.another_build().unwrap();
+    let node = cluster.node_mut("node1").unwrap();
+    node.restart_proxy_with(&["--healthz-bind-address", "0.0.0.0:10256"]).unwrap();
+    let command = std::fs::read(format!("/proc/{}/cmdline", node.proxy_id().unwrap())).unwrap();
+    let command = String::from_utf8(command).unwrap();
+    assert!(command.contains("--healthz-bind-address"), "{command}");
+    node.stop_proxy(nix::sys::signal::Signal::SIGTERM).unwrap();
+    node.start_proxy_from(&other).unwrap();
+    node.wait_for_proxy().unwrap();
+    let running = std::fs::read_link(format!("/proc/{}/exe", node.proxy_id().unwrap())).unwrap();
+    assert_eq!(running, other);
+    cluster.down().unwrap();
 }
 
 fn options() -> Options {
