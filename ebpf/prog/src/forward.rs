@@ -12,6 +12,7 @@ use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Counter, Endpoint, Mac, Reason, protocol};
 
 use crate::packet::{ETHERNET, Ethernet, Ipv4, Ipv6, Packet, TCP, UDP, at};
+use crate::refuse::Back;
 use crate::verdict::{self, Verdict};
 use crate::{endpoint, nat, observe, too_big};
 
@@ -67,11 +68,7 @@ fn route(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
     let ingress = unsafe { (*ctx.skb.skb).ingress_ifindex };
     let (outcome, found) = look_up_route(ctx, packet, ingress)?;
     match outcome {
-        BPF_FIB_LKUP_RET_FRAG_NEEDED => {
-            // SAFETY: the kernel has filled in this field of the union.
-            let mtu = unsafe { found.__bindgen_anon_1.mtu_result };
-            too_big::answer(ctx, packet, mtu)
-        }
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => too_big::answer(ctx, packet, mtu_of(&found), Back::Out),
         BPF_FIB_LKUP_RET_SUCCESS => {
             nat::take_hop(ctx, packet.is_v4)?;
             address_frame(ctx, found.smac, found.dmac)?;
@@ -136,7 +133,17 @@ fn send_out(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
         let code = unsafe { bpf_redirect_neigh(found.ifindex, core::ptr::null_mut(), 0, 0) };
         return Ok(Verdict::Done(code as i32));
     }
+    if outcome == BPF_FIB_LKUP_RET_FRAG_NEEDED {
+        return too_big::answer(ctx, packet, mtu_of(&found), Back::Up);
+    }
     Err(Reason::NotForwarded)
+}
+
+/// How large a datagram may be that takes the route found.
+#[inline(always)]
+fn mtu_of(found: &FibLookup) -> u16 {
+    // SAFETY: the kernel has filled in this field of the union, a number.
+    unsafe { found.__bindgen_anon_1.mtu_result }
 }
 
 /// Whether the kernel's routing table would not say that the packet is for many: an IPv4 destination above

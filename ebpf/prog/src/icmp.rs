@@ -42,13 +42,14 @@ struct Icmp {
 }
 
 /// Turns the packet into the answer, its frame apart. The whole transport header is quoted: the kernel will not
-/// cut a packet off before a checksum that the device is still to complete.
+/// cut a packet off before a checksum that the device is still to complete; of SCTP's chunk as much as Linux wants to
+/// see of an INIT before it believes the error.
 #[inline(always)]
 pub(crate) fn answer(ctx: &TcContext, packet: &Packet, error: Error, reason: Reason) -> Result<(), Reason> {
     match (packet.is_v4, packet.tuple.protocol) {
-        (true, protocol::TCP) => answer_v4::<{ IPV4 + TCP }>(ctx, packet, error, reason),
+        (true, protocol::TCP | protocol::SCTP) => answer_v4::<{ IPV4 + TCP }>(ctx, packet, error, reason),
         (true, _) => answer_v4::<{ IPV4 + UDP }>(ctx, packet, error, reason),
-        (false, protocol::TCP) => answer_v6::<{ IPV6 + TCP }>(ctx, packet, error, reason),
+        (false, protocol::TCP | protocol::SCTP) => answer_v6::<{ IPV6 + TCP }>(ctx, packet, error, reason),
         (false, _) => answer_v6::<{ IPV6 + UDP }>(ctx, packet, error, reason),
     }
 }

@@ -6,10 +6,10 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
-use fairlead_abi::{Backend, FlowKey, Frontend, FrontendKey, Reason, Region, frontend_flags};
+use fairlead_abi::{Backend, FlowKey, Frontend, FrontendKey, Reason, Region, frontend_flags, protocol};
 use fairlead_flow::maglev;
 
-use crate::packet::Packet;
+use crate::packet::{Fragment, Packet};
 use crate::{admission, affinity};
 
 #[map]
@@ -51,7 +51,7 @@ pub(crate) struct Choice {
 pub(crate) fn find<'room>(
     tuple: &FlowKey,
     room: &'room mut MaybeUninit<Frontend>,
-) -> Option<&'room Frontend> {
+) -> Result<Option<&'room Frontend>, Reason> {
     let key = FrontendKey {
         address: tuple.destination,
         port: tuple.destination_port,
@@ -60,8 +60,11 @@ pub(crate) fn find<'room>(
     };
     // SAFETY: the value is copied out at once; all fields are integers, so none is invalid, and the element's reuse
     // for another key shows in the check.
-    let frontend = room.write(*unsafe { FRONTENDS.get(&key) }?);
-    (frontend.check == key.check()).then_some(frontend)
+    let Some(frontend) = (unsafe { FRONTENDS.get(&key) }) else {
+        return Ok(None);
+    };
+    let frontend = room.write(*frontend);
+    if frontend.check == key.check() { Ok(Some(frontend)) } else { Err(Reason::StaleService) }
 }
 
 /// Whether there is a frontend with all of these flags at the key.
@@ -159,8 +162,12 @@ pub(crate) fn pick(
 ) -> Result<bool, Reason> {
     let mut room = MaybeUninit::uninit();
     if packet.has_ports()
-        && let Some(frontend) = find(&packet.tuple, &mut room)
+        && let Some(frontend) = find(&packet.tuple, &mut room)?
     {
+        // Its checksum, which is the whole packet's, could not be mended.
+        if packet.tuple.protocol == protocol::SCTP && packet.fragment == Fragment::First {
+            return Err(Reason::NotForwarded);
+        }
         return choose(frontend, client, &packet.tuple, choice).map(|()| true);
     }
     admission::unclaimed(&packet.tuple.destination).map_or(Ok(false), Err)

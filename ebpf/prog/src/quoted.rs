@@ -4,6 +4,8 @@
 //! tuple. An answer to the quoted packet would be translated by the flow table, so the error is given the receiver
 //! that the answer would get, and the quotation the tuple that such an answer would then belong to.
 
+use core::ops::Range;
+
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Address, Counter, Flow, FlowKey, Port, Reason, protocol};
@@ -111,6 +113,9 @@ fn translate_v4(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
         return Ok(false);
     }
     let transport = inner + size_of::<Ipv4>();
+    // SAFETY: `at` has checked the bounds.
+    let length = u16::from_be(unsafe { &*at::<Ipv4>(ctx, ETHERNET)? }.total_length);
+    let end = ETHERNET + length as usize;
     let (source, destination) =
         (Address::from_v4_word(header.source), Address::from_v4_word(header.destination));
     let key = answer_to(source, destination, header.protocol, read(ctx, transport)?);
@@ -123,7 +128,7 @@ fn translate_v4(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     header.checksum = addresses.apply(header.checksum);
     write(ctx, inner, &header)?;
     // What the quotation's header gains its checksum loses, so the message's own does not see it.
-    let growth = translate_transport(ctx, transport, &key, flow, addresses)?;
+    let growth = translate_transport(ctx, transport..end, &key, flow, addresses)?;
     write_checksum(ctx, icmp, growth)?;
 
     address(packet, flow, destination);
@@ -147,8 +152,15 @@ fn translate_v6(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     }
     let mut header: Ipv6 = read(ctx, inner)?;
     let transport = inner + size_of::<Ipv6>();
+    // SAFETY: `at` has checked the bounds.
+    let length = u16::from_be(unsafe { &*at::<Ipv6>(ctx, ETHERNET)? }.payload_length);
+    let end = ETHERNET + size_of::<Ipv6>() + length as usize;
     let (source, destination) =
         (Address::from_v6_words(header.source), Address::from_v6_words(header.destination));
+    // Here, a mapped address would pass for the IPv4 address that it stands for.
+    if source.is_v4() || destination.is_v4() {
+        return Ok(false);
+    }
     let key = answer_to(source, destination, header.next_header, read(ctx, transport)?);
     let Some(flow) = ct::look_up(&key) else {
         return Ok(false);
@@ -157,7 +169,7 @@ fn translate_v6(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     header.source = flow.destination.words();
     header.destination = flow.source.words();
     write(ctx, inner, &header)?;
-    let growth = translate_transport(ctx, transport, &key, flow, addresses)?;
+    let growth = translate_transport(ctx, transport..end, &key, flow, addresses)?;
 
     let before = (packet.tuple.source, packet.tuple.destination);
     address(packet, flow, destination);
@@ -184,16 +196,17 @@ fn address(packet: &mut Packet, flow: &Flow, receiver: Address) {
     }
 }
 
-/// Gives the quoted transport header the ports that belong to the translated quotation, and its checksum, as far as
-/// it is quoted, the change. Returns by how much the sum of all this grows.
+/// Gives the quoted transport header, as much of it as lies in these bytes, the ports that belong to the translated
+/// quotation, and its checksum the change. Returns by how much the sum of all this grows.
 #[inline(always)]
 fn translate_transport(
     ctx: &TcContext,
-    transport: usize,
+    quoted: Range<usize>,
     answer: &FlowKey,
     flow: &Flow,
     addresses: Difference,
 ) -> Result<Difference, Reason> {
+    let transport = quoted.start;
     write(ctx, transport, &[flow.destination_port.wire(), flow.source_port.wire()])?;
     let growth = Difference::NONE
         .half(answer.destination_port.wire(), flow.destination_port.wire())
@@ -204,9 +217,11 @@ fn translate_transport(
         // SCTP's can't be computed from a part.
         _ => return Ok(growth),
     };
-    let Ok(old) = read::<u16>(ctx, transport + place) else {
+    // What follows the packet in its frame is no part of it.
+    if transport + place + size_of::<u16>() > quoted.end {
         return Ok(growth);
-    };
+    }
+    let old: u16 = read(ctx, transport + place)?;
     if old == 0 && answer.protocol == protocol::UDP {
         return Ok(growth);
     }

@@ -23,6 +23,17 @@ pub(crate) enum Back {
     Up,
 }
 
+impl Back {
+    /// The flags of the helper that sends it there.
+    #[inline(always)]
+    pub(crate) fn flags(self) -> u32 {
+        match self {
+            Self::Out => 0,
+            Self::Up => BPF_F_INGRESS,
+        }
+    }
+}
+
 /// Answers the packet, if the reason is one that its sender is told at once; else it is dropped.
 #[inline(always)]
 pub(crate) fn refuse(
@@ -34,8 +45,7 @@ pub(crate) fn refuse(
     if !matches!(reason, Reason::NoEndpoint | Reason::UnknownPort) {
         return Err(reason);
     }
-    let flags = if let Back::Up = back { BPF_F_INGRESS } else { 0 };
-    Ok(Verdict::Done(fairlead_refuse(ctx.skb.skb, packet, reason as u32, flags)))
+    Ok(Verdict::Done(fairlead_refuse(ctx.skb.skb, packet, reason as u32, back.flags())))
 }
 
 /// Out of line as a global function: the verifier walks it once, by itself, and its callers go on with one state

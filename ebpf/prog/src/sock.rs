@@ -92,7 +92,9 @@ fn dialling<'room>(
     let source_port = Port::default();
     let protocol = protocol_of(ctx);
     let dialled = FlowKey { source, destination, source_port, destination_port, protocol, reserved: [0; 3] };
-    Some((lb::find(&dialled, room)?, dialled))
+    // A frontend that is being replaced in this moment is left to the packet's way.
+    let frontend = lb::find(&dialled, room).ok()??;
+    Some((frontend, dialled))
 }
 
 /// The socket, and the address that it dialled.

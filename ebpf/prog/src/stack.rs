@@ -40,7 +40,7 @@ pub(crate) fn to_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
         return Ok(Verdict::Stack);
     };
     if quoted::translate(ctx, packet)? {
-        return Ok(Verdict::Stack);
+        return forward::emit(ctx, packet);
     }
     let flow = match ct::flow_of(ctx, packet, may::FIND | may::BEGIN_INSIDE, &mut room.flow) {
         Ok(Some(flow)) => flow,

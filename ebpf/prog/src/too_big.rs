@@ -9,29 +9,34 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Counter, Flow, Reason};
 
-use crate::packet::Packet;
+use crate::packet::{Fragment, Packet};
+use crate::refuse::Back;
 use crate::verdict::{self, Verdict};
-use crate::{ct, icmp, nat, observe, refuse};
+use crate::{config, ct, icmp, nat, observe, refuse};
 
 /// Answers the packet if it was translated; another one is for the kernel to fragment or answer.
 #[inline(always)]
-pub(crate) fn answer(ctx: &TcContext, packet: &Packet, mtu: u16) -> Result<Verdict, Reason> {
-    Ok(Verdict::Done(fairlead_toobig(ctx.skb.skb, packet, u32::from(mtu))))
+pub(crate) fn answer(ctx: &TcContext, packet: &Packet, mtu: u16, back: Back) -> Result<Verdict, Reason> {
+    Ok(Verdict::Done(fairlead_toobig(ctx.skb.skb, packet, u32::from(mtu), back.flags())))
 }
 
 /// Out of line as a global function: the verifier walks it once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn fairlead_toobig(skb: *mut __sk_buff, packet: *const Packet, mtu: u32) -> i32 {
+extern "C" fn fairlead_toobig(skb: *mut __sk_buff, packet: *const Packet, mtu: u32, flags: u32) -> i32 {
     // SAFETY: the caller passes a packet of its own; the verifier wants to see that it is there.
     match unsafe { packet.as_ref() } {
-        Some(packet) => verdict::code(answer_original(&TcContext::new(skb), packet, mtu)),
+        Some(packet) => verdict::code(answer_original(&TcContext::new(skb), packet, mtu, flags)),
         None => verdict::code(Ok(Verdict::Stack)),
     }
 }
 
 #[inline(always)]
-fn answer_original(ctx: &TcContext, packet: &Packet, mtu: u32) -> Result<Verdict, Reason> {
+fn answer_original(ctx: &TcContext, packet: &Packet, mtu: u32, flags: u32) -> Result<Verdict, Reason> {
+    // A later fragment has no ports to find its flow by; its first has been answered.
+    if packet.fragment == Fragment::Later && config::is_node_address(packet.tuple.source) {
+        return Err(Reason::TooBig);
+    }
     let Some(partner) = ct::look_up(&packet.tuple.reversed()) else {
         observe::count(Counter::ToStack);
         return Ok(Verdict::Stack);
@@ -46,5 +51,5 @@ fn answer_original(ctx: &TcContext, packet: &Packet, mtu: u32) -> Result<Verdict
     let mut packet = packet.copied();
     nat::translate(ctx, &mut packet, &original)?;
     icmp::answer(ctx, &packet, icmp::Error::too_big(mtu as u16), Reason::TooBig)?;
-    refuse::send_back(ctx, Reason::TooBig, 0)
+    refuse::send_back(ctx, Reason::TooBig, flags)
 }

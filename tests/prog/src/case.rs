@@ -39,6 +39,8 @@ pub enum Then {
     Refused,
     /// Answered with a TCP reset.
     Reset,
+    /// Answered with this packet, in the frame's opposite direction.
+    Answered(Reason, Packet),
     /// Dropped.
     Dropped(Reason),
 }
@@ -56,6 +58,10 @@ pub struct Case {
     pub then: Then,
     /// Whether it begins a flow.
     pub flow: NewFlow,
+    /// What is counted besides what follows from the rest.
+    pub also: Vec<Counter>,
+    /// The size of the segments that the kernel is to make of the packet; 0: none.
+    pub segment: u32,
 }
 
 /// Whether a packet begins a flow.
@@ -68,14 +74,16 @@ pub enum NewFlow {
     /// It does, and takes over the reply entry of a flow that has ended, whose forward entry goes: as many
     /// entries as before.
     TakesOver,
-    /// Its flow is given another backend: one more entry, since the old backend's reply entry stays.
+    /// Its flow is given another backend: as many entries as before.
     Rebalanced,
+    /// Its flow has lost its backend, and there is no other: two entries less.
+    Lost,
 }
 
 impl Case {
     /// A packet that begins no flow.
     pub fn new(what: impl Into<String>, at: Hook, packet: Packet, then: Then) -> Self {
-        Self { what: what.into(), at, packet, then, flow: NewFlow::None }
+        Self { what: what.into(), at, packet, then, flow: NewFlow::None, also: Vec::new(), segment: 0 }
     }
 
     /// A packet that begins a flow to a Service.
@@ -93,6 +101,25 @@ impl Case {
         Self { flow: NewFlow::Rebalanced, ..Self::new(what, at, packet, then) }
     }
 
+    /// A packet whose flow is balanced anew, but finds nobody.
+    pub fn loses(what: impl Into<String>, at: Hook, packet: Packet, then: Then) -> Self {
+        Self { flow: NewFlow::Lost, ..Self::new(what, at, packet, then) }
+    }
+
+    /// And this is counted too.
+    #[must_use]
+    pub fn counting(mut self, counter: Counter) -> Self {
+        self.also.push(counter);
+        self
+    }
+
+    /// As a packet that the kernel is still to cut into segments of this size.
+    #[must_use]
+    pub fn segmented(mut self, size: u32) -> Self {
+        self.segment = size;
+        self
+    }
+
     /// Sends the packet, and compares verdict, packet, counters, drops and number of flow entries.
     ///
     /// # Panics
@@ -100,19 +127,19 @@ impl Case {
     pub fn check(self, node: &Node) {
         let sent = self.at.frame(self.packet.clone());
         let before = (node.counters(), node.drops(), node.flows().len());
-        let outcome = node.send(self.at, &sent.bytes());
+        let outcome = node.send_segmented(self.at, &sent.bytes(), self.segment);
         let (code, expected) = self.expected(&sent);
         let mut counters = before.0;
         let mut drops = before.1;
         let (mut counted, dropped) = self.then.counted();
         let entries = match self.flow {
-            NewFlow::None => 0,
+            NewFlow::None | NewFlow::TakesOver | NewFlow::Rebalanced => 0,
             NewFlow::Begun => 2,
-            NewFlow::TakesOver => 0,
-            NewFlow::Rebalanced => 1,
+            NewFlow::Lost => -2,
         };
+        counted.extend(&self.also);
         match self.flow {
-            NewFlow::None => {}
+            NewFlow::None | NewFlow::Lost => {}
             NewFlow::Begun | NewFlow::TakesOver => counted.push(Counter::FlowCreated),
             NewFlow::Rebalanced => counted.push(Counter::FlowRebalanced),
         }
@@ -134,7 +161,8 @@ impl Case {
             );
         }
         assert_eq!(named(&node.counters(), &counters, Counter::ALL, Counter::label), "", "{what}: counters");
-        assert_eq!(node.flows().len(), before.2 + entries, "{what}: flow entries");
+        let after = before.2.cast_signed() + entries;
+        assert_eq!(node.flows().len().cast_signed(), after, "{what}: flow entries");
     }
 
     /// The return code, and the packet where it goes on.
@@ -151,6 +179,7 @@ impl Case {
             Then::PassedToNode2(packet) => (UNSPEC, packet.clone().frame(UPLINK_MAC, NODE2_MAC)),
             Then::Refused => (REDIRECT, sent.refusal()),
             Then::Reset => (REDIRECT, sent.reset()),
+            Then::Answered(_, packet) => (REDIRECT, packet.clone().back_to(sent)),
             Then::Dropped(_) => return (SHOT, None),
         };
         (code, Some(packet))
@@ -165,6 +194,8 @@ impl Then {
             Self::ToPod(..) | Self::IntoPod(..) => (vec![Counter::ToPod], vec![]),
             Self::ToNode2(_) | Self::ToGateway(_) | Self::ToStranger(_) => (vec![Counter::Forwarded], vec![]),
             Self::Refused | Self::Reset => (vec![Counter::Rejected], vec![Reason::NoEndpoint]),
+            Self::Answered(Reason::TooBig, _) => (vec![], vec![Reason::TooBig]),
+            Self::Answered(reason, _) => (vec![Counter::Rejected], vec![*reason]),
             Self::Dropped(reason) => (vec![], vec![*reason]),
         }
     }

@@ -6,10 +6,13 @@
 //! [`Case`](case::Case): verdict, packet, counters and flow entries, each exactly.
 
 pub mod case;
+mod extension;
 pub mod node;
 pub mod packet;
 pub mod place;
 pub mod random;
+pub mod sums;
+mod tables;
 
 pub use case::{Case, Then};
 pub use node::{Hook, Node, Outcome};

@@ -39,7 +39,7 @@ const SOCKETS: [&str; 8] = [
     programs::GETPEERNAME6,
 ];
 /// Maps are smaller than on a node: they are made and cleared for every test.
-const CAPACITY: u32 = 1024;
+pub(crate) const CAPACITY: u32 = 2048;
 /// How many connections there may be.
 pub const PLACES: u32 = 512;
 
@@ -102,7 +102,7 @@ pub struct Node {
     /// The loaded object.
     pub ebpf: Ebpf,
     netns: Netns,
-    next_slot: u32,
+    pub(crate) next_slot: u32,
 }
 
 /// A bpffs mounted on a temporary directory.
@@ -149,9 +149,16 @@ impl Node {
         let pins = Mounted::new()?;
         let netns = place::build()?;
         let mut loader = EbpfLoader::new();
-        for map in
-            [maps::FRONTENDS, maps::SLOTS, maps::BACKENDS, maps::FRAGMENTS, maps::SOCKETS, maps::AFFINITY]
-        {
+        for map in [
+            maps::FRONTENDS,
+            maps::SLOTS,
+            maps::BACKENDS,
+            maps::FRAGMENTS,
+            maps::SOCKETS,
+            maps::AFFINITY,
+            maps::SOURCE_RANGES,
+            maps::SERVICE_CIDRS,
+        ] {
             loader.map_max_entries(map, CAPACITY);
         }
         loader.map_max_entries(maps::PLACES, PLACES);
@@ -169,6 +176,7 @@ impl Node {
 
     fn reset(&mut self) {
         self.forget();
+        self.clear_tables();
         self.set_snat_ports(SNAT_FIRST, 1);
         for id in 0..CAPACITY {
             array(&mut self.ebpf, maps::BACKENDS).set(id, Backend::default(), 0).expect("vacate a backend");
@@ -245,10 +253,23 @@ impl Node {
     /// # Panics
     /// When the kernel does not run the program for another reason.
     pub fn try_send_inside(&self, hook: Hook, packet: &[u8]) -> Option<Outcome> {
+        self.run(hook, packet, 0)
+    }
+
+    /// As [`Self::send`], for a packet that the kernel is still to cut into segments of this size, if it is not 0.
+    ///
+    /// # Panics
+    /// When the kernel does not run the program.
+    pub fn send_segmented(&self, hook: Hook, packet: &[u8], segment: u32) -> Outcome {
+        let outcome = self.inside(|| self.run(hook, packet, segment));
+        outcome.unwrap_or_else(|| panic!("{hook:?}: no packet for the kernel"))
+    }
+
+    fn run(&self, hook: Hook, packet: &[u8], segment: u32) -> Option<Outcome> {
         let program = self.ebpf.program(hook.program()).expect("the object has the program");
         let program: &SchedClassifier = program.try_into().expect("it is for tc");
         let interface = if_nametoindex(hook.interface()).expect("the namespace has the interface");
-        let context = context(interface);
+        let context = context(interface, segment);
         let mut out = vec![0; packet.len() + 256];
         let options = TestRunOptions {
             data_in: Some(packet),
@@ -272,14 +293,20 @@ impl Node {
     /// # Panics
     /// When the map refuses it.
     pub fn set_snat_ports(&mut self, first: u16, count: u16) {
-        self.set_config(Config {
+        self.set_config(Config { snat_first: first, snat_count: count, ..Self::config() });
+    }
+
+    /// The configuration of a new node.
+    #[must_use]
+    pub fn config() -> Config {
+        Config {
             node_v4: Family::V4.node().into(),
             node_v6: Family::V6.node().into(),
-            snat_first: first,
-            snat_count: count,
+            snat_first: SNAT_FIRST,
+            snat_count: 1,
             places: PLACES,
             ..Config::default()
-        });
+        }
     }
 
     /// Rewrites the node's configuration.
@@ -306,14 +333,18 @@ impl Node {
     /// When a map refuses it.
     pub fn set_frontend(&mut self, protocol: u8, address: SocketAddr, backends: [&[u32]; 2], flags: u32) {
         let [internal, external] = backends.map(|ids| self.add_region(ids));
-        let (address, port) = split(address);
-        let key = FrontendKey { address, port, protocol, reserved: 0 };
-        let value =
-            Frontend { service: 1, flags, internal, external, check: key.check(), ..Frontend::default() };
-        hash(&mut self.ebpf, maps::FRONTENDS).insert(key, value, 0).expect("insert a frontend");
+        self.put_frontend(
+            protocol,
+            address,
+            Frontend { service: 1, flags, internal, external, ..Frontend::default() },
+        );
     }
 
-    fn add_region(&mut self, ids: &[u32]) -> Region {
+    /// Writes these ids into slots of their own.
+    ///
+    /// # Panics
+    /// When the map refuses one.
+    pub fn add_region(&mut self, ids: &[u32]) -> Region {
         let mut slots = array::<u32>(&mut self.ebpf, maps::SLOTS);
         for (slot, id) in (self.next_slot..).zip(ids) {
             slots.set(slot, *id, 0).expect("write a slot");
@@ -402,7 +433,7 @@ impl Node {
 }
 
 /// An address and port as the maps hold them.
-fn split(address: SocketAddr) -> (Address, Port) {
+pub(crate) fn split(address: SocketAddr) -> (Address, Port) {
     (address.ip().into(), Port::new(address.port()))
 }
 
@@ -410,23 +441,27 @@ fn index_of(netns: &Netns, interface: &str) -> u32 {
     netns.run(|| if_nametoindex(interface)).expect("enter the namespace").expect("the interface")
 }
 
-/// The first members of `struct __sk_buff`; those after are zero. Two are set: `ingress_ifindex`, `ifindex`.
-fn context(interface: u32) -> [u8; 44] {
-    let mut context = [0; 44];
+/// `struct __sk_buff` up to and with `gso_size`. Three members are set: `ingress_ifindex`, `ifindex`, `gso_size`.
+fn context(interface: u32, segment: u32) -> [u8; 180] {
+    let mut context = [0; 180];
     context[36..40].copy_from_slice(&interface.to_ne_bytes());
     context[40..44].copy_from_slice(&interface.to_ne_bytes());
+    context[176..180].copy_from_slice(&segment.to_ne_bytes());
     context
 }
 
-fn hash<'a, K: aya::Pod, V: aya::Pod>(ebpf: &'a mut Ebpf, name: &str) -> HashMap<&'a mut MapData, K, V> {
+pub(crate) fn hash<'a, K: aya::Pod, V: aya::Pod>(
+    ebpf: &'a mut Ebpf,
+    name: &str,
+) -> HashMap<&'a mut MapData, K, V> {
     ebpf.map_mut(name).expect("the map").try_into().expect("a hash of these types")
 }
 
-fn array<'a, V: aya::Pod>(ebpf: &'a mut Ebpf, name: &str) -> Array<&'a mut MapData, V> {
+pub(crate) fn array<'a, V: aya::Pod>(ebpf: &'a mut Ebpf, name: &str) -> Array<&'a mut MapData, V> {
     ebpf.map_mut(name).expect("the map").try_into().expect("an array of this type")
 }
 
-fn clear<K: aya::Pod, V: aya::Pod>(ebpf: &mut Ebpf, name: &str) {
+pub(crate) fn clear<K: aya::Pod, V: aya::Pod>(ebpf: &mut Ebpf, name: &str) {
     let mut map = hash::<K, V>(ebpf, name);
     let keys: Vec<K> = map.keys().map(|key| key.expect("read a key")).collect();
     for key in keys {

@@ -7,6 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use fairlead_abi::{Mac, protocol};
 
+use crate::extension::Extension;
+pub use crate::sums::checksum;
+use crate::sums::{crc32c, pseudo_header};
+
 /// Length of an Ethernet header.
 pub const ETHERNET: usize = 14;
 /// TCP flags (RFC 9293, section 3.1).
@@ -25,6 +29,22 @@ pub mod tcp {
     pub const RST_ACK: u8 = RST | ACK;
 }
 
+/// Types of SCTP chunks (RFC 9260, section 3.2).
+pub mod sctp {
+    /// Carries what the user sends.
+    pub const DATA: u8 = 0;
+    /// Opens an association.
+    pub const INIT: u8 = 1;
+    /// Answers it.
+    pub const INIT_ACK: u8 = 2;
+    /// Ends an association at once.
+    pub const ABORT: u8 = 6;
+    /// Says that the sender has nothing more to say.
+    pub const SHUTDOWN: u8 = 7;
+    /// Answers that, with the same meaning.
+    pub const SHUTDOWN_ACK: u8 = 8;
+}
+
 /// What stands between the IP header and the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
@@ -34,19 +54,12 @@ pub enum Transport {
     Udp,
     /// A UDP header whose checksum field is zero: "none" (RFC 768).
     UdpWithoutChecksum,
-    /// An ICMP or ICMPv6 header of this type and code, its last four bytes zero.
+    /// An SCTP header and that of a chunk of this type.
+    Sctp(u8),
+    /// An ICMP or ICMPv6 header of this type and code, its last four bytes [`Packet::rest`].
     Icmp(u8, u8),
     /// No header: the payload itself is of this protocol.
     Bare(u8),
-}
-
-/// An IPv6 extension header (RFC 8200, section 4).
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Extension {
-    /// Hop-by-hop, routing or destination options, by number, with this many units of eight bytes.
-    Units(u8, usize),
-    /// A fragment header.
-    Fragment(u16),
 }
 
 /// A packet in an Ethernet frame, of the family of its addresses.
@@ -65,6 +78,7 @@ pub struct Packet {
     extensions: Vec<Extension>,
     transport: Transport,
     segment: Segment,
+    rest: u32,
     payload: Vec<u8>,
 }
 
@@ -93,6 +107,7 @@ impl Packet {
             extensions: Vec::new(),
             transport,
             segment: Segment { sequence: 1, acknowledgement: 2, window: 0xffff },
+            rest: 0,
             payload: b"hello".to_vec(),
         }
     }
@@ -120,13 +135,39 @@ impl Packet {
     #[must_use]
     pub fn refusal(&self) -> Self {
         let (kind, code) = if self.is_v4() { (3, 3) } else { (1, 4) };
-        let bytes = self.bytes();
-        let transport = if matches!(self.transport, Transport::Tcp(_)) { 20 } else { 8 };
-        let quoted = &bytes[ETHERNET..self.transport_offset() + transport];
-        let refusal = Self::icmp(kind, code, self.destination.ip(), self.source.ip());
+        self.error(kind, code, self.quoted_transport())
+    }
+
+    /// The answer that says that of this packet so many bytes would fit, from its destination: fragmentation needed,
+    /// or packet too big (RFC 1191, section 4; RFC 4443, section 3.2).
+    #[must_use]
+    pub fn too_big(&self, mtu: u16) -> Self {
+        let (kind, code) = if self.is_v4() { (3, 4) } else { (2, 0) };
+        self.error(kind, code, self.quoted_transport()).rest(mtu.into())
+    }
+
+    /// An ICMP error about this packet, from its destination to its source, quoting the IP header and `transport`
+    /// bytes of what follows, or zeroes for what it lacks; with a whole header, as the programs make it.
+    #[must_use]
+    pub fn error(&self, kind: u8, code: u8, transport: usize) -> Self {
+        let error = Self::icmp(kind, code, self.destination.ip(), self.source.ip());
         let fragment = self.unfragmented();
         let (source, destination) = self.macs;
-        Self { fragment, ..refusal }.payload(quoted).frame(destination, source)
+        let mut quoted = self.quote(transport);
+        quoted.resize(self.transport_offset() - ETHERNET + transport, 0);
+        Self { fragment, ..error }.payload(&quoted).frame(destination, source)
+    }
+
+    /// The packet's IP header, and `transport` bytes of what follows, or all if that is less.
+    #[must_use]
+    pub fn quote(&self, transport: usize) -> Vec<u8> {
+        let bytes = self.bytes();
+        bytes[ETHERNET..bytes.len().min(self.transport_offset() + transport)].to_vec()
+    }
+
+    /// How much of the transport header an answer quotes.
+    fn quoted_transport(&self) -> usize {
+        if matches!(self.transport, Transport::Tcp(_) | Transport::Sctp(..)) { 20 } else { 8 }
     }
 
     /// The answer that resets the connection that this SYN would open, from its destination (RFC 9293, section
@@ -157,6 +198,20 @@ impl Packet {
     #[must_use]
     pub fn frame(mut self, source: Mac, destination: Mac) -> Self {
         self.macs = (source, destination);
+        self
+    }
+
+    /// In the frame that answers the one of `packet`.
+    #[must_use]
+    pub fn back_to(self, packet: &Self) -> Self {
+        let (source, destination) = packet.macs;
+        self.frame(destination, source)
+    }
+
+    /// With these last four bytes of an ICMP header.
+    #[must_use]
+    pub fn rest(mut self, rest: u32) -> Self {
+        self.rest = rest;
         self
     }
 
@@ -244,6 +299,12 @@ impl Packet {
         self.source.is_ipv4()
     }
 
+    /// Whether it is only a part of its datagram.
+    #[must_use]
+    pub fn is_fragment(&self) -> bool {
+        self.fragment_field() & 0x3fff != 0
+    }
+
     /// Where the transport header begins in [`Self::bytes`].
     #[must_use]
     pub fn transport_offset(&self) -> usize {
@@ -300,9 +361,16 @@ impl Packet {
     }
 
     fn is_later_fragment(&self) -> bool {
-        let later =
-            |extension: &Extension| matches!(extension, Extension::Fragment(field) if field >> 3 != 0);
-        self.fragment & 0x1fff != 0 || self.extensions.iter().any(later)
+        self.fragment_field() & 0x1fff != 0
+    }
+
+    /// The fragment field, of either family, as it stands in an IPv4 header.
+    fn fragment_field(&self) -> u16 {
+        let field = |extension: &Extension| match extension {
+            Extension::Fragment(field) => Some(field >> 3 | (field & 1) << 13),
+            Extension::Units(..) => None,
+        };
+        self.extensions.iter().find_map(field).unwrap_or(self.fragment)
     }
 
     /// The transport header and the payload.
@@ -322,10 +390,19 @@ impl Packet {
                 let length = (8 + self.payload.len()) as u16;
                 ([&ports[..], &length.to_be_bytes(), &[0, 0]].concat(), 6)
             }
-            Transport::Icmp(kind, code) => (vec![kind, code, 0, 0, 0, 0, 0, 0], 2),
+            Transport::Sctp(chunk) => {
+                let [high, low] = (4 + self.payload.len() as u16).to_be_bytes();
+                ([&ports[..], &[1, 2, 3, 4, 0, 0, 0, 0, chunk, 0, high, low]].concat(), 8)
+            }
+            Transport::Icmp(kind, code) => ([&[kind, code, 0, 0][..], &self.rest.to_be_bytes()].concat(), 2),
             Transport::Bare(_) => return self.payload.clone(),
         };
         header.extend(&self.payload);
+        if let Transport::Sctp(_) = self.transport {
+            let crc = crc32c(&header);
+            header[place..place + 4].copy_from_slice(&crc.to_le_bytes());
+            return header;
+        }
         let sum = match self.transport {
             Transport::UdpWithoutChecksum => 0,
             Transport::Icmp(..) if self.is_v4() => checksum(&header),
@@ -337,71 +414,27 @@ impl Packet {
         header
     }
 
-    /// RFC 9293, section 3.1, and RFC 8200, section 8.1.
     fn pseudo_header(&self, length: usize) -> Vec<u8> {
-        let mut header = Vec::new();
+        let mut addresses = Vec::new();
         for address in [self.source.ip(), self.destination.ip()] {
             match address {
-                IpAddr::V4(v4) => header.extend(v4.octets()),
-                IpAddr::V6(v6) => header.extend(v6.octets()),
+                IpAddr::V4(v4) => addresses.extend(v4.octets()),
+                IpAddr::V6(v6) => addresses.extend(v6.octets()),
             }
         }
-        header.extend((length as u32).to_be_bytes());
-        header.extend([0, 0, 0, self.protocol()]);
-        header
+        pseudo_header(&addresses, self.protocol(), length)
     }
 
     fn protocol(&self) -> u8 {
         match self.transport {
             Transport::Tcp(_) => protocol::TCP,
             Transport::Udp | Transport::UdpWithoutChecksum => protocol::UDP,
+            Transport::Sctp(_) => protocol::SCTP,
             Transport::Icmp(..) if self.is_v4() => protocol::ICMP,
             Transport::Icmp(..) => protocol::ICMPV6,
             Transport::Bare(number) => number,
         }
     }
-}
-
-impl Extension {
-    fn number(&self) -> u8 {
-        match self {
-            Self::Units(number, _) => *number,
-            Self::Fragment(_) => 44,
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::Units(_, units) => units * 8,
-            Self::Fragment(_) => 8,
-        }
-    }
-
-    fn bytes(&self, next: u8) -> Vec<u8> {
-        match self {
-            Self::Units(_, units) => {
-                // One PadN option fills the header (RFC 8200, section 4.2).
-                let mut bytes = vec![0; units * 8];
-                bytes[..4].copy_from_slice(&[next, (units - 1) as u8, 1, (units * 8 - 4) as u8]);
-                bytes
-            }
-            Self::Fragment(field) => {
-                let [high, low] = field.to_be_bytes();
-                vec![next, 0, high, low, 0, 0, 0, 1]
-            }
-        }
-    }
-}
-
-/// The Internet checksum of `bytes` (RFC 1071), the plain way.
-#[must_use]
-pub fn checksum(bytes: &[u8]) -> u16 {
-    let mut sum: u32 = 0;
-    for pair in bytes.chunks(2) {
-        sum += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 /// The bytes in rows of sixteen; with `other`, those that differ are marked.
@@ -424,15 +457,6 @@ mod tests {
 
     fn v4(text: &str) -> SocketAddr {
         text.parse().expect("an address")
-    }
-
-    #[test]
-    fn a_header_from_the_literature_has_its_checksum() {
-        let header = [
-            0x45, 0x00, 0x00, 0x73, 0x00, 0x00, 0x40, 0x00, 0x40, 0x11, 0x00, 0x00, 0xc0, 0xa8, 0x00, 0x01,
-            0xc0, 0xa8, 0x00, 0xc7,
-        ];
-        assert_eq!(checksum(&header), 0xb861);
     }
 
     #[test]

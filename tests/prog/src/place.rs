@@ -2,7 +2,8 @@
 //! programs' route look-ups and redirects meet.
 //!
 //! ```text
-//!   pod-a  10.1.0.2  fd00:1::2    ┐              ┌ 192.0.2.2    2001:db8::2   another node: 10.2.0.0/24, fd00:2::/64
+//!   pod-a  10.1.0.2  fd00:1::2    ┐              ┌ 192.0.2.2    2001:db8::2   another node: 10.2.0.0/24, fd00:2::/64,
+//!                                                                           by a narrow route 10.3.0.0/24, fd00:3::/64
 //!   pod-b  10.1.0.3  fd00:1::3    ┴ node ─ uplink ┤
 //!                192.0.2.1  2001:db8::1          └ 192.0.2.254  2001:db8::fe  the gateway: everything else
 //! ```
@@ -59,6 +60,12 @@ impl Family {
         self.of("10.2.0.9", "fd00:2::9")
     }
 
+    /// A pod on the other node, by a route that takes packets of [`NARROW`] bytes and no more.
+    #[must_use]
+    pub fn narrow_pod(self) -> IpAddr {
+        self.of("10.3.0.9", "fd00:3::9")
+    }
+
     /// A client outside of the cluster, behind the gateway.
     #[must_use]
     pub fn client(self) -> IpAddr {
@@ -71,6 +78,11 @@ impl Family {
         self.of("192.0.2.77", "2001:db8::77")
     }
 }
+
+/// What the uplink takes.
+pub const WIDE: u16 = 1500;
+/// What the route to [`Family::narrow_pod`] takes.
+pub const NARROW: u16 = 1400;
 
 /// The uplink's own Ethernet address.
 pub const UPLINK_MAC: Mac = [2, 0, 0, 0, 0, 0x01];
@@ -146,6 +158,8 @@ neigh add 192.0.2.254 lladdr 02:00:00:00:00:fe dev uplink nud permanent
 neigh add 2001:db8::fe lladdr 02:00:00:00:00:fe dev uplink nud permanent
 route add 10.2.0.0/24 via 192.0.2.2
 route add fd00:2::/64 via 2001:db8::2
+route add 10.3.0.0/24 via 192.0.2.2 mtu lock 1400
+route add fd00:3::/64 via 2001:db8::2 mtu lock 1400
 route add default via 192.0.2.254
 route add default via 2001:db8::fe
 ";

@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
-use fairlead_abi::protocol;
+use fairlead_abi::{Frontend, FrontendKey, cidr_flags, frontend_flags, protocol};
 use fairlead_prog_tests::case::{REDIRECT, SHOT, UNSPEC};
+use fairlead_prog_tests::packet::sctp::{ABORT, INIT, SHUTDOWN};
 use fairlead_prog_tests::packet::tcp::{ACK, FIN_ACK, RST, SYN};
 use fairlead_prog_tests::packet::{ETHERNET, checksum, dump};
+use fairlead_prog_tests::place::WIDE;
 use fairlead_prog_tests::random::Random;
-use fairlead_prog_tests::{FAMILIES, Hook, Node, Packet, Pod, Transport};
+use fairlead_prog_tests::{FAMILIES, Family, Hook, Node, Packet, Pod, Transport, sums};
 
 use crate::{NODE_PORT, SERVICE_PORT, TARGET_PORT, at};
 
@@ -31,7 +33,11 @@ fn no_packet_confuses_the_programs() {
     node.inside(|| {
         for round in 0..PACKETS {
             let hook = *random.one_of(&HOOKS);
-            let mut sent = hook.frame(valid(&mut random)).bytes();
+            let mut packet = valid(&mut random);
+            if random.below(4) == 0 {
+                packet = error_about(&mut random, &packet);
+            }
+            let mut sent = hook.frame(packet).bytes();
             for _ in 0..random.below(4) {
                 mutate(&mut random, &mut sent);
             }
@@ -52,6 +58,9 @@ fn no_packet_confuses_the_programs() {
                     what()
                 );
             }
+            if outcome.code != SHOT && sums::hold(&sent) == Some(true) {
+                assert_ne!(sums::hold(&outcome.packet), Some(false), "a wrong checksum: {}", what());
+            }
             if outcome.code != SHOT && has_valid_v4_header(&sent) {
                 assert!(has_valid_v4_header(&outcome.packet), "sent on with a wrong checksum: {}", what());
             }
@@ -62,17 +71,31 @@ fn no_packet_confuses_the_programs() {
 /// Services of both protocols and families, with a local and a remote backend, with none, and with none here.
 fn add_services(node: &mut Node) {
     for family in FAMILIES {
-        let base = if family == fairlead_prog_tests::Family::V4 { 1 } else { 3 };
+        let base = if family == Family::V4 { 1 } else { 3 };
         node.set_backend(base, at(Pod::B.ip(family), TARGET_PORT), 1);
         node.set_backend(base + 1, at(family.remote_pod(), TARGET_PORT), 1);
         let both = [base, base + 1];
-        for number in [protocol::TCP, protocol::UDP] {
+        for number in [protocol::TCP, protocol::UDP, protocol::SCTP] {
             for frontend in [at(family.cluster_ip(), SERVICE_PORT), at(family.node(), NODE_PORT)] {
                 node.set_frontend(number, frontend, [&both, &both], 0);
             }
             node.set_frontend(number, at(family.other_cluster_ip(), SERVICE_PORT), [&[], &[]], 0);
             node.set_frontend(number, at(family.node(), NODE_PORT + 1), [&both, &[]], 2);
+            let region = node.add_region(&both);
+            let maglev = node.add_region(&[base, base + 1, base, base, base + 1]);
+            let flags = frontend_flags::GUARDED;
+            let (internal, external, affinity) = (region, region, 600);
+            let value =
+                Frontend { service: 9, flags, internal, external, maglev, affinity, ..Frontend::default() };
+            node.put_frontend(number, at(family.node(), TARGET_PORT), value);
         }
+        let (wide, narrow) = if family == Family::V4 { (16, 24) } else { (112, 64) };
+        node.cover(family.cluster_ip(), wide, cidr_flags::DROP);
+        let whole = FrontendKey::whole(family.cluster_ip().into());
+        let flags = frontend_flags::WHOLE;
+        node.put_unchecked(whole, Frontend { flags, check: whole.check(), ..Frontend::default() });
+        node.admit(9, family.client(), narrow);
+        node.admit(9, Pod::A.ip(family), narrow);
     }
 }
 
@@ -99,11 +122,15 @@ fn valid(random: &mut Random) -> Packet {
         Transport::UdpWithoutChecksum,
         Transport::Icmp(3, 3),
         Transport::Icmp(135, 0),
+        Transport::Bare(47),
         Transport::Bare(132),
+        Transport::Sctp(INIT),
+        Transport::Sctp(ABORT),
+        Transport::Sctp(SHUTDOWN),
     ];
     let source = at(*random.one_of(&addresses), *random.one_of(&ports));
     let destination = at(*random.one_of(&addresses), *random.one_of(&ports));
-    let length = *random.one_of(&[0, 1, 7, 40, 300, 1300]);
+    let length = *random.one_of(&[0, 1, 7, 40, 300, 1300, 1500]);
     let packet = Packet::new(*random.one_of(&transports), source, destination).payload(&random.bytes(length));
     match (random.below(8), packet.is_v4()) {
         (0, true) => packet.options(&vec![1; 4 * (1 + random.below(10))]),
@@ -113,6 +140,17 @@ fn valid(random: &mut Random) -> Packet {
         (3, _) => packet.hops(random.below(3) as u8),
         _ => packet,
     }
+}
+
+/// An ICMP error about the packet, or the one that it is translated to, from its receiver or another.
+fn error_about(random: &mut Random, packet: &Packet) -> Packet {
+    let other = valid(random);
+    let same = other.is_v4() == packet.is_v4();
+    let from = if same && random.below(2) == 0 { other.source } else { packet.destination };
+    let about = if same && random.below(2) == 0 { &other } else { packet };
+    let kinds: &[u8] = if packet.is_v4() { &[3, 3, 11, 12, 4, 8] } else { &[1, 2, 3, 4, 128] };
+    let error = Packet::icmp(*random.one_of(kinds), random.below(6) as u8, from.ip(), packet.source.ip());
+    error.rest(random.number() as u32).payload(&about.quote(random.below(60)))
 }
 
 /// Changes bytes, mostly of the headers, or the length. The frame keeps enough for the kernel's test run.
@@ -136,8 +174,16 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
 }
 
 /// Whether the packet may be translated and left to the stack all the same: one that the node itself sends, to a
-/// frontend or as a backend, and one that a backend sends in answer to the node.
+/// frontend or as a backend, one that a backend sends in answer to the node, and a later fragment that is too large
+/// for its route, whose flow nobody can tell any more.
 fn may_change(hook: Hook, sent: &[u8]) -> bool {
+    let is_later_fragment = match sent[12..14] {
+        [8, 0] => u16::from_be_bytes([sent[ETHERNET + 6], sent[ETHERNET + 7]]) & 0x1fff != 0,
+        _ => sent[ETHERNET + 6] == 44 || sent[ETHERNET + 40] == 44,
+    };
+    if is_later_fragment && sent.len() > ETHERNET + usize::from(WIDE) {
+        return true;
+    }
     let [source, destination] = match sent[12..14] {
         [8, 0] => [12..16, 16..20],
         _ => [8..24, 24..40],

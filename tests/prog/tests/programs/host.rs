@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use fairlead_abi::{Reason, frontend_flags};
+use fairlead_prog_tests::packet::tcp::SYN;
 use fairlead_prog_tests::{Case, FAMILIES, Family, Hook, Node, Packet, Pod, Then, Transport};
 
 use crate::{CLIENT_PORT, OPENERS, SERVICE_PORT, TARGET_PORT, at, later, number, serve, serve_with};
@@ -88,16 +89,17 @@ fn a_datagram_of_the_node_whose_backend_is_gone_gets_another() {
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn a_packet_of_the_node_to_a_service_that_nobody_answers_is_dropped() {
+fn a_packet_of_the_node_to_a_service_is_refused_by_none_and_dropped_by_a_local_policy() {
     let mut node = Node::start();
     for (family, opener) in FAMILIES.iter().flat_map(|family| OPENERS.map(|opener| (*family, opener))) {
         let Parties { process, service, .. } = Parties::new(family);
         let request = Packet::new(opener, process, service);
-        for (flags, reason) in
-            [(0, Reason::NoEndpoint), (frontend_flags::HAS_ENDPOINTS, Reason::NoLocalEndpoint)]
+        let refused = if opener == Transport::Tcp(SYN) { Then::Reset } else { Then::Refused };
+        for (flags, then) in
+            [(0, refused), (frontend_flags::HAS_ENDPOINTS, Then::Dropped(Reason::NoLocalEndpoint))]
         {
             serve_with(&mut node, opener, service, &[], flags);
-            Case::new("nobody", OUT, request.clone(), Then::Dropped(reason)).check(&node);
+            Case::new("nobody", OUT, request.clone(), then).check(&node);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use fairlead_abi::{Config, Reason, frontend_flags, protocol};
+use fairlead_abi::{Address, Config, Reason, frontend_flags, protocol};
 use fairlead_prog_tests::case::{REDIRECT, UNSPEC};
 use fairlead_prog_tests::node::SNAT_FIRST;
 use fairlead_prog_tests::{Case, FAMILIES, Family, Hook, Node, Packet, Pod, Then, Transport};
@@ -183,7 +183,8 @@ fn without_a_free_port_the_flow_is_dropped_and_those_before_live_on() {
 #[ignore = "needs root and the eBPF programs: run make test"]
 fn a_node_without_an_address_of_the_family_masquerades_nothing() {
     let mut node = Node::start();
-    node.set_config(Config { snat_first: SNAT_FIRST, snat_count: 1, ..Config::default() });
+    let nobody = Config { node_v4: Address::UNSPECIFIED, node_v6: Address::UNSPECIFIED, ..Node::config() };
+    node.set_config(nobody);
     for (family, opener) in FAMILIES.iter().flat_map(|family| OPENERS.map(|opener| (*family, opener))) {
         let service = at(family.cluster_ip(), 80);
         serve(&mut node, opener, service, &[at(Pod::B.ip(family), TARGET_PORT)]);

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use fairlead_abi::Reason;
 use fairlead_prog_tests::case::REDIRECT;
 use fairlead_prog_tests::packet::checksum;
+use fairlead_prog_tests::packet::sctp::{DATA, INIT};
 use fairlead_prog_tests::packet::tcp::{ACK, SYN};
 use fairlead_prog_tests::{Case, FAMILIES, Family, Hook, Node, Packet, Pod, Then, Transport};
 
@@ -23,7 +24,9 @@ pub(crate) fn kinds(source: IpAddr, destination: IpAddr) -> Vec<Packet> {
         Packet::udp(source, destination),
         Packet::new(Transport::UdpWithoutChecksum, source, destination).payload(&[]),
         Packet::icmp(echo, 0, source.ip(), destination.ip()),
-        Packet::new(Transport::Bare(132), source, destination),
+        Packet::new(Transport::Bare(47), source, destination),
+        Packet::new(Transport::Sctp(INIT), source, destination),
+        Packet::new(Transport::Sctp(DATA), source, destination).payload(&[3; 1001]),
         Packet::udp(source, destination).fragment(0, true).payload(&[1; 64]),
         Packet::udp(source, destination).fragment(9, false).payload(&[1; 64]),
         Packet::udp(source, destination).tos(0xb8).identification(0x1234),

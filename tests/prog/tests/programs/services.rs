@@ -1,12 +1,12 @@
 //! Pods that dial a cluster address.
 
-use fairlead_abi::{Flow, Port, flow_flags};
+use fairlead_abi::{Flow, Port, flow_flags, protocol};
 use fairlead_prog_tests::node::SNAT_FIRST;
 use fairlead_prog_tests::packet::tcp::{ACK, SYN};
 use fairlead_prog_tests::random::Random;
 use fairlead_prog_tests::{Case, FAMILIES, Family, Hook, Node, Packet, Pod, Then, Transport};
 
-use crate::{CLIENT_PORT, NODE_PORT, OPENERS, SERVICE_PORT, TARGET_PORT, at, later, serve, timeless};
+use crate::{CLIENT_PORT, NODE_PORT, OPENERS, SERVICE_PORT, TARGET_PORT, at, later, number, serve, timeless};
 
 const A: Hook = Hook::FromPod(Pod::A);
 const B: Hook = Hook::FromPod(Pod::B);
@@ -41,6 +41,7 @@ fn a_pod_reaches_a_local_backend_and_hears_the_service_answer() {
             destination_port: Port::new(TARGET_PORT),
             backend: 1,
             generation: 1,
+            flags: flow_flags::ANSWERED,
             ..Flow::default()
         };
         assert_eq!(timeless(node.flow(&request)), Some(forward));
@@ -49,7 +50,7 @@ fn a_pod_reaches_a_local_backend_and_hears_the_service_answer() {
             source_port: Port::new(SERVICE_PORT),
             destination: client.ip().into(),
             destination_port: Port::new(CLIENT_PORT),
-            flags: flow_flags::REPLY,
+            flags: flow_flags::REPLY | flow_flags::ANSWERED,
             ..forward
         };
         assert_eq!(timeless(node.flow(&reply)), Some(backward));
@@ -213,6 +214,10 @@ fn options_and_extension_headers_are_stepped_over() {
             request.clone().fragment(0, true),
             request.clone().fragment(0, false),
         ] {
+            // A first fragment's checksum covers what only the later ones bring.
+            if number(opener) == protocol::SCTP && request.is_fragment() {
+                continue;
+            }
             serve(&mut node, opener, service, &[backend]);
             Case::begins("extensions", A, request.clone(), Then::ToPod(Pod::B, request.to(backend)))
                 .check(&node);
