@@ -13,7 +13,7 @@ const ALLOW: i32 = 1;
 const EADDRINUSE: i32 = 98;
 
 /// After bind(), before it returns: gives the port back if it is a NodePort at this address, or, for a socket that is
-/// bound to every address, at one of the node's own.
+/// bound to every address, at any: at the node's primary ones, or at others, for which there is an entry at `::`.
 #[inline(always)]
 pub(crate) fn guard(ctx: &SockContext, family: Family) -> i32 {
     let Ok(config) = config::get() else {
@@ -39,7 +39,7 @@ pub(crate) fn guard(ctx: &SockContext, family: Family) -> i32 {
         lb::has_flags(&key, frontend_flags::NODE_PORT)
     };
     let taken = if is_any {
-        is_node_port(config.node_v4) || is_node_port(config.node_v6)
+        is_node_port(config.node_v4) || is_node_port(config.node_v6) || is_node_port(Address::UNSPECIFIED)
     } else {
         is_node_port(address)
     };

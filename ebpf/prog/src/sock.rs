@@ -12,7 +12,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, LruHashMap};
 use aya_ebpf::programs::SockAddrContext;
 use fairlead_abi::{
-    Address, Counter, FlowKey, Frontend, Port, Reason, SocketClient, SocketKey, SocketPeer, protocol,
+    Address, Counter, FlowKey, Frontend, Port, Reason, SocketClient, SocketKey, SocketPeer, frontend_flags,
+    protocol,
 };
 
 use crate::lb::{self, Choice, Client};
@@ -41,8 +42,8 @@ pub(crate) enum Family {
 /// connect(): dials a backend in place of a frontend.
 ///
 /// A datagram socket is left to dial the frontend: once connected, no hook would see it again, not even
-/// when its backend is gone. Its packets are translated one by one on their way out. A backend that is the node
-/// itself they would not reach from there.
+/// when its backend is gone. Its packets are translated one by one on their way out. From there they would not reach
+/// a backend that is the node itself, and packets to the node's own address, a NodePort's, take no such way.
 #[inline(always)]
 pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let (mut frontend, mut choice) = (MaybeUninit::uninit(), MaybeUninit::uninit());
@@ -54,7 +55,9 @@ pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     }
     // SAFETY: a choice that is no error has been filled in.
     let choice = unsafe { choice.assume_init_ref() };
-    if is_datagram(ctx) && !config::is_node_address(choice.backend.address) {
+    let at_home =
+        frontend.flags & frontend_flags::NODE_PORT != 0 || config::is_node_address(choice.backend.address);
+    if is_datagram(ctx) && !at_home {
         return ALLOW;
     }
     dial(ctx, family, &socket_key(ctx, &dialled), choice)
