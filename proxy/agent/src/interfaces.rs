@@ -22,16 +22,17 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The interfaces that have an address which clients may dial: name, index and address, in order.
 type Seen = Vec<(String, u32, IpAddr)>;
 
-/// Tells `send` the addresses of the node's interfaces whenever these or their addresses change, for as long as it
-/// takes them. Runs on a thread of its own, in the network namespace of the caller.
+/// Tells `send` the addresses of the node's interfaces, now and whenever these or their addresses change, for as long
+/// as it takes them. Runs on a thread of its own, in the network namespace of the caller.
 ///
 /// # Errors
 /// When the kernel refuses to tell.
 pub fn follow(send: impl Fn(Vec<IpAddr>) -> bool + Send + 'static) -> io::Result<()> {
     let changes = subscribe()?;
+    let mut seen = look();
     std::thread::Builder::new().name("interfaces".into()).spawn(move || {
-        let mut seen = look();
-        loop {
+        let mut heard = send(addresses(&seen));
+        while heard {
             if let Err(e) = wait(&changes) {
                 tracing::warn!("follow the interfaces: {e}; they are looked at now and then");
                 return;
@@ -42,9 +43,7 @@ pub fn follow(send: impl Fn(Vec<IpAddr>) -> bool + Send + 'static) -> io::Result
             if now.is_empty() || now == seen {
                 continue;
             }
-            if !send(addresses(&now)) {
-                return;
-            }
+            heard = send(addresses(&now));
             seen = now;
         }
     })?;

@@ -97,7 +97,7 @@ impl PodSockets {
             }
             true
         };
-        follow_pods(self.client.clone(), watches, node, take).await;
+        follow_pods(&self.client, watches, node, take).await;
     }
 
     /// Notes a change, and returns whether it is one for sockets. A Pod that is gone says nothing about the pod, which

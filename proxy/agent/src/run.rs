@@ -95,7 +95,7 @@ pub async fn run(options: Run) -> Result<()> {
     let watches = Arc::clone(&agent.watches);
     let service_cidrs = options.service_cidr.is_empty();
     tokio::spawn(async move {
-        watch::follow_all(client, &watches, service_cidrs, |update| updates.send(update).is_ok()).await;
+        watch::follow_all(&client, &watches, service_cidrs, |update| updates.send(update).is_ok()).await;
     });
 
     let mut terminate = signal(SignalKind::terminate())?;

@@ -11,14 +11,13 @@ use fairlead_core::dataplane::ServiceMaps;
 use fairlead_core::index::Index;
 use fairlead_core::model::Problem;
 use fairlead_core::reconcile::{Reconciler, Report};
-use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use tokio::sync::watch;
 
 use crate::dataplane::trim_memory;
 use crate::progress::Progress;
 use crate::service_health::Checks;
-use crate::watch::{Change, EndpointSlice, TRIGGER_ANNOTATION, Update};
+use crate::watch::{Change, Update};
 
 /// The shortest time between two reconciles.
 const MIN_INTERVAL: Duration = Duration::from_millis(3);
@@ -94,7 +93,7 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
     pub fn run(mut self, updates: &Receiver<Update>) {
         let mut earliest = Instant::now();
         loop {
-            let deadline = if self.dirty { Some(earliest) } else { self.reconciler().next_deadline() };
+            let deadline = if self.dirty { Some(earliest) } else { lock(&self.reconciler).next_deadline() };
             let wait = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
             match updates.recv_timeout(wait) {
                 Ok(update) => self.take(std::iter::once(update).chain(updates.try_iter()).take(BATCH)),
@@ -102,7 +101,7 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             let now = Instant::now();
-            let due = self.reconciler().next_deadline().is_some_and(|deadline| deadline <= now);
+            let due = lock(&self.reconciler).next_deadline().is_some_and(|deadline| deadline <= now);
             if due || self.dirty && earliest <= now {
                 self.reconcile(now);
                 earliest = Instant::now() + MIN_INTERVAL;
@@ -136,7 +135,7 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
                 progress.endpoint_changes.add(&change);
                 match change {
                     Change::Apply(slice) => {
-                        self.triggers.extend(trigger(&slice));
+                        self.triggers.extend(slice.caused());
                         index.apply_slice(&(*slice).into());
                     }
                     Change::Found(slice) => index.apply_slice(&(*slice).into()),
@@ -151,7 +150,10 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
                 Change::Listed => self.listed.service_cidrs = true,
             },
             Update::Interfaces(addresses) => {
-                index.set_local_addresses(addresses);
+                // None at all means that they could not be listed, or that the node is cut off for a moment.
+                if !addresses.is_empty() {
+                    index.set_local_addresses(addresses);
+                }
                 self.node_dirty = true;
                 self.dirty = true;
                 return;
@@ -267,10 +269,6 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
         progress.pending = report.pending;
         progress.node_eligible = node_eligible;
     }
-
-    fn reconciler(&self) -> MutexGuard<'_, Reconciler> {
-        lock(&self.reconciler)
-    }
 }
 
 /// A panic elsewhere leaves these as they were between two steps, which is a state like any other.
@@ -278,23 +276,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// When the change was made that the slice's last write is due to, if it says so.
-fn trigger(slice: &EndpointSlice) -> Option<SystemTime> {
-    let text = slice.annotations().get(TRIGGER_ANNOTATION)?;
-    let stamp: Timestamp = text.parse().ok()?;
-    Some(stamp.into())
-}
-
 #[cfg(test)]
 mod tests {
     use fairlead_core::dataplane::MemoryMaps;
     use fairlead_core::model::ObjectName;
     use fairlead_core::reconcile::Capacity;
-    use fairlead_core::settings::Settings;
+    use fairlead_core::settings::{NodePortAddresses, Settings};
+    use k8s_openapi::jiff::Timestamp;
     use serde_json::json;
 
     use crate::progress::Changes;
-    use crate::watch::{Node, Service};
+    use crate::watch::{EndpointSlice, Node, Service, TRIGGER_ANNOTATION};
 
     use super::*;
 
@@ -441,6 +433,20 @@ mod tests {
         bench.after(lists());
         bench.after([apply_node("192.0.2.1", "ToBeDeletedByClusterAutoscaler")]);
         assert!(!bench.progress().node_eligible);
+    }
+
+    #[test]
+    fn node_ports_follow_the_addresses_of_interfaces_where_they_are_asked_for_there() {
+        let within = vec!["198.51.100.0/24".parse().expect("a range")];
+        let nodeport_addresses = NodePortAddresses::Within(within);
+        let mut bench = Bench::with(Settings { nodeport_addresses, ..Settings::default() });
+        bench.after(lists());
+        assert_eq!(frontends(&bench), 1, "the ClusterIP alone");
+        let addresses = ["192.0.2.1", "198.51.100.7"].map(|text| text.parse().expect("an address"));
+        bench.after([Update::Interfaces(addresses.to_vec())]);
+        assert_eq!(frontends(&bench), 2);
+        bench.after([Update::Interfaces(Vec::new())]);
+        assert_eq!(frontends(&bench), 2, "a failure to list them takes nothing away");
     }
 
     #[test]

@@ -61,8 +61,7 @@ pub struct Choice {
 /// What becomes of `flow` on the node with the addresses `node`.
 pub fn decide(maps: &MemoryMaps, node: &[IpAddr], flow: &Flow) -> Outcome {
     let Flow { client, source, destination, port, protocol } = *flow;
-    let key =
-        FrontendKey { address: destination.into(), port: Port::new(port), protocol, reserved: 0 };
+    let key = FrontendKey { address: destination.into(), port: Port::new(port), protocol, reserved: 0 };
     let Some(frontend) = maps.frontend(&key).filter(|_| has_ports(protocol)) else {
         return unclaimed(maps, destination);
     };

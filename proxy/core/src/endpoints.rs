@@ -5,7 +5,6 @@
 //! the whole cluster and for this node. Where every ready endpoint has a hint, the cluster's are only those meant
 //! for this node, or else for this node's zone, if there are any.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -87,20 +86,17 @@ pub fn merge<'a>(
     port: &ServicePort,
     viewer: Viewer<'_>,
 ) -> Vec<Endpoint> {
-    let mut merged: BTreeMap<BackendAddress, Endpoint> = BTreeMap::new();
+    let mut merged: Vec<Endpoint> = Vec::new();
     for slice in slices {
         let answers = |listed: &&SlicePort| listed.name == port.name && listed.protocol == port.protocol;
         for number in slice.ports.iter().filter(answers).map(|listed| listed.port) {
-            for listed in &slice.endpoints {
-                let endpoint = viewer.sees(listed, number);
-                merged
-                    .entry(endpoint.address)
-                    .and_modify(|known| *known = better(*known, endpoint))
-                    .or_insert(endpoint);
-            }
+            merged.extend(slice.endpoints.iter().map(|listed| viewer.sees(listed, number)));
         }
     }
-    merged.into_values().collect()
+    // Of those with one address the best comes first, and stays.
+    merged.sort_unstable_by(|a, b| a.address.cmp(&b.address).then_with(|| b.rank().cmp(&a.rank())));
+    merged.dedup_by_key(|endpoint| endpoint.address);
+    merged
 }
 
 /// Sorts `endpoints`, which are of one family, by the clients that may use them.
@@ -177,10 +173,6 @@ impl Endpoint {
     }
 }
 
-fn better(a: Endpoint, b: Endpoint) -> Endpoint {
-    if b.rank() > a.rank() { b } else { a }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,7 +200,8 @@ mod tests {
     fn merged(slices: &[EndpointSlice; 2]) -> Endpoint {
         let name = "http".into();
         let port = ServicePort { index: 0, name, protocol: Protocol::Tcp, port: 80, node_port: None };
-        let outcomes = [[0, 1], [1, 0]].map(|order| merge(order.iter().map(|index| &slices[*index]), &port, VIEWER));
+        let outcomes =
+            [[0, 1], [1, 0]].map(|order| merge(order.iter().map(|index| &slices[*index]), &port, VIEWER));
         assert_eq!(outcomes[0], outcomes[1]);
         assert_eq!(outcomes[0].len(), 1, "it counts once");
         outcomes[0][0]
@@ -219,13 +212,15 @@ mod tests {
         let draining = (false, true, true);
         let endpoint = merged(&[slice("old", draining, "b"), slice("new", (true, true, false), "a")]);
         assert!(endpoint.ready && endpoint.local);
-        let endpoint = merged(&[slice("old", (false, true, false), "a"), slice("new", (true, true, false), "a")]);
+        let endpoint =
+            merged(&[slice("old", (false, true, false), "a"), slice("new", (true, true, false), "a")]);
         assert!(endpoint.ready);
     }
 
     #[test]
     fn an_address_that_passed_to_a_new_pod_is_that_ones_even_before_it_is_ready() {
-        let endpoint = merged(&[slice("old", (false, true, true), "a"), slice("new", (false, false, false), "b")]);
+        let endpoint =
+            merged(&[slice("old", (false, true, true), "a"), slice("new", (false, false, false), "b")]);
         assert!(!endpoint.drains() && !endpoint.local);
     }
 }

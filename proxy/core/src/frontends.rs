@@ -2,7 +2,7 @@
 //!
 //! Pure; called by [`crate::reconcile`] for each Service that changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use crate::model::{
     Node, ObjectName, Problem, Protocol, Service, ServicePort, ServicePortName, TrafficPolicy, frontend_key,
     frontend_label,
 };
+use crate::small::SmallMap;
 
 /// How clients came to know a frontend's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -57,9 +58,9 @@ pub struct Desired {
     /// When the Service was created, see [`Service::created`].
     pub created: i64,
     /// Its frontends.
-    pub frontends: BTreeMap<FrontendKey, DesiredFrontend>,
+    pub frontends: SmallMap<FrontendKey, DesiredFrontend>,
     /// Its ClusterIPs that have any frontend: other ports of them refuse.
-    pub whole: BTreeSet<IpAddr>,
+    pub whole: Vec<IpAddr>,
     /// Whom its guarded frontends admit.
     pub source_ranges: Vec<IpNet>,
     /// Where its load balancer asks for local endpoints, and how many there are.
@@ -79,7 +80,8 @@ pub struct HealthCheck {
     pub service: ObjectName,
     /// spec.healthCheckNodePort.
     pub port: u16,
-    /// How many addresses on this node serve it; those that terminate do not count.
+    /// How many endpoints on this node serve it: addresses of the family that has more. Those that terminate do not
+    /// count.
     pub local_endpoints: usize,
 }
 
@@ -120,8 +122,8 @@ impl Desired {
         }
     }
 
-    /// Every backend that its frontends refer to, once.
-    pub fn backends(&self) -> BTreeSet<(Protocol, BackendAddress)> {
+    /// Every backend that its frontends refer to, in order, once.
+    pub fn backends(&self) -> Vec<(Protocol, BackendAddress)> {
         let mut lists: Vec<(Protocol, &Arc<[BackendAddress]>)> = Vec::new();
         for frontend in self.frontends.values() {
             for list in [&frontend.internal, &frontend.external] {
@@ -133,10 +135,13 @@ impl Desired {
                 }
             }
         }
-        let each = |(protocol, list): (Protocol, &Arc<[BackendAddress]>)| {
-            list.iter().map(|address| (protocol, *address)).collect::<Vec<_>>()
-        };
-        lists.into_iter().flat_map(each).collect()
+        let mut backends = Vec::with_capacity(lists.iter().map(|(_, list)| list.len()).sum());
+        for (protocol, list) in lists {
+            backends.extend(list.iter().map(|address| (protocol, *address)));
+        }
+        backends.sort_unstable();
+        backends.dedup();
+        backends
     }
 
     /// Every address that its slices list.
@@ -161,6 +166,7 @@ impl Desired {
 pub fn desired(index: &Index, name: &ObjectName) -> Desired {
     let mut desired = Desired::default();
     let listed = index.slices(name).flat_map(|slice| &slice.endpoints);
+    desired.lingering.reserve_exact(listed.clone().count());
     desired.lingering.extend(listed.map(|endpoint| Lingering::Connections(endpoint.address)));
     if let Some(service) = index.service(name) {
         desired.add_service(index, service);
@@ -210,7 +216,7 @@ impl Desired {
         self.created = service.created;
         self.source_ranges = source_ranges(service, index);
         if !service.ports.is_empty() {
-            self.whole.extend(&service.cluster_ips);
+            self.whole.clone_from(&service.cluster_ips);
         }
         let mut serving_here: BTreeSet<IpAddr> = BTreeSet::new();
         for port in &service.ports {
@@ -222,7 +228,8 @@ impl Desired {
             let ready_here = endpoints.iter().filter(|endpoint| endpoint.ready && endpoint.local);
             serving_here.extend(ready_here.map(|endpoint| endpoint.address.ip));
             // In order of address, those of IPv4 come first.
-            let (v4, v6) = endpoints.split_at(endpoints.partition_point(|endpoint| endpoint.address.ip.is_ipv4()));
+            let (v4, v6) =
+                endpoints.split_at(endpoints.partition_point(|endpoint| endpoint.address.ip.is_ipv4()));
             let port = Port {
                 service,
                 port,
@@ -241,7 +248,7 @@ impl Desired {
         self.health = service.health_check_port.map(|port| HealthCheck {
             service: service.name.clone(),
             port,
-            local_endpoints: serving_here.len(),
+            local_endpoints: larger_family(&serving_here),
         });
     }
 
@@ -279,7 +286,8 @@ impl Desired {
 
     /// Like kube-proxy, a port counts for a family in which it has endpoints.
     fn count_without_local(&mut self, port: &Port<'_>) {
-        let lacking = [&port.v4, &port.v6].into_iter().filter(|choices| choices.any && choices.local.is_empty());
+        let lacking =
+            [&port.v4, &port.v6].into_iter().filter(|choices| choices.any && choices.local.is_empty());
         let (count, Service { internal_policy, external_policy, .. }) = (lacking.count(), port.service);
         self.without_local.internal += if *internal_policy == TrafficPolicy::Local { count } else { 0 };
         self.without_local.external += if *external_policy == TrafficPolicy::Local { count } else { 0 };
@@ -301,7 +309,10 @@ impl Port<'_> {
             kind == FrontendKind::LoadBalancer && service.ranges_of(ip.is_ipv4()).next().is_some();
         let mut flags = 0;
         for (flag, holds) in [
-            (frontend_flags::KEEP_SOURCE, kind != FrontendKind::ClusterIp && external_policy == TrafficPolicy::Local),
+            (
+                frontend_flags::KEEP_SOURCE,
+                kind != FrontendKind::ClusterIp && external_policy == TrafficPolicy::Local,
+            ),
             (frontend_flags::HAS_ENDPOINTS, choices.any),
             (frontend_flags::GUARDED, is_guarded),
             (frontend_flags::NODE_PORT, kind == FrontendKind::NodePort),
@@ -321,6 +332,13 @@ impl Port<'_> {
             external,
         }
     }
+}
+
+/// How many endpoints the addresses are: one of both families has two, but is one, and a load balancer that shares by
+/// the number is to count it so.
+fn larger_family(addresses: &BTreeSet<IpAddr>) -> usize {
+    let v4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+    v4.max(addresses.len() - v4)
 }
 
 /// The ranges of the Service, and where they admit this node also its own addresses for load balancers.

@@ -225,7 +225,7 @@ impl Index {
     }
 
     /// The slices of a Service, in the order of their names.
-    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
+    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> + Clone {
         self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
     }
 

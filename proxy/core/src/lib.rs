@@ -23,7 +23,7 @@ pub mod maglev;
 pub mod model;
 pub mod reconcile;
 pub mod settings;
-mod small;
+pub mod small;
 pub mod tables;
 mod tracked;
 pub mod view;

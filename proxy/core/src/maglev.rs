@@ -1,7 +1,7 @@
 //! Maglev tables: which backend gets a client's flow, the same on every node (Eisenbud et al., NSDI 2016).
 //!
 //! Called by [`crate::reconcile`] for the backends of clients outside, where the operator asks for it. The programs
-//! take the place that [`fairlead_flow::maglev::hash`](../fairlead_flow/maglev/fn.hash.html) of the client says.
+//! take the place that `fairlead_flow::maglev::hash` of the client says.
 //!
 //! Each backend has a preference among the places, a permutation that follows from its address and port alone. In
 //! turns, each takes the place that it likes best of those still free. So all get equally many, and when one goes,
@@ -42,7 +42,8 @@ pub fn table(backends: &[BackendAddress], size: u32) -> Vec<u32> {
 
 /// Whether a table may have this size.
 pub fn is_prime(size: u32) -> bool {
-    size >= 2 && (2..).take_while(|divisor| divisor * divisor <= size).all(|divisor| !size.is_multiple_of(divisor))
+    size >= 2
+        && (2..).take_while(|divisor| divisor * divisor <= size).all(|divisor| !size.is_multiple_of(divisor))
 }
 
 /// A walk over all places, in the order in which a backend likes them.
@@ -62,8 +63,9 @@ impl Preference {
 
     fn next_place(&mut self) -> usize {
         let place = self.place;
-        let next = u64::from(place) + u64::from(self.step);
-        self.place = (next % u64::from(self.size)) as u32;
+        // The sum modulo the size, as neither exceeds it.
+        let ahead = self.size - self.step;
+        self.place = if place < ahead { place + self.step } else { place - ahead };
         place as usize
     }
 }
@@ -127,14 +129,18 @@ mod tests {
     fn only_primes_are_sizes() {
         let primes: Vec<u32> = (0..30).filter(|size| is_prime(*size)).collect();
         assert_eq!(primes, [2, 3, 5, 7, 11, 13, 17, 19, 23, 29]);
-        assert!(is_prime(1021) && is_prime(16_381) && is_prime(65_537) && !is_prime(1023) && !is_prime(u32::MAX));
+        assert!(
+            is_prime(1021) && is_prime(16_381) && is_prime(65_537) && !is_prime(1023) && !is_prime(u32::MAX)
+        );
     }
 
     /// A flow whose backend stays should stay with it. A change must move the places of the backend that goes, or as
     /// many as the one that comes has a right to; what moves beyond that is printed, and bounded.
     #[test]
     fn few_flows_move_when_a_backend_goes_or_comes() {
-        for (count, size, bound) in [(10, SIZE, 0.05), (100, SIZE, 0.08), (10, 16_381, 0.02), (100, 16_381, 0.03)] {
+        for (count, size, bound) in
+            [(10, SIZE, 0.05), (100, SIZE, 0.08), (10, 16_381, 0.02), (100, 16_381, 0.03)]
+        {
             let all = backends(count);
             let whole = targets(&all, size);
             let (mut worst, mut sum) = (0.0_f64, 0.0);
@@ -142,7 +148,8 @@ mod tests {
                 let mut rest = all.clone();
                 let gone = rest.remove(gone);
                 let without = targets(&rest, size);
-                let moved = whole.iter().zip(&without).filter(|(had, has)| **had != gone && had != has).count();
+                let moved =
+                    whole.iter().zip(&without).filter(|(had, has)| **had != gone && had != has).count();
                 let share = moved as f64 / f64::from(size);
                 worst = worst.max(share);
                 sum += share;

@@ -260,8 +260,11 @@ pub fn frontend_key(address: IpAddr, port: u16, protocol: Protocol) -> FrontendK
     FrontendKey { address: address.into(), port: Port::new(port), protocol: protocol.number(), reserved: 0 }
 }
 
-/// A frontend as people write it: `10.96.0.1:80/tcp`, `[fd00::1]:53/udp`.
+/// A frontend as people write it: `10.96.0.1:80/tcp`, `[fd00::1]:53/udp`, `10.96.0.1 (whole)`.
 pub fn frontend_label(key: &FrontendKey) -> String {
+    if *key == FrontendKey::whole(key.address) {
+        return format!("{} (whole)", IpAddr::from(key.address));
+    }
     let address = socket_label(key.address.into(), key.port.number());
     match Protocol::from_number(key.protocol) {
         Some(protocol) => format!("{address}/{protocol}"),
@@ -284,6 +287,7 @@ mod tests {
         let v6 = frontend_key("fd00::1".parse().expect("an address"), 53, Protocol::Udp);
         assert_eq!(frontend_label(&v4), "10.96.0.1:80/tcp");
         assert_eq!(frontend_label(&v6), "[fd00::1]:53/udp");
+        assert_eq!(frontend_label(&FrontendKey::whole(v6.address)), "fd00::1 (whole)");
         assert_eq!(frontend_label(&FrontendKey { protocol: 47, ..v4 }), "10.96.0.1:80/47");
     }
 

@@ -69,7 +69,8 @@ mod tests {
 
     #[test]
     fn ranges_choose_among_the_addresses_of_interfaces_that_others_can_reach() {
-        let ranges = |text: &str| text.split_whitespace().map(|range| range.parse().expect("a range")).collect();
+        let ranges =
+            |text: &str| text.split_whitespace().map(|range| range.parse().expect("a range")).collect();
         let of = |text: &str| {
             let within = NodePortAddresses::Within(ranges(text));
             let settings = Settings { nodeport_addresses: within, ..Settings::default() };

@@ -2,7 +2,7 @@
 
 /// A table as a sorted vector.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SmallMap<K, V>(Vec<(K, V)>);
+pub struct SmallMap<K, V>(Vec<(K, V)>);
 
 impl<K, V> Default for SmallMap<K, V> {
     fn default() -> Self {
@@ -11,16 +11,24 @@ impl<K, V> Default for SmallMap<K, V> {
 }
 
 impl<K: Ord, V> SmallMap<K, V> {
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether it has no entry.
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+    /// How many entries it has.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The value of `key`.
+    pub fn get(&self, key: &K) -> Option<&V> {
         let place = self.place(key).ok()?;
         self.0.get(place).map(|(_, value)| value)
     }
 
-    pub(crate) fn contains_key(&self, key: &K) -> bool {
+    /// Whether `key` has a value.
+    pub fn contains_key(&self, key: &K) -> bool {
         self.place(key).is_ok()
     }
 
@@ -48,12 +56,19 @@ impl<K: Ord, V> SmallMap<K, V> {
         self.0.retain(|(key, value)| keep(key, value));
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+    /// Keys and values, in order of key.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.0.iter().map(|(key, value)| (key, value))
     }
 
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
+    /// The keys, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &K> {
         self.iter().map(|(key, _)| key)
+    }
+
+    /// The values, in order of key.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.iter().map(|(_, value)| value)
     }
 
     fn place(&self, key: &K) -> Result<usize, usize> {

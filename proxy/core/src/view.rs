@@ -71,10 +71,10 @@ pub(crate) fn service(
 ) -> Vec<ServiceView> {
     let Some(service) = index.service(name) else { return Vec::new() };
     let mut by_port: BTreeMap<(Arc<str>, Protocol), Vec<FrontendView>> = BTreeMap::new();
-    for (key, frontend) in frontends::desired(index, name).frontends {
-        let id = programmed(&key).map(|programmed| programmed.service);
+    for (key, frontend) in frontends::desired(index, name).frontends.iter() {
+        let id = programmed(key).map(|programmed| programmed.service);
         let port = (frontend.port.port.clone(), frontend.port.protocol);
-        by_port.entry(port).or_default().push(frontend_view(&key, &frontend, id));
+        by_port.entry(port).or_default().push(frontend_view(key, frontend, id));
     }
     let view = |port: &crate::model::ServicePort| ServiceView {
         namespace: name.namespace.to_string(),

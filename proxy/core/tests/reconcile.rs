@@ -133,7 +133,10 @@ fn a_changed_endpoint_is_one_backend_one_region_one_switch_and_one_vacancy() {
     let other = frontend(&maps, "10.96.0.2");
     reconciler.index_mut().apply_slice(&slice("web", &["10.244.0.2", "10.244.0.4"]));
     let report = reconciler.reconcile(Instant::now(), &mut maps);
-    assert_eq!(report.applied, Applied { backends: 1, regions: 1, frontends: 1, vacated: 1, ..Applied::default() });
+    assert_eq!(
+        report.applied,
+        Applied { backends: 1, regions: 1, frontends: 1, vacated: 1, ..Applied::default() }
+    );
     assert_eq!(frontend(&maps, "10.96.0.2"), other);
 }
 
@@ -253,16 +256,16 @@ fn long_churn_with_failures_and_restarts_loses_no_number() {
 fn a_failed_write_holds_up_its_own_service_alone_and_is_retried_with_growing_pauses() {
     let now = Instant::now();
     let mut reconciler = synced(CAPACITY);
-    let mut maps = MemoryMaps::with_room_for(2);
+    let mut maps = MemoryMaps::with_room_for(3);
     for (ip, web) in [("10.96.0.1", "api"), ("10.96.0.2", "web")] {
         reconciler.index_mut().apply_service(&service(web, ip));
         reconciler.index_mut().apply_slice(&slice(web, &["10.244.0.2"]));
     }
     let report = reconciler.reconcile(now, &mut maps);
-    assert_eq!((report.pending, report.applied.frontends), (1, 2));
+    assert_eq!((report.pending, report.applied.frontends), (1, 3));
     assert_eq!(
         report.failed[0].to_string(),
-        "Service default/web: program frontend 10.96.0.2:80/tcp: map full (2)"
+        "Service default/web: program frontend 10.96.0.2 (whole): map full (3)"
     );
     assert_eq!(reconciler.services()[1].pending, Some(report.failed[0].error.to_string()));
 

@@ -195,7 +195,9 @@ impl<'a> Run<'a> {
             let text = outcome.to_string();
             ensure!(text == expected.outcome, "flow {:?}: {text}", expected.line);
             if expected.kube_proxy_masquerades {
-                let is_plain = |choices: &[fairlead_core::decide::Choice]| choices.iter().all(|choice| !choice.masquerade);
+                let is_plain = |choices: &[fairlead_core::decide::Choice]| {
+                    choices.iter().all(|choice| !choice.masquerade)
+                };
                 let differs = matches!(&outcome, Outcome::Forward(choices) if is_plain(choices));
                 ensure!(differs, "flow {:?}: kube-proxy does not differ", expected.line);
             }

@@ -146,8 +146,9 @@ impl Script {
                 }
                 "flows" => {
                     let lines = body.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
-                    let flows: Result<Vec<ExpectedFlow>> =
-                        lines.map(|line| parse_flow(line).with_context(|| format!("line {line:?}"))).collect();
+                    let flows: Result<Vec<ExpectedFlow>> = lines
+                        .map(|line| parse_flow(line).with_context(|| format!("line {line:?}")))
+                        .collect();
                     script.checked(&mut step).flows.extend(flows?);
                 }
                 other => bail!("a section named {other:?}"),
@@ -253,5 +254,10 @@ fn parse_flow(line: &str) -> Result<ExpectedFlow> {
             other => bail!("a protocol named {other:?}"),
         },
     };
-    Ok(ExpectedFlow { line: line.trim().to_owned(), flow, outcome: outcome.trim().to_owned(), kube_proxy_masquerades })
+    Ok(ExpectedFlow {
+        line: line.trim().to_owned(),
+        flow,
+        outcome: outcome.trim().to_owned(),
+        kube_proxy_masquerades,
+    })
 }

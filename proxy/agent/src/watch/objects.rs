@@ -7,11 +7,13 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::SystemTime;
 
 use fairlead_core::convert::{HEADLESS_LABEL, PROXY_NAME_LABEL, SERVICE_NAME_LABEL, ZONE_LABEL};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use kube::Resource;
+use k8s_openapi::jiff::Timestamp;
+use kube::{Resource, ResourceExt};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
@@ -94,6 +96,14 @@ pub struct ServiceCidr {
 pub struct Pod {
     #[serde(deserialize_with = "trimmed")]
     metadata: ObjectMeta,
+}
+
+impl EndpointSlice {
+    /// When the change was made that the last write of the slice is due to, if it says so.
+    pub fn caused(&self) -> Option<SystemTime> {
+        let stamp: Timestamp = self.annotations().get(TRIGGER_ANNOTATION)?.parse().ok()?;
+        Some(stamp.into())
+    }
 }
 
 impl From<Service> for core::Service {
@@ -262,7 +272,6 @@ impl<'de> Visitor<'de> for Only {
 
 #[cfg(test)]
 mod tests {
-    use kube::ResourceExt;
     use serde_json::{from_str, json};
 
     use super::*;

@@ -208,7 +208,10 @@ mod tests {
     fn zeros_before_numbers_count_for_nothing() {
         let read = |text: &str| unicast(text).map(|address| address.to_string());
         assert_eq!(read("172.30.0.041").as_deref(), Ok("172.30.0.41"));
-        assert_eq!(range("203.0.113.000/025").map(|range| range.to_string()).as_deref(), Ok("203.0.113.0/25"));
+        assert_eq!(
+            range("203.0.113.000/025").map(|range| range.to_string()).as_deref(),
+            Ok("203.0.113.0/25")
+        );
         for text in ["1.2.3", "1.2.3.256", "1.2.3.+4", "1.2.3.4.5", "1..2.3"] {
             assert!(unicast(text).is_err(), "{text}");
         }

@@ -66,7 +66,10 @@ mod tests {
             let object = json!({ "metadata": metadata, "spec": spec });
             node(&from_value(object).expect("a Node")).value.expect("a Node").leaving
         };
-        assert!(!leaves(json!({ "name": "a" }), json!({ "taints": [{ "key": "other", "effect": "NoSchedule" }] })));
+        assert!(!leaves(
+            json!({ "name": "a" }),
+            json!({ "taints": [{ "key": "other", "effect": "NoSchedule" }] })
+        ));
         let deleted = json!({ "name": "a", "deletionTimestamp": "2025-01-01T00:00:00Z" });
         assert!(leaves(deleted, json!({})));
         let taint = json!({ "taints": [{ "key": TO_BE_DELETED_TAINT, "effect": "NoSchedule" }] });

@@ -28,7 +28,8 @@ pub(super) fn convert(object: &core::Service, notes: &mut Notes) -> Option<Servi
     if spec.type_.as_deref() == Some("ExternalName") || is_headless {
         return None;
     }
-    let has_address = spec.cluster_ip.iter().chain(spec.cluster_ips.iter().flatten()).any(|ip| !ip.is_empty());
+    let has_address =
+        spec.cluster_ip.iter().chain(spec.cluster_ips.iter().flatten()).any(|ip| !ip.is_empty());
     if !has_address {
         notes.note("spec.clusterIPs", "none assigned: the Service is skipped");
         return None;
@@ -254,8 +255,7 @@ mod tests {
             let (service, problems) = checked(whole);
             (service.affinity, problems.len())
         };
-        let lasting =
-            |seconds: i32| json!({ "sessionAffinity": "ClientIP", "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": seconds } } });
+        let lasting = |seconds: i32| json!({ "sessionAffinity": "ClientIP", "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": seconds } } });
         assert_eq!(of(json!({})), (None, 0));
         assert_eq!(of(json!({ "sessionAffinity": "None" })), (None, 0));
         assert_eq!(of(json!({ "sessionAffinity": "ClientIP" })), (Some(10_800), 0));
@@ -274,17 +274,15 @@ mod tests {
         }));
         let ranges: Vec<String> = service.source_ranges.iter().map(ToString::to_string).collect();
         assert_eq!(ranges, ["10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32"]);
-        assert_eq!(
-            problems,
-            ["spec.loadBalancerSourceRanges[2]: \"10.0.0.0\" is not an address range"]
-        );
+        assert_eq!(problems, ["spec.loadBalancerSourceRanges[2]: \"10.0.0.0\" is not an address range"]);
         assert_eq!((service.ranges_of(true).count(), service.ranges_of(false).count()), (2, 1));
     }
 
     #[test]
     fn a_range_of_everything_opens_its_family_alone() {
         let ranges = |listed: &[&str]| {
-            let (service, _) = checked(json!({ "clusterIP": "10.96.0.1", "loadBalancerSourceRanges": listed }));
+            let (service, _) =
+                checked(json!({ "clusterIP": "10.96.0.1", "loadBalancerSourceRanges": listed }));
             (service.ranges_of(true).count(), service.ranges_of(false).count())
         };
         assert_eq!(ranges(&["10.0.0.0/8", "0.0.0.0/0", "2001:db8::/32"]), (0, 1));
@@ -294,7 +292,9 @@ mod tests {
     #[test]
     fn an_ipv6_range_admits_no_ipv4_client() {
         let split = without_mapped("::/64".parse().expect("a range"));
-        let admits = |text: &str| split.iter().any(|range| range.contains(&text.parse::<Ipv6Addr>().expect("an address")));
+        let admits = |text: &str| {
+            split.iter().any(|range| range.contains(&text.parse::<Ipv6Addr>().expect("an address")))
+        };
         assert!(!admits("::ffff:10.0.0.1"));
         for address in ["::1", "::fffe:10.0.0.1", "::1:ffff:0:1", "::ffff:ffff:ffff:ffff"] {
             assert!(admits(address), "{address}");
@@ -320,7 +320,10 @@ mod tests {
     #[test]
     fn a_local_policy_counts_only_where_clients_outside_have_an_address() {
         let policy = |spec: Value| checked(spec).0.external_policy;
-        assert_eq!(policy(json!({ "clusterIP": "10.96.0.1", "externalTrafficPolicy": "Local" })), TrafficPolicy::Cluster);
+        assert_eq!(
+            policy(json!({ "clusterIP": "10.96.0.1", "externalTrafficPolicy": "Local" })),
+            TrafficPolicy::Cluster
+        );
         let external = json!({ "clusterIP": "10.96.0.1", "externalTrafficPolicy": "Local", "externalIPs": ["192.0.2.1"] });
         assert_eq!(policy(external), TrafficPolicy::Local);
     }

@@ -2,7 +2,9 @@
 
 use k8s_openapi::api::discovery::v1 as discovery;
 
-use super::{Notes, SERVICE_NAME_LABEL, family_name, is_opted_out, object_name, port_number, protocol, unicast};
+use super::{
+    Notes, SERVICE_NAME_LABEL, family_name, is_opted_out, object_name, port_number, protocol, unicast,
+};
 use crate::intern::Interned;
 use crate::model::{EndpointSlice, Hints, ObjectName, SliceEndpoint, SlicePort};
 
@@ -47,7 +49,11 @@ fn ports(object: &discovery::EndpointSlice, interned: &mut Interned, notes: &mut
     found
 }
 
-fn endpoints(object: &discovery::EndpointSlice, interned: &mut Interned, notes: &mut Notes) -> Vec<SliceEndpoint> {
+fn endpoints(
+    object: &discovery::EndpointSlice,
+    interned: &mut Interned,
+    notes: &mut Notes,
+) -> Vec<SliceEndpoint> {
     let mut found = Vec::with_capacity(object.endpoints.as_ref().map_or(0, Vec::len));
     for (index, listed) in object.endpoints.iter().flatten().enumerate() {
         let path = format!("endpoints[{index}].addresses");
@@ -106,12 +112,16 @@ mod tests {
         };
         assert_eq!(state(json!({})), (true, true, false));
         assert_eq!(state(json!({ "ready": false })), (false, true, false));
-        assert_eq!(state(json!({ "ready": false, "serving": true, "terminating": true })), (false, true, true));
+        assert_eq!(
+            state(json!({ "ready": false, "serving": true, "terminating": true })),
+            (false, true, true)
+        );
     }
 
     #[test]
     fn hints_name_zones_and_nodes() {
-        let hints = json!({ "forZones": [{ "name": "z1" }, { "name": "z2" }], "forNodes": [{ "name": "a" }] });
+        let hints =
+            json!({ "forZones": [{ "name": "z1" }, { "name": "z2" }], "forNodes": [{ "name": "a" }] });
         let endpoint = converted(json!({ "addresses": ["fd00::1"], "hints": hints }));
         let hints = endpoint.hints.expect("hints");
         assert_eq!((hints.zones.len(), hints.nodes.len()), (2, 1));

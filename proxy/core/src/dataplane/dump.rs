@@ -66,8 +66,10 @@ impl MemoryMaps {
 
     /// Backends that are in no frontend's region, in order: established flows may still go to them.
     pub fn lingering(&self) -> Vec<String> {
-        let alone =
-            self.backends.iter().filter(|(id, backend)| backend.generation != 0 && !self.is_referred_to(**id));
+        let alone = self
+            .backends
+            .iter()
+            .filter(|(id, backend)| backend.generation != 0 && !self.is_referred_to(**id));
         let mut labels: Vec<String> = alone.map(|(_, backend)| backend_label(backend)).collect();
         labels.sort();
         labels

@@ -85,7 +85,10 @@ impl ServiceMaps for MemoryMaps {
         ranges.remove(range);
         let is_guarded = self.guarded.get(&(service, v4)).is_some_and(|count| *count > 0);
         let is_last = ranges.iter().all(|other| other.range.address.is_v4() != v4);
-        assert!(!(is_guarded && is_last), "a guarded frontend of Service port {service} loses its last range");
+        assert!(
+            !(is_guarded && is_last),
+            "a guarded frontend of Service port {service} loses its last range"
+        );
         if ranges.is_empty() {
             self.source_ranges.remove(&service);
         }
@@ -173,7 +176,11 @@ impl MemoryMaps {
         let label = frontend_label(key);
         assert_eq!(frontend.check, key.check(), "frontend {label} has another one's check");
         let is_whole = frontend.flags & frontend_flags::WHOLE != 0;
-        assert_eq!(is_whole, *key == FrontendKey::whole(key.address), "{label} is a whole address or has a port");
+        assert_eq!(
+            is_whole,
+            *key == FrontendKey::whole(key.address),
+            "{label} is a whole address or has a port"
+        );
         assert_eq!(is_whole, frontend.service == 0, "frontend {label} has a Service unless it is whole");
         for region in regions_of(frontend) {
             for id in self.ids_in(region) {
@@ -184,7 +191,10 @@ impl MemoryMaps {
         }
         for region in [frontend.internal, frontend.external] {
             let ids: Vec<Option<u32>> = self.ids_in(region).collect();
-            assert!(ids.is_sorted_by(|a, b| a < b), "frontend {label} has backends that do not ascend: {ids:?}");
+            assert!(
+                ids.is_sorted_by(|a, b| a < b),
+                "frontend {label} has backends that do not ascend: {ids:?}"
+            );
         }
         if frontend.flags & frontend_flags::GUARDED != 0 {
             let mut ranges = self.source_ranges.get(&frontend.service).into_iter().flatten();

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use fairlead_abi::{Backend, FrontendKey, Region};
 
-use super::ledger::{Contents, Ledger, Programmed, RegionUse, hashed, regions_of};
+use super::ledger::{Contents, Holding, Ledger, Programmed, hashed, regions_of};
 use super::pass::Pass;
 use super::{Failure, Part, Reconciler};
 use crate::dataplane::{MapError, ServiceMaps, SourceRangeKey};
@@ -45,12 +45,12 @@ struct LeftRegion {
 impl LeftRegion {
     fn new(slots: Vec<u32>, is_maglev: bool) -> Self {
         if !is_maglev {
-            return Self { contents: Contents::new(slots, false), table: Box::default() };
+            return Self { contents: Contents::new(slots, None), table: Box::default() };
         }
-        let mut ids = slots.clone();
+        let (mut ids, size) = (slots.clone(), slots.len() as u32);
         ids.sort_unstable();
         ids.dedup();
-        Self { contents: Contents::new(ids, true), table: slots.into() }
+        Self { contents: Contents::new(ids, Some(size)), table: slots.into() }
     }
 }
 
@@ -81,8 +81,9 @@ impl Leftovers {
             for region in regions_of(&frontend) {
                 if !ledger.regions.contains_key(&region.base) && ledger.slots.reserve(region) {
                     let slots = maps.slots(region)?;
-                    ledger.regions.insert(region.base, RegionUse { len: region.len, owner: None, users: 0 });
-                    left.regions.insert(region.base, LeftRegion::new(slots, region == frontend.maglev));
+                    let kept = LeftRegion::new(slots, region == frontend.maglev);
+                    ledger.add_region(region, &kept.contents.ids, None);
+                    left.regions.insert(region.base, kept);
                 }
             }
             if ledger.service_ids.reserve(frontend.service) {
@@ -98,9 +99,7 @@ impl Leftovers {
             }
             left.ranges.entry(service).or_default().push(range);
         }
-        let used: HashSet<u32> =
-            left.regions.values().flat_map(|region| region.contents.ids.iter().copied()).collect();
-        for (id, address) in left.backends.iter().filter(|(id, _)| !used.contains(id)) {
+        for (id, address) in left.backends.iter().filter(|(id, _)| !ledger.is_referred_to(**id)) {
             left.lingering.entry(address.ip).or_default().insert(*id);
         }
         Ok(left)
@@ -184,14 +183,18 @@ impl Leftovers {
                 self.backends.remove(id);
             }
         }
-        if left.contents.is_maglev {
-            let own = |id: &u32| left.contents.ids.binary_search(id).is_ok();
-            let backends = holding.backends.iter().filter(|((of, _), id)| *of == protocol && own(id));
-            let (addresses, ids): (Vec<_>, Vec<_>) = backends.map(|((_, address), id)| (*address, *id)).unzip();
-            if ids.is_empty() || hashed(&addresses, &ids, used.len) != left.table[..] {
-                self.regions.insert(base, left);
-                return;
-            }
+        let is_in = |id: &u32| left.contents.ids.binary_search(id).is_ok();
+        let own = holding.backends.iter().filter(|((of, _), id)| *of == protocol && is_in(id));
+        let (addresses, ids): (Vec<_>, Vec<_>) = own.map(|((_, address), id)| (*address, *id)).unzip();
+        let is_right = match left.contents.maglev {
+            _ if ids.is_empty() || ids.len() != left.contents.ids.len() => false,
+            None => true,
+            Some(size) => hashed(&addresses, &ids, size) == left.table[..],
+        };
+        if !is_right {
+            // Of another Service's backends, or damaged: it goes when no frontend refers to it any more.
+            self.regions.insert(base, left);
+            return;
         }
         used.owner = Some(name.clone());
         holding.regions.insert(left.contents, Region { base, len: used.len });
@@ -237,19 +240,24 @@ impl Reconciler {
                 true
             }
         });
-        left.regions.retain(|base, _| match ledger.regions.get(base) {
-            Some(region) if region.users > 0 => true,
-            Some(region) => {
-                ledger.slots.release(Region { base: *base, len: region.len }, pass.now);
-                ledger.regions.remove(base);
-                false
+        let mut freed: HashSet<u32> = HashSet::new();
+        left.regions.retain(|base, kept| {
+            let Some(known) = ledger.regions.get(base) else { return false };
+            let (is_used, region) = (known.users > 0, Region { base: *base, len: known.len });
+            if !is_used {
+                ledger.drop_region(region, &kept.contents.ids, pass.now);
+                freed.extend(kept.contents.ids.iter().filter(|id| !left.backends.contains_key(*id)));
             }
-            None => false,
+            is_used
         });
-        let used: HashSet<u32> =
-            left.regions.values().flat_map(|region| region.contents.ids.iter().copied()).collect();
+        freed.retain(|id| !ledger.is_referred_to(*id));
+        if !freed.is_empty() {
+            let holds = |holding: &Holding| holding.backends.values().any(|id| freed.contains(id));
+            let holders = ledger.holdings.iter().filter(|(_, holding)| holds(holding));
+            touched.extend(holders.map(|(name, _)| name.clone()));
+        }
         left.backends.retain(|id, _| {
-            if used.contains(id) {
+            if ledger.is_referred_to(*id) {
                 return true;
             }
             match pass.maps.write_backend(*id, &Backend::default()) {

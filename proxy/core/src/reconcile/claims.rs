@@ -22,12 +22,13 @@ impl Claims {
         &mut self,
         service: &ObjectName,
         created: i64,
-        keys: BTreeSet<FrontendKey>,
+        mut keys: Vec<FrontendKey>,
     ) -> BTreeSet<ObjectName> {
+        keys.sort_unstable();
         let (old_created, old_keys) = self.of_service.remove(service).unwrap_or_default();
         let mut affected = BTreeSet::new();
         let kept = |key: &FrontendKey| {
-            created == old_created && keys.contains(key) && old_keys.binary_search(key).is_ok()
+            created == old_created && keys.binary_search(key).is_ok() && old_keys.binary_search(key).is_ok()
         };
         for key in old_keys.iter().filter(|key| !kept(key)) {
             if let Some(claimants) = self.claimants.get_mut(key) {
@@ -47,7 +48,7 @@ impl Claims {
             }
         }
         if !keys.is_empty() {
-            self.of_service.insert(service.clone(), (created, keys.into_iter().collect()));
+            self.of_service.insert(service.clone(), (created, keys.into()));
         }
         affected
     }
@@ -57,9 +58,14 @@ impl Claims {
         self.claimants.get(key)?.first().map(|(_, name)| name)
     }
 
+    /// All that `service` asks for.
+    pub(super) fn keys_of(&self, service: &ObjectName) -> impl Iterator<Item = &FrontendKey> + '_ {
+        self.of_service.get(service).into_iter().flat_map(|(_, keys)| keys)
+    }
+
     /// The whole addresses that `service` asks for.
     pub(super) fn whole_of(&self, service: &ObjectName) -> impl Iterator<Item = IpAddr> + '_ {
-        self.of_service.get(service).into_iter().flat_map(|(_, keys)| keys).filter_map(whole)
+        self.keys_of(service).filter_map(whole)
     }
 
     /// The whole addresses that any Service asks for.
@@ -91,7 +97,7 @@ mod tests {
             let mut claims = Claims::default();
             for service in order {
                 let created = if service == "old" { 1 } else { 2 };
-                claims.replace(&name(service), created, BTreeSet::from([key()]));
+                claims.replace(&name(service), created, vec![key()]);
             }
             assert_eq!(claims.winner(&key()), Some(&name("old")));
         }
@@ -100,8 +106,8 @@ mod tests {
     #[test]
     fn the_name_decides_between_services_of_one_age() {
         let mut claims = Claims::default();
-        claims.replace(&name("b"), 1, BTreeSet::from([key()]));
-        let affected = claims.replace(&name("a"), 1, BTreeSet::from([key()]));
+        claims.replace(&name("b"), 1, vec![key()]);
+        let affected = claims.replace(&name("a"), 1, vec![key()]);
         assert_eq!(affected, BTreeSet::from([name("b")]));
         assert_eq!(claims.winner(&key()), Some(&name("a")));
     }
@@ -109,20 +115,20 @@ mod tests {
     #[test]
     fn a_withdrawn_claim_passes_to_the_next() {
         let mut claims = Claims::default();
-        claims.replace(&name("a"), 1, BTreeSet::from([key()]));
-        claims.replace(&name("b"), 2, BTreeSet::from([key()]));
-        assert_eq!(claims.replace(&name("a"), 0, BTreeSet::new()), BTreeSet::from([name("b")]));
+        claims.replace(&name("a"), 1, vec![key()]);
+        claims.replace(&name("b"), 2, vec![key()]);
+        assert_eq!(claims.replace(&name("a"), 0, Vec::new()), BTreeSet::from([name("b")]));
         assert_eq!(claims.winner(&key()), Some(&name("b")));
-        claims.replace(&name("b"), 0, BTreeSet::new());
+        claims.replace(&name("b"), 0, Vec::new());
         assert_eq!(claims.winner(&key()), None);
     }
 
     #[test]
     fn a_service_created_anew_loses_its_seniority() {
         let mut claims = Claims::default();
-        claims.replace(&name("a"), 1, BTreeSet::from([key()]));
-        claims.replace(&name("b"), 2, BTreeSet::from([key()]));
-        assert_eq!(claims.replace(&name("a"), 3, BTreeSet::from([key()])), BTreeSet::from([name("b")]));
+        claims.replace(&name("a"), 1, vec![key()]);
+        claims.replace(&name("b"), 2, vec![key()]);
+        assert_eq!(claims.replace(&name("a"), 3, vec![key()]), BTreeSet::from([name("b")]));
         assert_eq!(claims.winner(&key()), Some(&name("b")));
     }
 }

@@ -12,7 +12,7 @@ impl Reconciler {
         [
             (maps::FRONTENDS, self.ledger.frontends.len()),
             (maps::SLOTS, self.ledger.regions.values().map(|region| region.len as usize).sum()),
-            (maps::BACKENDS, holdings().map(|holding| holding.backends.keys().count()).sum()),
+            (maps::BACKENDS, holdings().map(|holding| holding.backends.len()).sum()),
             (maps::SOURCE_RANGES, holdings().map(|holding| holding.ranges.len()).sum()),
         ]
     }

@@ -1,6 +1,6 @@
 //! What is in the maps, and whose it is.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,8 +22,10 @@ pub(super) struct Ledger {
     pub(super) holdings: HashMap<ObjectName, Holding>,
     /// By first slot.
     pub(super) regions: HashMap<u32, RegionUse>,
+    /// How many of these regions a backend is in, by id.
+    references: Vec<u32>,
     /// By id of a Service port.
-    uses: HashMap<u32, ServiceUse>,
+    pub(super) uses: HashMap<u32, ServiceUse>,
     pub(super) service_ids: Ids,
     pub(super) backend_ids: Ids,
     pub(super) slots: Slots,
@@ -51,7 +53,7 @@ pub(super) struct RegionUse {
 
 /// How many frontends in the map carry the id of a Service port.
 #[derive(Clone, Copy, Debug, Default)]
-struct ServiceUse {
+pub(super) struct ServiceUse {
     frontends: u32,
     guarded_v4: u32,
     guarded_v6: u32,
@@ -78,11 +80,11 @@ pub(super) struct Holding {
     pub(super) ranges: BTreeSet<SourceRangeKey>,
 }
 
-/// What is in a region: these backends' ids, which ascend, as a list or as the Maglev table over them.
+/// What is in a region: these backends' ids, which ascend, as a list or as the Maglev table of a size over them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Contents {
     pub(super) ids: Box<[u32]>,
-    pub(super) is_maglev: bool,
+    pub(super) maglev: Option<u32>,
 }
 
 /// What a region of a Service should hold.
@@ -123,9 +125,9 @@ impl Holding {
 }
 
 impl Contents {
-    pub(super) fn new(mut ids: Vec<u32>, is_maglev: bool) -> Self {
+    pub(super) fn new(mut ids: Vec<u32>, maglev: Option<u32>) -> Self {
         ids.sort_unstable();
-        Self { ids: ids.into(), is_maglev }
+        Self { ids: ids.into(), maglev }
     }
 }
 
@@ -135,6 +137,7 @@ impl Ledger {
             frontends: HashMap::new(),
             holdings: HashMap::new(),
             regions: HashMap::new(),
+            references: vec![0; capacity.backends as usize],
             uses: HashMap::new(),
             service_ids: Ids::new(u32::MAX - 1),
             backend_ids: Ids::new(capacity.backends.saturating_sub(1)),
@@ -147,6 +150,31 @@ impl Ledger {
     pub(super) fn frontend_of(&self, key: &FrontendKey, service: &ObjectName) -> Option<Frontend> {
         let programmed = self.frontends.get(key)?;
         (programmed.owner.as_ref() == Some(service)).then_some(programmed.frontend)
+    }
+
+    /// Notes that `region`, which holds these backends, is taken.
+    pub(super) fn add_region(&mut self, region: Region, ids: &[u32], owner: Option<ObjectName>) {
+        self.regions.insert(region.base, RegionUse { len: region.len, owner, users: 0 });
+        self.references_of(ids, |count| *count += 1);
+    }
+
+    /// Gives back a region that held these backends.
+    pub(super) fn drop_region(&mut self, region: Region, ids: &[u32], now: Instant) {
+        self.regions.remove(&region.base);
+        self.slots.release(region, now);
+        self.references_of(ids, |count| *count -= 1);
+    }
+
+    /// A damaged map may name ids that there are not.
+    fn references_of(&mut self, ids: &[u32], change: impl Fn(&mut u32)) {
+        for id in ids {
+            self.references.get_mut(*id as usize).into_iter().for_each(&change);
+        }
+    }
+
+    /// Whether the backend is in any region.
+    pub(super) fn is_referred_to(&self, backend: u32) -> bool {
+        self.references.get(backend as usize).is_some_and(|count| *count > 0)
     }
 
     /// Whether any frontend in the map carries the id of this Service port.
@@ -214,7 +242,7 @@ impl Ledger {
             return Some(Region::default());
         }
         let holding = self.holdings.get(service)?;
-        let contents = Contents::new(holding.ids_of(selection)?, selection.maglev.is_some());
+        let contents = Contents::new(holding.ids_of(selection)?, selection.maglev);
         holding.regions.get(&contents).copied()
     }
 
@@ -232,7 +260,7 @@ impl Ledger {
         }
         let Some(holding) = self.holdings.get_mut(service) else { return Ok(false) };
         let Some(ids) = holding.ids_of(selection) else { return Ok(false) };
-        let contents = Contents::new(ids.clone(), selection.maglev.is_some());
+        let contents = Contents::new(ids.clone(), selection.maglev);
         if holding.regions.contains_key(&contents) {
             return Ok(false);
         }
@@ -250,8 +278,9 @@ impl Ledger {
             self.slots.release(region, now);
             return Err(error);
         }
-        self.regions.insert(region.base, RegionUse { len, owner: Some(service.clone()), users: 0 });
+        let held = contents.ids.clone();
         holding.regions.insert(contents, region);
+        self.add_region(region, &held, Some(service.clone()));
         Ok(true)
     }
 
@@ -326,121 +355,6 @@ impl Ledger {
             own.filter_map(move |range| Some(SourceRangeKey::new(id?, *range))).collect::<Vec<_>>()
         };
         guarded.flat_map(ranges).collect()
-    }
-
-    /// Gives back what `service` has and neither its frontends in the map nor `desired` refer to.
-    /// Returns how many backends were vacated, and the failures; what failed is kept, to be tried again.
-    pub(super) fn sweep(
-        &mut self,
-        service: &ObjectName,
-        desired: &Desired,
-        now: Instant,
-        maps: &mut impl ServiceMaps,
-    ) -> (usize, Vec<MapError>) {
-        let mut failures = self.sweep_ranges(service, desired, maps);
-        self.sweep_regions(service, desired, now);
-        let vacated = self.sweep_backends(service, desired, now, maps, &mut failures);
-        let Some(holding) = self.holdings.get_mut(service) else { return (vacated, failures) };
-        let asked: HashSet<(&str, Protocol)> = desired
-            .frontends
-            .values()
-            .map(|frontend| (&*frontend.port.port, frontend.port.protocol))
-            .collect();
-        let ranged: HashSet<u32> = holding.ranges.iter().map(|range| range.range.service).collect();
-        holding.ids.retain(|(port, protocol), id| {
-            let is_asked = asked.contains(&(&**port, *protocol));
-            let keep = is_asked || self.uses.contains_key(id) || ranged.contains(id);
-            if !keep {
-                self.service_ids.release(*id, now);
-            }
-            keep
-        });
-        if holding.is_empty() {
-            self.holdings.remove(service);
-        }
-        (vacated, failures)
-    }
-
-    /// A guarded frontend keeps its ranges until all those that it is to have instead are there.
-    fn sweep_ranges(
-        &mut self,
-        service: &ObjectName,
-        desired: &Desired,
-        maps: &mut impl ServiceMaps,
-    ) -> Vec<MapError> {
-        let wanted = self.wanted_ranges(service, desired);
-        let mut failures = Vec::new();
-        let Some(mut ranges) = self.holdings.get_mut(service).map(|held| std::mem::take(&mut held.ranges)) else {
-            return failures;
-        };
-        let stale: Vec<SourceRangeKey> = ranges.difference(&wanted).copied().collect();
-        for range in stale {
-            let (id, v4) = (range.range.service, range.range.address.is_v4());
-            let mut replacing =
-                wanted.iter().filter(|other| (other.range.service, other.range.address.is_v4()) == (id, v4));
-            let is_replaced = replacing.clone().next().is_some() && replacing.all(|other| ranges.contains(other));
-            if self.is_guarded(id, v4) && !is_replaced {
-                continue;
-            }
-            match maps.write_source_range(&range, false) {
-                Ok(()) => {
-                    ranges.remove(&range);
-                }
-                Err(error) => failures.push(error),
-            }
-        }
-        if let Some(holding) = self.holdings.get_mut(service) {
-            holding.ranges = ranges;
-        }
-        failures
-    }
-
-    fn sweep_regions(&mut self, service: &ObjectName, desired: &Desired, now: Instant) {
-        let selections = desired.frontends.values().flat_map(selections);
-        let wanted: HashSet<Region> =
-            selections.filter_map(|selection| self.region(service, selection)).collect();
-        let Some(holding) = self.holdings.get_mut(service) else { return };
-        holding.regions.retain(|_, region| {
-            let users = self.regions.get(&region.base).map_or(0, |known| known.users);
-            let keep = users > 0 || wanted.contains(region);
-            if !keep {
-                self.regions.remove(&region.base);
-                self.slots.release(*region, now);
-            }
-            keep
-        });
-    }
-
-    fn sweep_backends(
-        &mut self,
-        service: &ObjectName,
-        desired: &Desired,
-        now: Instant,
-        maps: &mut impl ServiceMaps,
-        failures: &mut Vec<MapError>,
-    ) -> usize {
-        let Some(holding) = self.holdings.get_mut(service) else { return 0 };
-        let used: HashSet<u32> = holding.regions.keys().flat_map(|contents| contents.ids.iter().copied()).collect();
-        let asked = desired.backends();
-        let mut vacated = 0;
-        holding.backends.retain(|backend, id| {
-            let (protocol, address) = *backend;
-            if used.contains(id) || asked.contains(backend) || desired.lingers(protocol, address) {
-                return true;
-            }
-            match maps.write_backend(*id, &Backend::default()) {
-                Ok(()) => {
-                    vacated += 1;
-                    self.backend_ids.release(*id, now);
-                    false
-                }
-                Err(error) => {
-                    failures.push(error);
-                    true
-                }
-            }
-        });
-        vacated
     }
 }
 

@@ -24,6 +24,7 @@ mod fill;
 mod ledger;
 mod pass;
 mod round;
+mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -55,13 +55,15 @@ impl Reconciler {
     /// What the Services `names`, and those whose claims they change, get of what they ask for.
     fn plan(&mut self, mut names: BTreeSet<ObjectName>) -> BTreeMap<ObjectName, Desired> {
         let mut work = BTreeMap::new();
-        let mut addresses = BTreeSet::new();
+        let mut addresses = Vec::new();
         while let Some(name) = names.pop_first() {
             let desired = frontends::desired(&self.index, &name);
             addresses.extend(self.claims.whole_of(&name));
             addresses.extend(&desired.whole);
-            let affected = self.claims.replace(&name, desired.created, desired.keys().collect());
-            names.extend(affected.into_iter().filter(|other| !work.contains_key(other)));
+            let given_up = self.claims.keys_of(&name).filter(|key| !desired.wants(key));
+            let mut affected: BTreeSet<ObjectName> = given_up.filter_map(|key| self.holder(key)).collect();
+            affected.extend(self.claims.replace(&name, desired.created, desired.keys().collect()));
+            names.extend(affected.into_iter().filter(|other| *other != name && !work.contains_key(other)));
             work.insert(name, desired);
         }
         for (name, desired) in &mut work {
@@ -84,11 +86,18 @@ impl Reconciler {
             let lacks = desired.without_local;
             self.without_local.set(name, (lacks != Default::default()).then_some(lacks));
         }
+        addresses.sort_unstable();
+        addresses.dedup();
         for address in addresses {
             let is_used = self.claims.winner(&FrontendKey::whole(address.into())).is_some();
             self.cidrs.set_address(address, is_used);
         }
         work
+    }
+
+    /// Who has the frontend in the map. One that lost it may still have it, if its new owner could not be written.
+    fn holder(&self, key: &FrontendKey) -> Option<ObjectName> {
+        self.ledger.frontends.get(key)?.owner.clone()
     }
 
     fn write_backends(
@@ -105,12 +114,7 @@ impl Reconciler {
         }
     }
 
-    fn write_regions(
-        &mut self,
-        name: &ObjectName,
-        desired: &Desired,
-        pass: &mut Pass<'_, impl ServiceMaps>,
-    ) {
+    fn write_regions(&mut self, name: &ObjectName, desired: &Desired, pass: &mut Pass<'_, impl ServiceMaps>) {
         let mut failed: Vec<MapError> = Vec::new();
         for selection in desired.frontends.values().flat_map(selections) {
             match self.ledger.ensure_region(name, selection, pass.now, pass.maps) {
@@ -154,7 +158,7 @@ impl Reconciler {
     ) -> BTreeSet<ObjectName> {
         let mut touched = BTreeSet::new();
         let ranges_missing = self.lacks_ranges(name, desired);
-        for (key, wanted) in &desired.frontends {
+        for (key, wanted) in desired.frontends.iter() {
             let is_guarded = wanted.flags & frontend_flags::GUARDED != 0;
             if is_guarded && ranges_missing {
                 touched.extend(self.close(name, key, pass));
@@ -183,8 +187,7 @@ impl Reconciler {
         let mut touched = BTreeSet::new();
         for address in &desired.whole {
             let key = FrontendKey::whole((*address).into());
-            let whole =
-                Frontend { flags: frontend_flags::WHOLE, check: key.check(), ..Frontend::default() };
+            let whole = Frontend { flags: frontend_flags::WHOLE, check: key.check(), ..Frontend::default() };
             touched.extend(self.write_frontend(name, &key, whole, pass));
         }
         touched

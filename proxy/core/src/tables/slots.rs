@@ -171,7 +171,8 @@ mod tests {
     fn the_shortest_run_that_is_long_enough_is_cut() {
         let now = Instant::now();
         let mut slots = Slots::new(20);
-        let taken: Vec<Region> = [6, 1, 3, 1, 3].iter().map(|len| slots.take(*len, now).expect("room")).collect();
+        let taken: Vec<Region> =
+            [6, 1, 3, 1, 3].iter().map(|len| slots.take(*len, now).expect("room")).collect();
         for index in [0, 2, 4] {
             slots.release(taken[index], now);
         }

@@ -1,0 +1,153 @@
+//! Local pods: their entries, their programs and their sockets, across agents.
+
+use super::*;
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn an_endpoint_outlives_the_agent_with_its_index_and_its_marks() {
+    let room = Room::new();
+    in_netns(|| {
+        let (other, web) = (pod("other", "10.0.0.1"), pod("web", "10.0.0.2"));
+        let (links, mut endpoints) = room.start(Datapath::Tcx);
+        endpoints.add(other).expect("added");
+        endpoints.add(web.clone()).expect("added");
+        endpoints.add(web.clone()).expect("added again: no change");
+        endpoints.check(&web).expect("as registered");
+        assert_eq!(room.link_pins().len(), 4, "{:?}", room.link_pins());
+        drop((links, endpoints));
+
+        let mut maps = room.load().maps;
+        let before = maps.endpoints.get(&Address::from(web.addresses[0]), 0).expect("an entry");
+        maps.marks.set(before.index, marks::TRANSLATED, 0).expect("marked");
+        drop(maps);
+
+        let (links, mut endpoints) = room.start(Datapath::Tcx);
+        assert_eq!(links.lock().expect("not poisoned").attached(Place::Pod).expect("listed").len(), 2);
+        assert_eq!(endpoints.len(), 2);
+        endpoints.check(&web).expect("as registered");
+        let views = endpoints.views();
+        let translated: Vec<_> = views.iter().map(|view| (view.pod.as_str(), view.translated)).collect();
+        assert_eq!(translated, [("default/other", false), ("default/web", true)]);
+
+        let id = (web.container_id.clone(), web.ifname.clone());
+        endpoints.delete(&id).expect("deleted");
+        endpoints.delete(&id).expect("deleted twice");
+        let error = endpoints.check(&web).expect_err("gone").to_string();
+        assert!(error.contains("not registered"), "{error}");
+        assert_eq!(room.link_pins().len(), 2, "{:?}", room.link_pins());
+        assert!(room.load().maps.endpoints.get(&Address::from(web.addresses[0]), 0).is_err());
+    });
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn an_endpoint_whose_interface_is_gone_is_collected_now_or_by_the_next_agent() {
+    let room = Room::new();
+    in_netns(|| {
+        let (first, second) = (pod("first", "10.0.0.1"), pod("second", "10.0.0.2"));
+        let (links, mut endpoints) = room.start(Datapath::Tcx);
+        endpoints.add(first).expect("added");
+        endpoints.add(second).expect("added");
+        ip("link del first");
+        assert_eq!(endpoints.collect().expect("collected"), 1);
+        assert_eq!((endpoints.len(), room.link_pins().len()), (1, 2));
+        drop((links, endpoints));
+
+        ip("link del second");
+        let (_, endpoints) = room.start(Datapath::Tcx);
+        assert!(endpoints.is_empty());
+        assert!(room.link_pins().is_empty(), "{:?}", room.link_pins());
+        assert_eq!(room.load().maps.endpoints.keys().count(), 0);
+        assert_eq!(fs::read_dir(room.files()).expect("listed").count(), 0);
+    });
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn an_endpoint_for_which_there_is_no_room_leaves_nothing_behind() {
+    let room = Room::new();
+    in_netns(|| {
+        let (_, mut endpoints) = room.start(Datapath::Tcx);
+        for place in 0..8 {
+            endpoints.add(pod(&format!("pod{place}"), &format!("10.0.0.{place}"))).expect("room");
+        }
+        let late = pod("late", "10.0.0.8");
+        let error = endpoints.add(late.clone()).expect_err("no room").to_string();
+        assert!(error.contains("--max-endpoints"), "{error}");
+        let gone = Registration { host_ifname: "nowhere".into(), ..late };
+        endpoints.add(gone).expect_err("no such interface");
+        assert_eq!((endpoints.len(), room.link_pins().len()), (8, 16));
+    });
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn an_address_that_passed_to_another_pod_stays_with_it() {
+    let room = Room::new();
+    in_netns(|| {
+        let (_, mut endpoints) = room.start(Datapath::Tcx);
+        let (old, new) = (pod("old", "10.0.0.1"), pod("new", "10.0.0.1"));
+        endpoints.add(old.clone()).expect("added");
+        endpoints.add(new.clone()).expect("added");
+        endpoints.delete(&(old.container_id, old.ifname)).expect("deleted");
+        endpoints.check(&new).expect("untouched");
+    });
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn clsact_filters_are_attached_once_replaced_and_removed() {
+    let room = Room::new();
+    in_netns(|| {
+        let web = pod("web", "10.0.0.1");
+        let filters = |side| {
+            let show =
+                Command::new("tc").args(["filter", "show", "dev", "web", side]).output().expect("tc runs");
+            String::from_utf8(show.stdout).expect("text").matches("handle 0xfa1").count()
+        };
+        let filters = || (filters("ingress"), filters("egress"));
+        let (links, mut endpoints) = room.start(Datapath::Clsact);
+        assert_eq!(links.lock().expect("not poisoned").attachment(), Attachment::Clsact);
+        endpoints.add(web.clone()).expect("added");
+        drop((links, endpoints));
+        assert_eq!(filters(), (1, 1), "they outlive the agent");
+        let (_, mut endpoints) = room.start(Datapath::Clsact);
+        assert_eq!(endpoints.len(), 1);
+        assert_eq!(filters(), (1, 1), "replaced, not added");
+        endpoints.check(&web).expect("attached");
+        endpoints.delete(&(web.container_id, web.ifname)).expect("deleted");
+        assert_eq!(filters(), (0, 0));
+    });
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn a_pods_sockets_are_translated_as_asked_and_until_it_goes() {
+    let room = Room::new();
+    in_netns(|| {
+        let (on, off) = (pod("on", "10.0.0.1"), pod("off", "10.0.0.2"));
+        let cookie = |pod: &Registration| pod.netns_cookie.expect("a cookie");
+        let (links, mut endpoints) = room.start(Datapath::Tcx);
+        endpoints.add(on.clone()).expect("added");
+        endpoints.add(off.clone()).expect("added");
+        assert_eq!(room.client(cookie(&on)), None, "nobody has asked");
+        endpoints.translate_sockets(|pod| Some(pod.name == "on"));
+        let expected = SocketClient { v4: on.addresses[0].into(), v6: Address::UNSPECIFIED };
+        assert_eq!(room.client(cookie(&on)), Some(expected));
+        assert_eq!(room.client(cookie(&off)), None);
+        drop((links, endpoints));
+
+        let (_, mut endpoints) = room.start(Datapath::Tcx);
+        assert_eq!(endpoints.cookies(), [cookie(&on), cookie(&off)].into());
+        assert_eq!(room.client(cookie(&on)), Some(expected), "it outlives the agent");
+        endpoints.translate_sockets(|_| None);
+        assert_eq!(room.client(cookie(&on)), Some(expected), "not known is not off");
+        let shown: Vec<bool> = endpoints.views().iter().map(|view| view.sockets).collect();
+        assert_eq!(shown, [false, true]);
+        endpoints.translate_sockets(|pod| Some(pod.name == "off"));
+        assert_eq!(room.client(cookie(&on)), None);
+        assert!(room.client(cookie(&off)).is_some());
+        endpoints.delete(&(off.container_id.clone(), off.ifname.clone())).expect("deleted");
+        assert_eq!(room.client(cookie(&off)), None);
+    });
+}
