@@ -1,6 +1,6 @@
 //! What the operator of a node chooses, and the API says nothing of.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -29,7 +29,8 @@ pub enum NodePortAddresses {
 
 impl Settings {
     /// Where NodePorts stand on a node with these primary addresses and these on its interfaces: in order, each
-    /// once. Of the latter only those count that other nodes can reach.
+    /// once. Of the latter only those count that other nodes can reach, and `::` is among them, for whoever binds a
+    /// port at every address.
     pub(crate) fn nodeport_addresses(
         &self,
         primary: impl IntoIterator<Item = IpAddr>,
@@ -39,7 +40,12 @@ impl Settings {
             NodePortAddresses::Primary => primary.into_iter().collect(),
             NodePortAddresses::Within(ranges) => {
                 let within = |address: &&IpAddr| ranges.iter().any(|range| range.contains(*address));
-                local.iter().filter(|address| is_global(**address)).filter(within).copied().collect()
+                let mut chosen: Vec<IpAddr> =
+                    local.iter().filter(|address| is_global(**address)).filter(within).copied().collect();
+                if !chosen.is_empty() {
+                    chosen.push(EVERY_ADDRESS);
+                }
+                chosen
             }
         };
         if self.nodeport_loopback {
@@ -50,6 +56,10 @@ impl Settings {
         chosen
     }
 }
+
+/// A process that binds a NodePort at every address is kept from it by an entry at this one. Those of the primary
+/// addresses do so themselves.
+const EVERY_ADDRESS: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 fn is_global(address: IpAddr) -> bool {
     let is_link_local = match address {
@@ -77,8 +87,8 @@ mod tests {
             let local = addresses("127.0.0.1 ::1 192.0.2.1 192.0.2.1 10.0.0.5 fe80::1 fd00::5");
             settings.nodeport_addresses(addresses("192.0.2.1"), &local)
         };
-        assert_eq!(of("10.0.0.0/8"), addresses("10.0.0.5"));
-        assert_eq!(of("0.0.0.0/0 ::/0"), addresses("10.0.0.5 192.0.2.1 fd00::5"));
+        assert_eq!(of("10.0.0.0/8"), addresses("10.0.0.5 ::"));
+        assert_eq!(of("0.0.0.0/0 ::/0"), addresses("10.0.0.5 192.0.2.1 :: fd00::5"));
         assert!(of("198.51.100.0/24").is_empty());
     }
 

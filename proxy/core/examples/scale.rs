@@ -1,7 +1,7 @@
-//! What large clusters cost: time and memory, printed.
+//! What a large cluster costs: time and memory, printed.
 //!
-//! `cargo test --release -p fairlead-core --test scale -- --ignored --nocapture ten_thousand_services`, one at a time,
-//! since the memory is that of the process.
+//! `cargo run --release -p fairlead-core --example scale -- 10000 10 ClusterIP`: so many Services, of so many endpoints,
+//! of this type; a number after that is the size of Maglev tables, a prime.
 
 use std::collections::HashMap;
 use std::fs;
@@ -213,32 +213,9 @@ fn measure(services: u32, endpoints: u32, kind: &str, maglev: Option<u32>) {
     }
 }
 
-#[test]
-#[ignore = "a measurement: see the top of the file"]
-fn ten_thousand_services_of_ten_endpoints() {
-    measure(10_000, 10, "ClusterIP", None);
-}
-
-#[test]
-#[ignore = "a measurement: see the top of the file"]
-fn ten_thousand_node_ports_of_ten_endpoints() {
-    measure(10_000, 10, "NodePort", None);
-}
-
-#[test]
-#[ignore = "a measurement: see the top of the file"]
-fn a_thousand_node_ports_of_a_hundred_endpoints() {
-    measure(1_000, 100, "NodePort", None);
-}
-
-#[test]
-#[ignore = "a measurement: see the top of the file"]
-fn a_hundred_thousand_services_of_two_endpoints() {
-    measure(100_000, 2, "ClusterIP", None);
-}
-
-#[test]
-#[ignore = "a measurement: see the top of the file"]
-fn ten_thousand_node_ports_with_maglev() {
-    measure(10_000, 10, "NodePort", Some(1021));
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |index: usize| arguments.get(index).map(|text| text.parse().expect("a number"));
+    let kind = arguments.get(2).map_or("ClusterIP", String::as_str);
+    measure(number(0).unwrap_or(10_000), number(1).unwrap_or(10), kind, number(3));
 }
