@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use fairlead_harness::{FailureKind, Load, Place, Protocol, Report, Traffic};
+use fairlead_harness::{Failure, FailureKind, Load, Place, Protocol, Report, Traffic};
 
 /// How late what is expected may come.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -22,6 +22,11 @@ const AT_ONCE: Duration = Duration::from_millis(200);
 
 /// Whom to ask, and how.
 pub type Target = (Protocol, SocketAddr);
+
+/// The targets of some of the protocols: [`Protocol::SOCKETS`] are those for which there are sockets that hooks see.
+pub fn of(protocols: &[Protocol], targets: &[Target]) -> Vec<Target> {
+    targets.iter().filter(|(protocol, _)| protocols.contains(protocol)).copied().collect()
+}
 
 /// Who asks, in words and in place.
 pub type Asker<'a> = (&'static str, &'a Place);
@@ -51,8 +56,9 @@ pub fn answered_by(asker: Asker<'_>, targets: &[Target], pods: &[&str]) -> Resul
 
 fn answers_of((who, place): Asker<'_>, targets: &[Target], pods: &[&str]) -> Result<Vec<Report>> {
     let wanted: BTreeSet<&str> = pods.iter().copied().collect();
-    let begin = |protocol, target| Load::new(protocol, target).times(1).giving_up_after(2 * SILENCE);
-    let series = |protocol, target| Load::new(protocol, target).times(SERIES).every(Duration::from_millis(1));
+    let load = |protocol, target| Load::new(protocol, target).giving_up_after(2 * SILENCE);
+    let begin = |protocol, target| load(protocol, target).times(1);
+    let series = |protocol, target| load(protocol, target).times(SERIES).every(Duration::from_millis(1));
     eventually(|| {
         for (report, (protocol, target)) in all(place, targets, begin)?.iter().zip(targets) {
             let failure = report.failures();
@@ -83,12 +89,15 @@ pub fn answered_seeing(
     pods: &[&str],
     sources: impl Fn(IpAddr) -> Result<IpAddr>,
 ) -> Result<()> {
-    for (report, (protocol, target)) in answers_of(asker, targets, pods)?.iter().zip(targets) {
-        let (seen, source) = (report.sources(), sources(target.ip())?);
-        let right = seen == BTreeSet::from([source]);
-        ensure!(right, "{protocol} from {} to {target}: {pods:?} saw {seen:?}, not {source}", asker.0);
-    }
-    Ok(())
+    // A change may become effective in the middle of a series.
+    eventually(|| {
+        for (report, (protocol, target)) in answers_of(asker, targets, pods)?.iter().zip(targets) {
+            let (seen, source) = (report.sources(), sources(target.ip())?);
+            let right = seen == BTreeSet::from([source]);
+            ensure!(right, "{protocol} from {} to {target}: {pods:?} saw {seen:?}, not {source}", asker.0);
+        }
+        Ok(())
+    })
 }
 
 /// Every request is refused, and at once: the client need not wait to know that nobody is there.
@@ -112,30 +121,30 @@ pub fn refused((who, place): Asker<'_>, targets: &[Target]) -> Result<()> {
 /// # Errors
 /// When it is otherwise for too long.
 pub fn unanswered(asker: Asker<'_>, targets: &[Target]) -> Result<()> {
-    fails(asker, targets, "without an answer", |kind| kind == FailureKind::TimedOut)
+    fails(asker, targets, "without an answer", |failure| failure.kind == FailureKind::TimedOut)
 }
 
-/// No request is answered: packets vanish, or the system says at once that there is no way, as connect() does on a
-/// node, where sockets are led to backends before they send anything.
+/// No request is answered: packets vanish, or the system says at once that there is no way, as it does on a node,
+/// where connect() chooses the backend, and a raw socket hears that its packet was dropped on its way out.
 ///
 /// # Errors
 /// When it is otherwise for too long.
 pub fn kept_out(asker: Asker<'_>, targets: &[Target]) -> Result<()> {
-    fails(asker, targets, "kept out", |kind| matches!(kind, FailureKind::TimedOut | FailureKind::Unreachable))
+    let ways = [FailureKind::TimedOut, FailureKind::Unreachable];
+    fails(asker, targets, "kept out", |failure| {
+        ways.contains(&failure.kind) || failure.text.starts_with("No buffer space available")
+    })
 }
 
 fn fails(
     (who, place): Asker<'_>,
     targets: &[Target],
     how: &str,
-    fits: impl Fn(FailureKind) -> bool,
+    fits: impl Fn(&Failure) -> bool + Copy,
 ) -> Result<()> {
     let load =
         |times| move |protocol, target| Load::new(protocol, target).times(times).giving_up_after(SILENCE);
-    let check = |times| {
-        let reports = all(place, targets, load(times))?;
-        each_failed(&reports, targets, how, |failure| fits(failure.kind))
-    };
+    let check = |times| each_failed(&all(place, targets, load(times))?, targets, how, fits);
     eventually(|| check(1)).and_then(|()| check(2)).with_context(|| format!("from {who}"))
 }
 
@@ -143,7 +152,7 @@ fn each_failed(
     reports: &[Report],
     targets: &[Target],
     how: &str,
-    fits: impl Fn(&fairlead_harness::Failure) -> bool,
+    fits: impl Fn(&Failure) -> bool,
 ) -> Result<()> {
     for (report, (protocol, target)) in reports.iter().zip(targets) {
         for outcome in &report.outcomes {

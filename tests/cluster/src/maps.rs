@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::loaded_programs;
 use fairlead_abi::{
     Address, Backend, Frontend, FrontendKey, LAYOUT_VERSION, Region, SourceRange, frontend_flags, maps,
 };
@@ -85,15 +86,28 @@ pub fn same(what: &str, actual: &Dump, wanted: &Dump) -> Result<()> {
     Ok(())
 }
 
-/// The id of the program behind each pinned link of a node.
+/// The program that a link leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Its own.
+    pub id: u32,
+    /// The same for all programs of the same instructions.
+    pub tag: u64,
+}
+
+/// The program behind each pinned link of a node.
 ///
 /// # Errors
 /// When they can't be read.
-pub fn attached_programs(node: &Node) -> Result<BTreeMap<String, u32>> {
+pub fn attached_programs(node: &Node) -> Result<BTreeMap<String, Program>> {
+    // Others' programs may come and go meanwhile.
+    let tags: BTreeMap<u32, u64> = loaded_programs().flatten().map(|info| (info.id(), info.tag())).collect();
     let mut programs = BTreeMap::new();
     for pin in fs::read_dir(pins(node).join("links"))?.flatten() {
         let link = FdLink::from(PinnedLink::from_pin(pin.path())?);
-        programs.insert(pin.file_name().to_string_lossy().into_owned(), link.info()?.program_id());
+        let id = link.info()?.program_id();
+        let tag = *tags.get(&id).with_context(|| format!("no program {id}"))?;
+        programs.insert(pin.file_name().to_string_lossy().into_owned(), Program { id, tag });
     }
     Ok(programs)
 }

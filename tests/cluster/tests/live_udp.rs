@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use fairlead_cluster_tests::crowd::{Account, Client, Crowd};
 use fairlead_cluster_tests::objects::spec_of;
 use fairlead_cluster_tests::scene::{Scene, node_addresses};
-use fairlead_cluster_tests::{SERVICE_PORT, service, with_cluster};
-use fairlead_harness::{Cluster, FailureKind, Load, Protocol};
+use fairlead_cluster_tests::{SERVICE_PORT, service, with_cluster, with_cluster_of};
+use fairlead_harness::{Cluster, FailureKind, Load, Options, Protocol};
 use serde_json::json;
 
 /// How long a change may take to reach every node.
@@ -22,43 +22,51 @@ const PATIENCE: Duration = Duration::from_millis(100);
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
 fn a_socket_never_sticks_to_an_endpoint_that_is_gone() {
-    with_cluster(|cluster| {
-        let scene = Scene::set(cluster, &service("echo", "echo", "NodePort"))?;
-        let ips = cluster.cluster_ips("echo")?;
-        let port = cluster.node_port("echo", "udp")?;
-        let mut sockets = Vec::new();
-        for (who, place) in scene.insiders() {
-            sockets.extend(ips.iter().map(|&ip| (who, place, ip, SERVICE_PORT)));
-        }
-        // A node with an endpoint, and in the end one without.
-        for node in ["node1", "node2"] {
-            let addresses = node_addresses(cluster, node)?;
-            sockets.extend(addresses.map(|address| ("outside", &scene.outside, address, port)));
-        }
-        let client = |(who, place, address, port): (_, _, IpAddr, u16)| {
-            let load = Load::new(Protocol::Udp, (address, port).into());
-            Client::new((who, place), load.over_one_flow().giving_up_after(PATIENCE))
-        };
-        let crowd = Crowd::gather(sockets.into_iter().map(client).collect())?;
-        let mut story = Story(Vec::new());
-        story.watch(Expected::From(&["near", "far"]));
-        relabel(cluster, "near", "retired")?;
-        story.watch(Expected::From(&["far"]));
-        relabel(cluster, "far", "retired")?;
-        story.watch(Expected::Refused);
-        relabel(cluster, "near", "echo")?;
-        story.watch(Expected::From(&["near"]));
-        let spec = spec_of(cluster, "service/echo")?;
-        cluster.kubectl(&["delete", "service", "echo"])?;
-        story.watch(Expected::Nothing);
-        relabel(cluster, "near", "retired")?;
-        relabel(cluster, "far", "echo")?;
-        let again =
-            json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "echo" }, "spec": spec });
-        cluster.apply(&again.to_string())?;
-        story.watch(Expected::From(&["far"]));
-        crowd.disperse()?.iter().try_for_each(|account| story.was_seen_by(account))
-    });
+    with_cluster(endpoints_go_and_come_back);
+}
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn a_pods_socket_that_is_translated_never_sticks_to_an_endpoint_that_is_gone() {
+    with_cluster_of(Options::default().with_arguments(&["--socket-lb", "all"]), endpoints_go_and_come_back);
+}
+
+fn endpoints_go_and_come_back(cluster: &mut Cluster) -> Result<()> {
+    let scene = Scene::set(cluster, &service("echo", "echo", "NodePort"))?;
+    let ips = cluster.cluster_ips("echo")?;
+    let port = cluster.node_port("echo", "udp")?;
+    let mut sockets = Vec::new();
+    for (who, place) in scene.insiders() {
+        sockets.extend(ips.iter().map(|&ip| (who, place, ip, SERVICE_PORT)));
+    }
+    // A node with an endpoint, and in the end one without.
+    for node in ["node1", "node2"] {
+        let addresses = node_addresses(cluster, node)?;
+        sockets.extend(addresses.map(|address| ("outside", &scene.outside, address, port)));
+    }
+    let client = |(who, place, address, port): (_, _, IpAddr, u16)| {
+        let load = Load::new(Protocol::Udp, (address, port).into());
+        Client::new((who, place), load.over_one_flow().giving_up_after(PATIENCE))
+    };
+    let crowd = Crowd::gather(sockets.into_iter().map(client).collect())?;
+    let mut story = Story(Vec::new());
+    story.watch(Expected::From(&["near", "far"]));
+    relabel(cluster, "near", "retired")?;
+    story.watch(Expected::From(&["far"]));
+    relabel(cluster, "far", "retired")?;
+    story.watch(Expected::Refused);
+    relabel(cluster, "near", "echo")?;
+    story.watch(Expected::From(&["near"]));
+    let spec = spec_of(cluster, "service/echo")?;
+    cluster.kubectl(&["delete", "service", "echo"])?;
+    story.watch(Expected::Nothing);
+    relabel(cluster, "near", "retired")?;
+    relabel(cluster, "far", "echo")?;
+    let again =
+        json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "echo" }, "spec": spec });
+    cluster.apply(&again.to_string())?;
+    story.watch(Expected::From(&["far"]));
+    crowd.disperse()?.iter().try_for_each(|account| story.was_seen_by(account))
 }
 
 /// What clients should see, from when till when.

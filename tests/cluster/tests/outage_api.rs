@@ -15,6 +15,9 @@ use fairlead_cluster_tests::{pod, service, with_cluster};
 use fairlead_harness::{Cluster, Faults};
 use nix::sys::signal::Signal;
 
+/// How late changes are told of.
+const LATE: Duration = Duration::from_millis(300);
+
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
 fn while_the_api_is_away_everything_stays_even_when_agents_restart() {
@@ -102,24 +105,27 @@ fn watches_that_break_or_must_list_again_miss_nothing() {
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn events_that_come_twice_and_late_end_in_the_same_maps() {
+fn events_that_come_twice_late_and_in_another_order_end_in_the_same_maps() {
     with_faults(|cluster, faults| {
         let scene = Scene::set(cluster, &(service("echo", "echo", "NodePort") + &by_hand()))?;
         let crowd = Crowd::gather(everywhere(cluster, &scene, "echo")?)?;
-        faults.duplicate(true)?;
-        faults.delay(Duration::from_millis(200))?;
         let (near, far) = ([(&scene.near, "")], [(&scene.far, "")]);
-        cluster.apply(&slices("hand", "only", &near)?)?;
-        cluster.apply(&slices("hand", "only", &far)?)?;
-        cluster.apply(&slices("hand", "more", &near)?)?;
-        cluster.kubectl(&["delete", "service", "hand"])?;
-        cluster.apply(&by_hand())?;
-        cluster.kubectl(&["delete", "endpointslice", "hand-only-ipv4", "hand-more-ipv6"])?;
-        let ips = cluster.cluster_ips("hand")?;
-        answered_everywhere(&scene, &ips[..1], &["near"])?;
-        answered_everywhere(&scene, &ips[1..], &["far"])?;
+        faults.duplicate(true)?;
+        // First slices are told of before their Services, then Services before their slices.
+        for late in ["services", "endpointslices"] {
+            faults.delay_kind(late, LATE)?;
+            cluster.apply(&slices("hand", "only", &near)?)?;
+            cluster.apply(&slices("hand", "only", &far)?)?;
+            cluster.apply(&slices("hand", "more", &near)?)?;
+            cluster.kubectl(&["delete", "service", "hand"])?;
+            cluster.apply(&by_hand())?;
+            cluster.kubectl(&["delete", "endpointslice", "hand-only-ipv4", "hand-more-ipv6"])?;
+            let ips = cluster.cluster_ips("hand")?;
+            answered_everywhere(&scene, &ips[..1], &["near"])?;
+            answered_everywhere(&scene, &ips[1..], &["far"])?;
+            faults.delay_kind(late, Duration::ZERO)?;
+        }
         faults.duplicate(false)?;
-        faults.delay(Duration::ZERO)?;
         lost_nothing(&crowd.disperse()?)?;
         as_if_nothing_had_happened(cluster)
     });

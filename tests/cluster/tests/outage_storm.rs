@@ -40,7 +40,7 @@ fn a_storm_of_a_thousand_changes_ends_in_the_maps_of_a_fresh_agent() {
         api.update_all(&odd().map(|number| slice(number - 1, 3)).collect::<Result<Vec<_>>>()?)?;
         let took = begin.elapsed();
         println!("{} changes in {took:?}", 5 * SERVICES);
-        ensure!(took < STORM, "the storm was a breeze: {} changes in {took:?}", 5 * SERVICES);
+        ensure!(took < STORM, "that was no storm: {} changes in {took:?}", 5 * SERVICES);
 
         let mut wanted = BTreeMap::new();
         for number in all() {
@@ -49,13 +49,11 @@ fn a_storm_of_a_thousand_changes_ends_in_the_maps_of_a_fresh_agent() {
             wanted.insert(frontend, if number % 2 == 1 { Vec::new() } else { endpoints(number, 3) });
         }
         for node in ["node1", "node2"] {
-            let stormed = eventually(|| {
+            eventually(|| {
                 let dump = dump(cluster.node(node)?)?;
-                wanted.iter().try_for_each(|(frontend, endpoints)| leads_to(&dump, frontend, endpoints))?;
-                Ok(dump)
+                wanted.iter().try_for_each(|(frontend, endpoints)| leads_to(&dump, frontend, endpoints))
             })
             .with_context(|| format!("{node} after the storm"))?;
-            ensure!(stormed.len() >= wanted.len(), "{} frontends", stormed.len());
         }
         lost_nothing(&crowd.disperse()?)?;
         for node in ["node1", "node2"] {

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use fairlead_cluster_tests::ask::{Asker, Target, all, answered_by, eventually};
+use fairlead_cluster_tests::ask::{Asker, Target, all, answered_by, eventually, of};
 use fairlead_cluster_tests::objects::{at, external_ips, spec};
 use fairlead_cluster_tests::scene::{
     EXTERNAL, LOAD_BALANCER, Scene, at_node_ports, node_addresses, route_via,
@@ -33,9 +33,8 @@ fn affinity_holds_across_all_addresses_of_a_service_port() {
         let scene = sticky(cluster, "")?;
         let external = from_outside(cluster)?;
         let all_targets = [at(&cluster.cluster_ips("echo")?), external.clone()].concat();
-        for asker in scene.insiders() {
-            keeps_to_one_across(asker, &all_targets)?;
-        }
+        keeps_to_one_across(("a pod", &scene.client.place), &all_targets)?;
+        keeps_to_one_across(("a node", &scene.node1), &of(&Protocol::SOCKETS, &all_targets))?;
         keeps_to_one_across(("outside", &scene.outside), &external)
     });
 }
@@ -90,7 +89,7 @@ fn affinity_lasts_as_long_as_the_service_says_and_each_connection_prolongs_it() 
                 asked.into_iter().map(|thread| thread.join().expect("a client")).collect::<Result<Vec<_>>>()
             })
         };
-        for (who, reports) in everyone(Duration::from_millis(500), 6)? {
+        for (who, reports) in everyone(Duration::from_millis(500), 4)? {
             for report in reports {
                 ensure!(report.failures().is_empty(), "{who}: {:?}", report.failures());
                 ensure!(
@@ -100,13 +99,13 @@ fn affinity_lasts_as_long_as_the_service_says_and_each_connection_prolongs_it() 
                 );
             }
         }
-        for (who, reports) in everyone(Duration::from_millis(1300), 4)? {
-            // Three times each of at least four clients chose among three backends.
+        for (who, reports) in everyone(Duration::from_millis(1200), 3)? {
+            // Twice each of at least six clients chose among three backends.
             let moved = reports.iter().any(|report| report.pods().len() > 1);
             ensure!(
                 moved,
                 "{who} came back too late, and kept {:?}",
-                reports.iter().map(Report::pods).last()
+                reports.iter().map(Report::pods).next_back()
             );
         }
         Ok(())
@@ -120,7 +119,7 @@ fn affinity_without_a_timeout_of_its_own_outlasts_a_pause() {
         let scene = sticky(cluster, "")?;
         let targets = at(&cluster.cluster_ips("echo")?);
         answered(scene.insiders()[0], &targets)?;
-        let load = |protocol, target| Load::new(protocol, target).times(4).every(Duration::from_millis(1300));
+        let load = |protocol, target| Load::new(protocol, target).times(2).every(Duration::from_secs(2));
         for report in all(&scene.client.place, &targets, load)? {
             ensure!(report.pods().len() == 1 && report.failures().is_empty(), "{:?}", report.outcomes);
         }
@@ -199,7 +198,7 @@ fn keeps_to_one_across(asker: Asker<'_>, targets: &[Target]) -> Result<()> {
             let of = reports.iter().zip(targets);
             let of = of.filter(|(_, target)| target.0 == protocol && target.1.is_ipv4() == is_ipv4);
             let pods: BTreeSet<&str> = of.flat_map(|(report, _)| report.pods().into_keys()).collect();
-            ensure!(pods.len() == 1, "{protocol} from {}, IPv4 {is_ipv4}: answered by {pods:?}", asker.0);
+            ensure!(pods.len() <= 1, "{protocol} from {}, IPv4 {is_ipv4}: answered by {pods:?}", asker.0);
         }
     }
     Ok(())

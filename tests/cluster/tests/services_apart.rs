@@ -5,9 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fairlead_cluster_tests::ask::answered_by;
-use fairlead_cluster_tests::objects::at;
-use fairlead_cluster_tests::scene::{Scene, at_node_ports, node_addresses};
+use fairlead_cluster_tests::ask::{Target, answered_by};
+use fairlead_cluster_tests::objects::{at, spec};
+use fairlead_cluster_tests::scene::{Scene, at_node_ports, node_addresses, outside_address};
 use fairlead_cluster_tests::{POD_PORT, pod, service, variants, with_cluster};
 use fairlead_harness::packet::{self, Segment};
 use fairlead_harness::{Cluster, Load, Place, Protocol, RunningPod, Traffic};
@@ -105,20 +105,23 @@ fn a_connection_through_a_service_and_one_straight_to_its_pod_share_a_client_por
 #[ignore = "needs root and the eBPF programs: run make test"]
 fn no_connection_is_reset_by_packets_that_are_out_of_its_window() {
     with_cluster(|cluster| {
-        let scene = Scene::set(cluster, &service("echo", "echo", "NodePort"))?;
-        let targets = at(&cluster.cluster_ips("echo")?);
-        answered_by(("a pod", &scene.client.place), &targets, &["near", "far"])?;
-        let mut connections = Vec::new();
-        for &(protocol, target) in targets.iter().filter(|(protocol, _)| *protocol == Protocol::Tcp) {
-            connections.push(("a pod", &scene.client.place, protocol, target));
+        let echo = service("echo", "echo", "NodePort") + &spec("externalTrafficPolicy: Local");
+        let scene = Scene::set(cluster, &echo)?;
+        let internal = at(&cluster.cluster_ips("echo")?);
+        let external = at_node_ports(cluster, "echo", &node_addresses(cluster, "node1")?)?;
+        let (pod, outside) = (&scene.client.place, &scene.outside);
+        answered_by(("a pod", pod), &internal, &["near", "far"])?;
+        answered_by(("outside", outside), &external, &["near"])?;
+        let tcp =
+            |targets: Vec<Target>| targets.into_iter().filter(|(protocol, _)| *protocol == Protocol::Tcp);
+        for (_, target) in tcp(internal) {
+            let client = scene.client.address(target.ip())?;
+            disturbed(&scene, pod, client, target).with_context(|| format!("from a pod to {target}"))?;
         }
-        for (protocol, target) in at_node_ports(cluster, "echo", &node_addresses(cluster, "node1")?)? {
-            if protocol == Protocol::Tcp {
-                connections.push(("outside", &scene.outside, protocol, target));
-            }
-        }
-        for (who, place, protocol, target) in connections {
-            disturbed(&scene, place, target).with_context(|| format!("{protocol} from {who} to {target}"))?;
+        for (_, target) in tcp(external) {
+            let client = outside_address(cluster, target.ip())?;
+            disturbed(&scene, outside, client, target)
+                .with_context(|| format!("from outside to {target}"))?;
         }
         Ok(())
     });
@@ -139,7 +142,7 @@ fn two_services(cluster: &Cluster) -> Result<(RunningPod, RunningPod)> {
 }
 
 /// One lasting flow to each of the targets, all from one port, at the same time.
-fn at_the_same_time(who: &str, place: &Place, targets: &[(Protocol, SocketAddr)], port: u16) -> Result<()> {
+fn at_the_same_time(who: &str, place: &Place, targets: &[Target], port: u16) -> Result<()> {
     let load = |protocol, target| Load::new(protocol, target).from_port(port).over_one_flow();
     let traffic = targets.iter().map(|&(protocol, target)| place.traffic(&load(protocol, target)));
     all_answered(&format!("from {who} to {targets:?}"), traffic.collect::<Result<_>>()?)
@@ -153,34 +156,29 @@ fn all_answered(what: &str, traffic: Vec<Traffic>) -> Result<()> {
     Ok(())
 }
 
-/// A connection goes on while both ends and a stranger send segments that do not belong to it.
-fn disturbed(scene: &Scene, place: &Place, target: SocketAddr) -> Result<()> {
-    // The pause is long enough for a flow that is thought to be over to be forgotten.
-    let load = Load::new(Protocol::Tcp, target).from_port(PORT).over_one_flow().every(Duration::from_millis(200));
-    // The same port again: what it is led to now, the connection to come is not led to for sure.
+/// A connection goes on while segments come from both ends that do not belong to it.
+fn disturbed(scene: &Scene, place: &Place, client: IpAddr, target: SocketAddr) -> Result<()> {
+    // The pause is long enough for a flow that is taken to be over to be forgotten.
+    let load = Load::new(Protocol::Tcp, target).from_port(PORT).over_one_flow().every(A_WHILE);
     let traffic = place.traffic(&load)?;
-    thread::sleep(Duration::from_millis(100));
-    let client = SocketAddr::new(scene_address(scene, place, target.ip())?, PORT);
-    for sequence in [0x0100_0000, 0x5100_0000, 0xa100_0000, 0xf100_0000_u32] {
-        for flags in [packet::RST, packet::RST | packet::ACK, packet::ACK, packet::FIN | packet::ACK] {
+    thread::sleep(A_WHILE / 3);
+    let client = SocketAddr::new(client, PORT);
+    for flags in [packet::RST, packet::RST | packet::ACK, packet::ACK, packet::FIN | packet::ACK] {
+        for sequence in [0x0100_0000, 0x5100_0000, 0xa100_0000, 0xf100_0000_u32] {
             let acknowledgement = sequence ^ 0x0f0f_0f0f;
             let segment = Segment { flags, sequence, acknowledgement, ..Segment::default() };
             place.inject(&packet::tcp(client, target, &segment))?;
+            // One of the two has the connection; of the other, nobody knows what it says.
             for pod in [&scene.near, &scene.far] {
                 let backend = SocketAddr::new(pod.address(target.ip())?, POD_PORT);
-                // What the pod knows the client by: itself, or its node with a port that it can't guess; all that it
-                // may be are tried.
-                for peer in peers(scene, client, place) {
-                    pod.place.inject(&packet::tcp(backend, peer, &segment)).ok();
-                }
+                pod.place.inject(&packet::tcp(backend, client, &segment))?;
             }
         }
-        thread::sleep(Duration::from_millis(150));
+        thread::sleep(A_WHILE / 2);
     }
     let report = traffic.stop()?;
     report.all_answered()?;
     ensure!(report.outcomes.len() >= 3, "only {} requests", report.outcomes.len());
-    let pods = report.pods();
-    ensure!(pods.len() == 1, "one connection was answered by {pods:?}");
+    ensure!(report.pods().len() == 1, "one connection was answered by {:?}", report.pods());
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! Which endpoints count: ready ones, terminating ones when no other is left, and those that hints prefer.
 
 use anyhow::{Result, ensure};
-use fairlead_cluster_tests::ask::{Target, answered_by, refused};
+use fairlead_cluster_tests::ask::{Target, answered_by, of, refused};
 use fairlead_cluster_tests::objects::{at, service_without_selector, slices, spec};
 use fairlead_cluster_tests::scene::{Scene, at_node_ports, node_addresses};
 use fairlead_cluster_tests::{pod, service, with_cluster};
-use fairlead_harness::{Cluster, RunningPod};
+use fairlead_harness::{Cluster, Protocol, RunningPod};
 
 /// What EndpointSlices say of an endpoint whose pod is being deleted, and still answers.
 const TERMINATING: &str = "conditions: { ready: false, serving: true, terminating: true }";
@@ -54,7 +54,7 @@ fn a_node_falls_back_to_its_terminating_endpoints_for_outside_clients_of_policy_
         answered_by(outside, &node_ports(cluster, "node2")?, &["far"])?;
         for asker in scene.insiders() {
             answered_by(asker, &at(&cluster.cluster_ips("manual")?), &["far"])?;
-            answered_by(asker, &node_ports(cluster, "node1")?, &["far"])?;
+            answered_by(asker, &of(&Protocol::SOCKETS, &node_ports(cluster, "node1")?), &["far"])?;
         }
         Ok(())
     });

@@ -65,9 +65,13 @@ fn an_endpoint_that_is_in_two_slices_gets_no_more_than_its_share() {
 fn a_named_target_port_is_the_port_that_each_pod_gives_that_name() {
     with_cluster(|cluster| {
         let elsewhere = pod("other", "named", "node2").replace(&POD_PORT.to_string(), "9090");
-        let named = service("named", "named", "ClusterIP")
-            .replace(&format!("targetPort: {POD_PORT}, protocol: TCP"), "targetPort: tcp, protocol: TCP")
-            .replace(&format!("targetPort: {POD_PORT}, protocol: UDP"), "targetPort: udp, protocol: UDP");
+        let named = ["TCP", "UDP", "SCTP"].into_iter().fold(
+            service("named", "named", "ClusterIP"),
+            |text, protocol| {
+                let name = format!("targetPort: {}, protocol: {protocol}", protocol.to_lowercase());
+                text.replace(&format!("targetPort: {POD_PORT}, protocol: {protocol}"), &name)
+            },
+        );
         cluster.apply(&(elsewhere + &named + &pod("one", "named", "node1")))?;
         cluster.pod("one")?;
         cluster.pod("other")?;
@@ -84,7 +88,8 @@ fn each_port_of_a_service_leads_to_its_own_target_port() {
         let web = pod("web", "both", "node1");
         let admin = pod("admin", "both", "node2").replace(&POD_PORT.to_string(), "9090");
         let more = "    - { name: admin, port: 81, targetPort: 9090, protocol: TCP }\n    \
-                    - { name: admin-udp, port: 81, targetPort: 9090, protocol: UDP }\n";
+                    - { name: admin-udp, port: 81, targetPort: 9090, protocol: UDP }\n    \
+                    - { name: admin-sctp, port: 81, targetPort: 9090, protocol: SCTP }\n";
         cluster.apply(&(web + &admin + &service("both", "both", "ClusterIP") + more))?;
         for (name, own) in [("web", POD_PORT), ("admin", 9090)] {
             let pod = cluster.pod(name)?;
@@ -95,7 +100,7 @@ fn each_port_of_a_service_leads_to_its_own_target_port() {
         let host = cluster.node("node1")?.place();
         for (port, name) in [(SERVICE_PORT, "web"), (81, "admin")] {
             let targets = variants(&cluster.cluster_ips("both")?, port);
-            let load = |protocol, target| Load::new(protocol, target).times(20).giving_up_after(QUICK);
+            let load = |protocol, target| Load::new(protocol, target).times(10).giving_up_after(QUICK);
             for (report, (protocol, target)) in all(host, &targets, load)?.iter().zip(&targets) {
                 let pods = report.pods();
                 ensure!(pods.keys().eq([&name]), "{protocol} to {target} is answered by {pods:?}");

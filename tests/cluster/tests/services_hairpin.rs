@@ -1,13 +1,13 @@
 //! Pods that reach themselves through their own Service.
 
 use anyhow::Result;
-use fairlead_cluster_tests::ask::answered_by;
+use fairlead_cluster_tests::ask::{Target, answered_by, of};
 use fairlead_cluster_tests::objects::{at, external_ips};
 use fairlead_cluster_tests::scene::{
     EXTERNAL, LOAD_BALANCER, Scene, at_node_ports, node_addresses, route_via,
 };
 use fairlead_cluster_tests::{pod, service, with_cluster};
-use fairlead_harness::Cluster;
+use fairlead_harness::{Cluster, Protocol};
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
@@ -39,7 +39,8 @@ fn a_pod_of_the_hosts_network_reaches_itself_through_its_service() {
         let host = pod("solo", "solo", "node1").replace("spec:\n", "spec:\n  hostNetwork: true\n");
         cluster.apply(&(host + &exposed("solo")))?;
         let solo = cluster.pod("solo")?;
-        answered_by(("the pod itself", &solo.place), &addresses(cluster, "solo")?, &["solo"])
+        let targets = of(&Protocol::SOCKETS, &addresses(cluster, "solo")?);
+        answered_by(("the pod itself", &solo.place), &targets, &["solo"])
     });
 }
 
@@ -48,7 +49,7 @@ fn exposed(name: &str) -> String {
 }
 
 /// Everything that node1 serves the Service at.
-fn addresses(cluster: &Cluster, service: &str) -> Result<Vec<fairlead_cluster_tests::ask::Target>> {
+fn addresses(cluster: &Cluster, service: &str) -> Result<Vec<Target>> {
     cluster.set_load_balancer(service, &LOAD_BALANCER, None)?;
     route_via(cluster, &[LOAD_BALANCER, EXTERNAL].concat(), "node1")?;
     let mut targets = at(&[LOAD_BALANCER, EXTERNAL].concat());

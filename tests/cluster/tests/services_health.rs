@@ -126,6 +126,7 @@ fn metrics_have_the_names_that_dashboards_for_kube_proxy_ask_for() {
     with_cluster(|cluster| {
         let scene = Scene::set(cluster, &(service("echo", "echo", "NodePort") + &spec(LOCAL)))?;
         answered_by(("a pod", &scene.client.place), &at(&cluster.cluster_ips("echo")?), &["near", "far"])?;
+        eligible(&scene.outside, cluster.node("node1")?.layout().ipv4, true)?;
         let metrics = cluster.node("node1")?.metrics()?;
         for name in [
             "kubeproxy_sync_proxy_rules_duration_seconds_bucket",

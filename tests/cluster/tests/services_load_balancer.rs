@@ -4,13 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fairlead_cluster_tests::ask::{all, answered_by, eventually, kept_out};
+use fairlead_cluster_tests::ask::{all, answered_by, eventually, kept_out, of};
 use fairlead_cluster_tests::objects::{at, external_ips, patch, spec};
 use fairlead_cluster_tests::scene::{
     EXTERNAL, LOAD_BALANCER, Scene, at_node_ports, node_addresses, route_via,
 };
 use fairlead_cluster_tests::{service, with_cluster};
-use fairlead_harness::{Cluster, Load, Report};
+use fairlead_harness::{Cluster, Load, Protocol, Report};
 use serde_json::json;
 
 const BOTH: &[&str] = &["near", "far"];
@@ -79,7 +79,7 @@ fn source_ranges_hold_for_pods_and_nodes_as_well() {
             kept_out(asker, &at(&LOAD_BALANCER))?;
             answered_by(asker, &at(&cluster.cluster_ips("echo")?), BOTH)?;
             let node_ports = at_node_ports(cluster, "echo", &node_addresses(cluster, "node1")?)?;
-            answered_by(asker, &node_ports, BOTH)?;
+            answered_by(asker, &of(&Protocol::SOCKETS, &node_ports), BOTH)?;
         }
         let pods = json!(["10.244.0.0/16", "fd00:10:244::/48"]);
         patch(cluster, "service/echo", &json!({ "spec": { "loadBalancerSourceRanges": pods } }))?;

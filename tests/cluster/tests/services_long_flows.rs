@@ -83,6 +83,10 @@ fn connected(cluster: &Cluster) -> Result<(Scene, Vec<(String, Traffic)>)> {
     let mut connections = Vec::new();
     for (who, place) in scene.insiders().into_iter().chain([("outside", &scene.outside)]) {
         for &(protocol, target) in targets.iter().filter(|(protocol, _)| *protocol != Protocol::Udp) {
+            if who == "a node" && protocol == Protocol::Sctp {
+                // Raw packets to the node's own address never come to a hook.
+                continue;
+            }
             let what = format!("{protocol} from {who} to {target}");
             place.request_until_answered(protocol, target).with_context(|| what.clone())?;
             let load = Load::new(protocol, target).over_one_flow().every(Duration::from_millis(25));

@@ -1,14 +1,14 @@
 //! Where NodePorts are served, that nobody takes them, and ClusterIPs from outside.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Stdio;
 
 use anyhow::{Result, ensure};
-use fairlead_cluster_tests::ask::{Target, answered_by, answered_seeing, eventually, refused};
+use fairlead_cluster_tests::ask::{Target, answered_by, answered_seeing, eventually, of, refused};
 use fairlead_cluster_tests::objects::at;
 use fairlead_cluster_tests::scene::{Scene, at_node_ports, node_addresses, route_via};
 use fairlead_cluster_tests::{service, with_cluster, with_cluster_of};
 use fairlead_harness::{Cluster, Load, Options, Place, Protocol, binary};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const BOTH: &[&str] = &["near", "far"];
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -20,13 +20,12 @@ const SECOND: [IpAddr; 2] =
 #[ignore = "needs root and the eBPF programs: run make test"]
 fn node_ports_are_served_on_the_primary_addresses_alone() {
     with_cluster(|cluster| {
-        let (scene, node_ports) = second_address(cluster)?;
-        let askers = scene.insiders().into_iter().chain([("outside", &scene.outside)]);
-        for asker in askers {
-            answered_by(asker, &node_ports, BOTH)?;
-            refused(asker, &at_node_ports(cluster, "echo", &SECOND)?)?;
+        let (scene, primary, second) = second_address(cluster)?;
+        for asker in scene.insiders().into_iter().chain([("outside", &scene.outside)]) {
+            answered_by(asker, &primary, BOTH)?;
+            refused(asker, &second)?;
         }
-        refused(("a node", &scene.node1), &sockets(at_node_ports(cluster, "echo", &LOOPBACK)?))
+        refused(("a node", &scene.node1), &sockets(cluster, &LOOPBACK)?)
     });
 }
 
@@ -35,10 +34,9 @@ fn node_ports_are_served_on_the_primary_addresses_alone() {
 fn node_ports_are_served_on_the_addresses_that_the_command_line_names() {
     let named = Options::default().with_arguments(&["--nodeport-addresses", "10.95.0.0/16,fd00:95::/64"]);
     with_cluster_of(named, |cluster| {
-        let (scene, primary) = second_address(cluster)?;
-        let askers = scene.insiders().into_iter().chain([("outside", &scene.outside)]);
-        for asker in askers {
-            answered_by(asker, &at_node_ports(cluster, "echo", &SECOND)?, BOTH)?;
+        let (scene, primary, second) = second_address(cluster)?;
+        for asker in scene.insiders().into_iter().chain([("outside", &scene.outside)]) {
+            answered_by(asker, &second, BOTH)?;
             refused(asker, &primary)?;
         }
         Ok(())
@@ -53,8 +51,8 @@ fn node_ports_can_be_limited_to_the_primary_addresses_of_one_family() {
         let scene = Scene::set(cluster, &service("echo", "echo", "NodePort"))?;
         let [v4, v6] = node_addresses(cluster, "node1")?;
         let outside = ("outside", &scene.outside);
-        answered_by(outside, &at_node_ports(cluster, "echo", &[v4])?, BOTH)?;
-        refused(outside, &at_node_ports(cluster, "echo", &[v6])?)
+        answered_by(outside, &sockets(cluster, &[v4])?, BOTH)?;
+        refused(outside, &sockets(cluster, &[v6])?)
     });
 }
 
@@ -64,7 +62,7 @@ fn node_ports_are_served_on_loopback_for_those_who_ask_for_it() {
     let loopback = Options::default().with_arguments(&["--nodeport-loopback"]);
     with_cluster_of(loopback, |cluster| {
         let scene = Scene::set(cluster, &service("echo", "echo", "NodePort"))?;
-        let targets = sockets(at_node_ports(cluster, "echo", &LOOPBACK)?);
+        let targets = sockets(cluster, &LOOPBACK)?;
         answered_by(("a node", &scene.node1), &targets, BOTH)?;
         // A pod's loopback is its own.
         refused(("a pod", &scene.client.place), &targets)?;
@@ -78,7 +76,7 @@ fn node_ports_are_served_on_loopback_for_those_who_ask_for_it() {
 fn no_process_of_a_node_can_bind_a_node_port() {
     with_cluster(|cluster| {
         let scene = Scene::set(cluster, &service("echo", "echo", "NodePort"))?;
-        let node_ports = at_node_ports(cluster, "echo", &node_addresses(cluster, "node1")?)?;
+        let node_ports = sockets(cluster, &node_addresses(cluster, "node1")?)?;
         answered_by(("a node", &scene.node1), &node_ports, BOTH)?;
         for protocol in Protocol::SOCKETS {
             let port = cluster.node_port("echo", &protocol.to_string())?;
@@ -128,10 +126,10 @@ fn an_outside_client_with_a_route_to_cluster_ips_is_served_and_masqueraded() {
     });
 }
 
-/// node1 has [`SECOND`] on another interface; with the NodePorts at its primary addresses.
-fn second_address(cluster: &Cluster) -> Result<(Scene, Vec<Target>)> {
+/// node1 has [`SECOND`] on another interface; with the NodePorts at its primary addresses, and at those.
+fn second_address(cluster: &Cluster) -> Result<(Scene, Vec<Target>, Vec<Target>)> {
     let node = cluster.node("node1")?.place();
-    node.ip(&["link", "add", "second", "type", "dummy"])?;
+    node.ip(&["link", "add", "second", "type", "veth", "peer", "name", "second-peer"])?;
     for address in SECOND {
         let bits = if address.is_ipv4() { 32 } else { 128 };
         node.ip(&["address", "add", &format!("{address}/{bits}"), "dev", "second"])?;
@@ -139,12 +137,14 @@ fn second_address(cluster: &Cluster) -> Result<(Scene, Vec<Target>)> {
     node.ip(&["link", "set", "second", "up"])?;
     let scene = Scene::set(cluster, &service("echo", "echo", "NodePort"))?;
     route_via(cluster, &SECOND, "node1")?;
-    Ok((scene, at_node_ports(cluster, "echo", &node_addresses(cluster, "node1")?)?))
+    let primary = sockets(cluster, &node_addresses(cluster, "node1")?)?;
+    Ok((scene, primary, sockets(cluster, &SECOND)?))
 }
 
-/// Those for which there are sockets: an address that is the host's own is served to nobody else.
-fn sockets(targets: Vec<Target>) -> Vec<Target> {
-    targets.into_iter().filter(|(protocol, _)| Protocol::SOCKETS.contains(protocol)).collect()
+/// The NodePorts of `echo` for which there are sockets: raw packets to a node's own address never come to a hook, and
+/// nobody refuses them.
+fn sockets(cluster: &Cluster, addresses: &[IpAddr]) -> Result<Vec<Target>> {
+    Ok(of(&Protocol::SOCKETS, &at_node_ports(cluster, "echo", addresses)?))
 }
 
 /// What a server says that is started here on that port: `ready`, or what is wrong.

@@ -1,16 +1,15 @@
 //! The way packets go: small links, fragments, errors that routers and hosts report.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fairlead_cluster_tests::ask::{Asker, Target, all, answered_by, refused};
+use fairlead_cluster_tests::ask::{Asker, Target, all, answered_by, of, refused};
 use fairlead_cluster_tests::objects::{at, external_ips, spec};
 use fairlead_cluster_tests::scene::{
     EXTERNAL, LOAD_BALANCER, Scene, at_node_ports, node_addresses, route_via,
 };
 use fairlead_cluster_tests::{POD_PORT, pod, service, with_cluster};
-use fairlead_harness::{Cluster, Load, Protocol, RunningPod};
+use fairlead_harness::{Cluster, Load, Protocol};
 
 const BOTH: &[&str] = &["near", "far"];
 const SMALL: u32 = 1300;
@@ -55,13 +54,13 @@ fn what_a_client_behind_a_small_link_asks_for_arrives_under_policy_local_too() {
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn a_pod_is_told_what_fits_through_its_nodes_uplink() {
+fn pods_are_told_what_fits_through_the_uplinks_of_their_nodes() {
     with_cluster(|cluster| {
         cluster.apply(&(pod("client", "client", "node1") + &pod("far", "echo", "node2")))?;
         cluster.apply(&service("echo", "echo", "ClusterIP"))?;
         let (client, targets) = (cluster.pod("client")?, at(&cluster.cluster_ips("echo")?));
         answered_by(("a pod", &client.place), &targets, &["far"])?;
-        cluster.node("node1")?.set_mtu(SMALL)?;
+        cluster.nodes().iter().try_for_each(|node| node.set_mtu(SMALL))?;
         transfers(("a pod", &client.place), &targets)?;
         for ip in cluster.cluster_ips("echo")? {
             let learned = client.place.path_mtu(ip)?;
@@ -80,7 +79,7 @@ fn a_node_sends_as_much_as_fits_through_its_uplink() {
         let node = cluster.node("node1")?;
         let targets = at(&cluster.cluster_ips("echo")?);
         answered_by(("a node", node.place()), &targets, &["far"])?;
-        node.set_mtu(SMALL)?;
+        cluster.nodes().iter().try_for_each(|node| node.set_mtu(SMALL))?;
         transfers(("a node", node.place()), &targets)
     });
 }
@@ -93,10 +92,11 @@ fn datagrams_that_come_in_fragments_arrive_whole_and_so_do_their_answers() {
         let internal = at(&cluster.cluster_ips("echo")?);
         let external = from_outside(cluster)?;
         let [pod, node] = scene.insiders();
-        for (asker, targets) in [(pod, &internal), (node, &internal), (("outside", &scene.outside), &external)] {
+        for (asker, targets) in
+            [(pod, &internal), (node, &internal), (("outside", &scene.outside), &external)]
+        {
             answered_by(asker, targets, BOTH)?;
-            let udp: Vec<Target> =
-                targets.iter().filter(|(protocol, _)| *protocol == Protocol::Udp).copied().collect();
+            let udp = of(&[Protocol::Udp], targets);
             let load = |protocol, target| Load::new(protocol, target).times(20).sized(8000).answers_of(8000);
             for (report, (_, target)) in all(asker.1, &udp, load)?.iter().zip(&udp) {
                 report.all_answered().with_context(|| format!("from {} to {target}", asker.0))?;
@@ -116,35 +116,16 @@ fn a_client_hears_at_once_that_nobody_listens_at_the_endpoint() {
         let closed = exposed_service("").replace(&format!("targetPort: {POD_PORT}"), "targetPort: 9999");
         let scene = exposed_as(cluster, &closed)?;
         let internal = at(&cluster.cluster_ips("echo")?);
-        let only = |targets: Vec<Target>| {
-            // There is no SCTP in this kernel to say that nobody listens on a port.
-            let sockets = targets.into_iter().filter(|(protocol, _)| *protocol != Protocol::Sctp);
-            sockets.collect::<Vec<_>>()
-        };
+        // The pods shall say it each time, and not only now and then.
+        for pod in [&scene.near, &scene.far] {
+            pod.place.set_setting("ipv4/icmp_ratelimit", "0")?;
+            pod.place.set_setting("ipv6/icmp/ratelimit", "0")?;
+        }
+        // There is no SCTP in this kernel to say that nobody listens on a port.
         for asker in scene.insiders() {
-            refused(asker, &only(internal.clone()))?;
+            refused(asker, &of(&Protocol::SOCKETS, &internal))?;
         }
-        refused(("outside", &scene.outside), &only(from_outside(cluster)?))
-    });
-}
-
-#[test]
-#[ignore = "needs root and the eBPF programs: run make test"]
-fn a_trace_of_the_route_to_a_service_ends_with_an_error_that_its_socket_hears() {
-    with_cluster(|cluster| {
-        let scene = exposed(cluster, "")?;
-        let targets = at(&cluster.cluster_ips("echo")?);
-        answered_by(("a pod", &scene.client.place), &targets, BOTH)?;
-        // An endpoint that is gone without a word: its own node says that there is no such host.
-        gone(cluster, &scene.far)?;
-        for &(protocol, target) in targets.iter().filter(|(protocol, _)| *protocol == Protocol::Udp) {
-            let load = Load::new(protocol, target).times(30).giving_up_after(Duration::from_millis(50));
-            let report = scene.client.place.requests(&load)?;
-            let kinds = report.failure_kinds();
-            let told = kinds.contains_key(&fairlead_harness::FailureKind::Unreachable);
-            ensure!(told, "{target}: {kinds:?} instead of an ICMP error");
-        }
-        Ok(())
+        refused(("outside", &scene.outside), &of(&Protocol::SOCKETS, &from_outside(cluster)?))
     });
 }
 
@@ -173,8 +154,7 @@ fn from_outside(cluster: &Cluster) -> Result<Vec<Target>> {
 
 /// Much passes both ways over a TCP connection, and datagrams that are too large at first find their size.
 fn transfers((who, place): Asker<'_>, targets: &[Target]) -> Result<()> {
-    let of = |wanted| targets.iter().filter(move |(protocol, _)| *protocol == wanted).copied().collect::<Vec<_>>();
-    let (tcp, udp) = (of(Protocol::Tcp), of(Protocol::Udp));
+    let (tcp, udp) = (of(&[Protocol::Tcp], targets), of(&[Protocol::Udp], targets));
     let bulk = |protocol, target| Load::new(protocol, target).times(3).sized(BULK).answers_of(BULK);
     for (report, (_, target)) in all(place, &tcp, bulk)?.iter().zip(&tcp) {
         report.all_answered().with_context(|| format!("tcp from {who} to {target}"))?;
@@ -188,16 +168,6 @@ fn transfers((who, place): Asker<'_>, targets: &[Target]) -> Result<()> {
     for (report, (_, target)) in all(place, &udp, datagrams)?.iter().zip(&udp) {
         let last = report.outcomes.last().context("no request was made")?;
         ensure!(last.is_ok(), "udp from {who} to {target}: {:?}", report.failure_kinds());
-    }
-    Ok(())
-}
-
-/// Takes the pod's addresses away from it, as when it has crashed and its node knows.
-fn gone(cluster: &Cluster, pod: &RunningPod) -> Result<()> {
-    let node = cluster.node(&pod.node)?.place();
-    for ip in &pod.ips {
-        let bits = if matches!(ip, IpAddr::V4(_)) { 32 } else { 128 };
-        node.ip(&["route", "replace", "unreachable", &format!("{ip}/{bits}")])?;
     }
     Ok(())
 }

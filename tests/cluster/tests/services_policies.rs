@@ -1,13 +1,13 @@
 //! Traffic policies: who is led to which endpoints, and whose address the pods see.
 
 use anyhow::Result;
-use fairlead_cluster_tests::ask::{Target, answered_by, answered_seeing, unanswered};
+use fairlead_cluster_tests::ask::{Target, answered_by, answered_seeing, of, unanswered};
 use fairlead_cluster_tests::objects::{at, external_ips, patch, retire, spec};
 use fairlead_cluster_tests::scene::{
     EXTERNAL, LOAD_BALANCER, Scene, at_node_ports, node_addresses, outside_address, route_via,
 };
 use fairlead_cluster_tests::{pod, service, with_cluster};
-use fairlead_harness::Cluster;
+use fairlead_harness::{Cluster, Protocol};
 use serde_json::json;
 
 const BOTH: &[&str] = &["near", "far"];
@@ -34,10 +34,8 @@ fn under_external_policy_local_pods_and_nodes_are_led_to_every_endpoint() {
         let mut targets = at(&[LOAD_BALANCER, EXTERNAL].concat());
         targets.extend(at_node_ports(cluster, "echo", &node_addresses(cluster, "node1")?)?);
         targets.extend(at(&cluster.cluster_ips("echo")?));
-        for asker in scene.insiders() {
-            answered_by(asker, &targets, BOTH)?;
-        }
-        Ok(())
+        answered_by(("a pod", &scene.client.place), &targets, BOTH)?;
+        answered_by(("a node", &scene.node1), &of(&Protocol::SOCKETS, &targets), BOTH)
     });
 }
 
@@ -52,7 +50,7 @@ fn under_external_policy_local_a_node_without_an_endpoint_drops_what_comes_from_
         answered_by(("outside", &scene.outside), &from_outside(cluster, "node1")?, &["near"])?;
         // Those inside do not care on which node they are.
         let inside = at_node_ports(cluster, "echo", &node_addresses(cluster, "node2")?)?;
-        answered_by(("a node", &scene.node2), &inside, &["near"])
+        answered_by(("a node", &scene.node2), &of(&Protocol::SOCKETS, &inside), &["near"])
     });
 }
 

@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use fairlead_cluster_tests::ask::{answered_by, eventually, kept_out, refused, unanswered};
+use fairlead_cluster_tests::ask::{answered_by, eventually, kept_out, of, refused, unanswered};
 use fairlead_cluster_tests::objects::{at, external_ips, patch, retire, spec};
 use fairlead_cluster_tests::scene::{
     EXTERNAL, LOAD_BALANCER, Scene, at_node_ports, node_addresses, route_via,
 };
 use fairlead_cluster_tests::{SERVICE_PORT, service, variants, with_cluster, with_cluster_of};
-use fairlead_harness::{Cluster, Options};
+use fairlead_harness::{Cluster, Options, Protocol};
 use serde_json::{Value, json};
 
 const BOTH: &[&str] = &["near", "far"];
@@ -26,10 +26,8 @@ fn every_address_of_a_service_without_endpoints_refuses_at_once() {
         targets.extend(at_node_ports(cluster, "nobody", &node_addresses(cluster, "node1")?)?);
         refused(("outside", &scene.outside), &targets)?;
         targets.extend(at(&cluster.cluster_ips("nobody")?));
-        for asker in scene.insiders() {
-            refused(asker, &targets)?;
-        }
-        Ok(())
+        refused(("a pod", &scene.client.place), &targets)?;
+        refused(("a node", &scene.node1), &of(&Protocol::SOCKETS, &targets))
     });
 }
 
@@ -41,11 +39,9 @@ fn a_service_without_endpoints_refuses_under_policy_local_too() {
         let scene = Scene::set(cluster, &(service("nobody", "nobody", "NodePort") + &local))?;
         let node_ports = at_node_ports(cluster, "nobody", &node_addresses(cluster, "node1")?)?;
         refused(("outside", &scene.outside), &node_ports)?;
-        for asker in scene.insiders() {
-            refused(asker, &at(&cluster.cluster_ips("nobody")?))?;
-            refused(asker, &node_ports)?;
-        }
-        Ok(())
+        let targets = [node_ports, at(&cluster.cluster_ips("nobody")?)].concat();
+        refused(("a pod", &scene.client.place), &targets)?;
+        refused(("a node", &scene.node1), &of(&Protocol::SOCKETS, &targets))
     });
 }
 

@@ -73,6 +73,28 @@ fn a_node_whose_endpoint_left_sends_it_no_further_datagram_under_policy_local() 
     });
 }
 
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn a_node_that_dialled_its_own_node_port_sends_an_endpoint_that_left_no_further_datagram() {
+    with_cluster(|cluster| {
+        let scene = exposed(cluster, "")?;
+        let mut flows = Vec::new();
+        for (protocol, target) in at_node_ports(cluster, "echo", &node_addresses(cluster, "node1")?)? {
+            if protocol == Protocol::Udp {
+                scene.node1.request_until_answered(protocol, target)?;
+                let load = Load::new(protocol, target).over_one_flow().in_parallel(4);
+                let load = load.giving_up_after(Duration::from_millis(50));
+                flows.push((format!("connected to {target}"), scene.node1.traffic(&load)?));
+                flows.push((format!("unconnected to {target}"), scene.node1.traffic(&load.unconnected())?));
+            }
+        }
+        thread::sleep(Duration::from_millis(200));
+        retire(cluster, "near")?;
+        gets_nothing_more(&scene, &scene.near)?;
+        end(flows).map(drop)
+    });
+}
+
 /// A Service with every kind of address; the outside client's traffic to it arrives at node1.
 fn exposed(cluster: &Cluster, more: &str) -> Result<Scene> {
     let scene = Scene::set(cluster, &(service("echo", "echo", "LoadBalancer") + &external_ips() + more))?;
@@ -88,7 +110,10 @@ fn flows(cluster: &Cluster, scene: &Scene) -> Result<Vec<(String, Traffic)>> {
     let internal = at(&cluster.cluster_ips("echo")?);
     let [pod, node] = scene.insiders();
     let mut flows = Vec::new();
-    for ((who, place), targets) in [(pod, &internal), (node, &internal), (("outside", &scene.outside), &external)] {
+    let everything = [&internal[..], &external].concat();
+    for ((who, place), targets) in
+        [(pod, &everything), (node, &internal), (("outside", &scene.outside), &external)]
+    {
         for &(_, target) in targets.iter().filter(|(protocol, _)| *protocol == Protocol::Udp) {
             place.request_until_answered(Protocol::Udp, target).with_context(|| format!("from {who}"))?;
             let load = Load::new(Protocol::Udp, target).over_one_flow().in_parallel(4);

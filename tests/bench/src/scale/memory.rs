@@ -24,11 +24,7 @@ pub(crate) struct Memory {
 /// # Errors
 /// When it does not run.
 pub(crate) fn of_agent(node: &Node) -> Result<Memory> {
-    let pids = fs::read_to_string(node.layout().host_cgroup().join("cgroup.procs"))?;
-    let is_agent = |pid: &&str| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "fairlead-proxy")
-    };
-    let pid = pids.lines().find(is_agent).context("no agent runs")?;
+    let pid = node.proxy_id().context("no agent runs")?;
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let mebibytes = |field| Ok::<_, anyhow::Error>(number(&status, field)? / KIB_PER_MIB);
     Ok(Memory { resident: mebibytes("VmRSS:")?, peak: mebibytes("VmHWM:")? })
