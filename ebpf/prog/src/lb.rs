@@ -10,7 +10,7 @@ use fairlead_abi::{Backend, FlowKey, Frontend, FrontendKey, Reason, Region, fron
 use fairlead_flow::maglev;
 
 use crate::packet::{Fragment, Packet};
-use crate::{admission, affinity};
+use crate::{admission, affinity, endpoint};
 
 #[map]
 static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
@@ -153,7 +153,8 @@ fn draw(frontend: &Frontend, client: Client, region: &Region, tuple: &FlowKey) -
     region.base + unsafe { bpf_get_prandom_u32() } % region.len
 }
 
-/// Whether the packet is the first of a flow to a Service: then the choice for it is filled in.
+/// Whether the packet is the first of a flow to a Service: then the choice for it is filled in. An address of a local
+/// pod is no frontend, whatever Services ask for: most packets to it are delivered without asking.
 #[inline(always)]
 pub(crate) fn pick(
     packet: &Packet,
@@ -163,6 +164,7 @@ pub(crate) fn pick(
     let mut room = MaybeUninit::uninit();
     if packet.has_ports()
         && let Some(frontend) = find(&packet.tuple, &mut room)?
+        && endpoint::find(&packet.tuple.destination).is_none()
     {
         // Its checksum, which is the whole packet's, could not be mended.
         if packet.tuple.protocol == protocol::SCTP && packet.fragment == Fragment::First {

@@ -269,8 +269,12 @@ impl Desired {
         }
     }
 
-    /// A Service's address asked for twice by the same port is one frontend, of the kind that comes first.
+    /// A Service's address asked for twice by the same port is one frontend, of the kind that comes first. Like
+    /// kube-proxy, a Service has no business in a family in which it has no ClusterIP.
     fn add(&mut self, port: &Port<'_>, (ip, number): (IpAddr, u16), kind: FrontendKind, index: usize) {
+        if !port.service.cluster_ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4()) {
+            return;
+        }
         let key = frontend_key(ip, number, port.name.protocol);
         if let Some(other) = self.frontends.get(&key) {
             if other.port != port.name {

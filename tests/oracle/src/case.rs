@@ -62,9 +62,9 @@ pub struct Settings {
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     /// The API tells of an object that is new or has changed.
-    Apply(Box<Object>),
+    Apply(Object),
     /// The API tells that an object is gone.
-    Delete(Box<Object>),
+    Delete(Object),
     /// The proxy brings the maps up to date. It does so after the last step too.
     Reconcile,
     /// The proxy dies; another one finds its maps, and lists all objects.
@@ -75,13 +75,13 @@ pub enum Step {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Object {
     /// core/v1.
-    Node(Node),
+    Node(Box<Node>),
     /// core/v1.
-    Service(Service),
+    Service(Box<Service>),
     /// discovery.k8s.io/v1.
-    EndpointSlice(EndpointSlice),
+    EndpointSlice(Box<EndpointSlice>),
     /// networking.k8s.io/v1.
-    ServiceCIDR(ServiceCIDR),
+    ServiceCIDR(Box<ServiceCIDR>),
 }
 
 impl Object {

@@ -54,10 +54,10 @@ impl Cluster {
 
     /// Every object.
     pub fn objects(&self) -> impl Iterator<Item = Object> + '_ {
-        let nodes = self.nodes.values().cloned().map(Object::Node);
-        let services = self.services.values().cloned().map(Object::Service);
-        let slices = self.slices.values().cloned().map(Object::EndpointSlice);
-        let cidrs = self.service_cidrs.values().cloned().map(Object::ServiceCIDR);
+        let nodes = self.nodes.values().cloned().map(Box::new).map(Object::Node);
+        let services = self.services.values().cloned().map(Box::new).map(Object::Service);
+        let slices = self.slices.values().cloned().map(Box::new).map(Object::EndpointSlice);
+        let cidrs = self.service_cidrs.values().cloned().map(Box::new).map(Object::ServiceCIDR);
         nodes.chain(services).chain(slices).chain(cidrs)
     }
 }

@@ -30,8 +30,14 @@ const CONNECTIONS: usize = 220;
 pub struct Tally {
     /// Packets that went through a program.
     pub packets: usize,
-    /// Clients' first packets, by what became of them.
+    /// Clients' packets, by what became of them.
     pub outcomes: BTreeMap<&'static str, usize>,
+}
+
+impl Tally {
+    fn count(&mut self, outcome: &'static str) {
+        *self.outcomes.entry(outcome).or_default() += 1;
+    }
 }
 
 /// A packet that did not fare as the oracle says, or maps that could not be brought up to date.
@@ -57,7 +63,12 @@ impl Mismatch {
     #[must_use]
     pub fn is_like(&self, other: &Self) -> bool {
         let beginning = |of: &Self| -> Vec<String> {
-            of.what.split([' ', ':', ',']).take(5).filter(|word| !word.contains('.')).map(str::to_owned).collect()
+            of.what
+                .split([' ', ':', ','])
+                .take(5)
+                .filter(|word| !word.contains('.'))
+                .map(str::to_owned)
+                .collect()
         };
         self.packet.is_some() == other.packet.is_some() && beginning(self) == beginning(other)
     }
@@ -80,26 +91,40 @@ pub fn run(case: &Case, tally: &mut Tally) -> Result<(), Mismatch> {
     subject.live_through(&case.history).map_err(Mismatch::outside)?;
     subject.configure(oracle.node_address(true), oracle.node_address(false));
     let counted = subject.counted();
-    let mut run = Run { oracle, subject, memory: HashMap::new(), tally, counted, open: Vec::new() };
-    for probe in &case.probes {
-        run.probe(probe).map_err(|what| Mismatch::of(probe, what))?;
+    let mut run = Run { oracle, memory: HashMap::new(), tally, counted, open: Vec::new() };
+    let mut probes = case.probes.iter().peekable();
+    while let Some(probe) = probes.peek() {
+        if run.open.len() + run.times(probe) > CONNECTIONS {
+            subject.forget_flows();
+            run.open.clear();
+        }
+        // As many as there is room for at once: to enter the namespace takes longer than a packet does.
+        subject.inside(|| {
+            while let Some(probe) = probes.next_if(|probe| run.open.len() + run.times(probe) <= CONNECTIONS) {
+                run.probe(&subject, probe).map_err(|what| Mismatch::of(probe, what))?;
+            }
+            Ok(())
+        })?;
     }
     if case.later.is_empty() {
         return Ok(());
     }
     let cluster = Cluster::after(&[&case.history[..], &case.later].concat());
-    run.subject.live_through(&case.later).map_err(Mismatch::outside)?;
+    subject.live_through(&case.later).map_err(Mismatch::outside)?;
     let oracle = Oracle::new(&cluster, &case.settings, &Subject::local_addresses());
     // Numbers of Services may change, and with them who remembers whom.
     let memory = run.memory.into_keys().map(|key| (key, Memory::Unknown)).collect();
-    let Run { subject, tally, counted, open, .. } = run;
-    let mut run = Run { oracle, subject, memory, tally, counted, open: Vec::new() };
-    for connection in open {
-        run.go_on(&connection).map_err(|what| {
-            Mismatch::of(&connection.probe, format!("{what}; its connection had gone to {}", connection.backend))
-        })?;
-    }
-    Ok(())
+    let Run { tally, counted, open, .. } = run;
+    let mut run = Run { oracle, memory, tally, counted, open: Vec::new() };
+    subject.inside(|| {
+        for connection in &open {
+            run.go_on(&subject, connection).map_err(|what| {
+                let what = format!("{what}; its connection had gone to {}", connection.backend);
+                Mismatch::of(&connection.probe, what)
+            })?;
+        }
+        Ok(())
+    })
 }
 
 /// A connection that has a backend.
@@ -121,7 +146,6 @@ enum Memory {
 
 struct Run<'a> {
     oracle: Oracle<'a>,
-    subject: Subject,
     memory: HashMap<(IpAddr, ServicePort), Memory>,
     tally: &'a mut Tally,
     counted: Counted,
@@ -180,27 +204,28 @@ fn onward(hook: Hook, packet: Packet) -> Then {
         Way::Gateway => (if own { UNSPEC } else { REDIRECT }, routed.frame(UPLINK_MAC, GATEWAY_MAC)),
         Way::Stranger => (REDIRECT, hook.frame(routed)),
     };
-    let counted = if own && way != Way::Stack && !matches!(way, Way::Pod(_)) { vec![] } else { vec![counter] };
+    let counted =
+        if own && way != Way::Stack && !matches!(way, Way::Pod(_)) { vec![] } else { vec![counter] };
     Then { code, packet: Some(packet), counted, dropped: Vec::new() }
 }
 
 impl Run<'_> {
-    fn probe(&mut self, probe: &Probe) -> Result<(), String> {
-        let expected = self.oracle.expect(probe);
-        let backends = match &expected {
-            Expected::Balanced(balanced) if probe.often && balanced.choices.len() <= BACKENDS => {
-                balanced.choices.len()
+    /// How often the probe is sent: once, or so often that every backend gets one.
+    fn times(&self, probe: &Probe) -> usize {
+        match self.oracle.expect(probe) {
+            Expected::Balanced(Balanced { choices, .. }) if probe.often && choices.len() <= BACKENDS => {
+                DRAWS * choices.len()
             }
-            _ => 0,
-        };
-        if self.open.len() + DRAWS * backends > CONNECTIONS {
-            self.subject.forget_flows();
-            self.open.clear();
+            _ => 1,
         }
+    }
+
+    fn probe(&mut self, subject: &Subject, probe: &Probe) -> Result<(), String> {
+        let (expected, times) = (self.oracle.expect(probe), self.times(probe));
         let mut chosen = BTreeSet::new();
-        for time in 0..(DRAWS * backends).max(1) {
+        for time in 0..times {
             let from = SocketAddr::new(probe.from.ip(), probe.from.port() + time as u16);
-            chosen.extend(self.connection(&Probe { from, ..*probe }, &expected)?);
+            chosen.extend(self.first(subject, &Probe { from, ..*probe }, &expected, Counter::FlowCreated)?);
         }
         let Expected::Balanced(balanced) = expected else { return Ok(()) };
         let silent = |leaves: &Leaves| matches!(leaves, Leaves::Dropped(_));
@@ -210,57 +235,78 @@ impl Run<'_> {
             .filter(|(backend, leaves)| !silent(leaves) && !chosen.contains(*backend))
             .map(|(backend, _)| backend)
             .collect();
-        if backends > 0 && !balanced.sticks && !never.is_empty() {
-            return Err(format!("{} connections, and none went to {never:?}", DRAWS * backends));
+        if times > 1 && !balanced.sticks && !never.is_empty() {
+            return Err(format!("{times} connections, and none went to {never:?}"));
         }
         Ok(())
     }
 
-    /// A client's first packet and, if it gets a backend, what follows. Returns the backend.
-    fn connection(&mut self, probe: &Probe, expected: &Expected) -> Result<Option<SocketAddr>, String> {
-        self.first(probe, expected, Counter::FlowCreated)
-    }
-
-    /// The client's next packet after the world has changed. A connection stays with its backend to its end; a datagram
-    /// goes to no endpoint that does not serve: it is then a first one, in a flow that was there.
-    fn go_on(&mut self, connection: &Connection) -> Result<(), String> {
+    /// The client's next packet after the world has changed. A connection stays with its backend to its end. A datagram
+    /// goes to no endpoint that does not serve any more; it goes on to one that its frontend still has; and if its
+    /// endpoint serves but has no new clients here, either will do.
+    fn go_on(&mut self, subject: &Subject, connection: &Connection) -> Result<(), String> {
         let Connection { probe, service_port, source, backend } = connection;
         let hook = probe.at.hook();
-        if probe.kind == Kind::Udp && !self.oracle.serves(service_port, *backend) {
-            let expected = self.oracle.expect(probe);
-            return self.first(probe, &expected, Counter::FlowRebalanced).map(|_| ());
+        let (outcome, counted) =
+            self.send(subject, hook, &hook.frame(wire::later(probe.kind, probe.from, probe.to)));
+        let stayed = check(&onward(hook, wire::later(probe.kind, *source, *backend)), &outcome, &counted);
+        let expected = self.oracle.expect(probe);
+        let offered =
+            matches!(&expected, Expected::Balanced(balanced) if balanced.choices.contains_key(backend));
+        let serves = self.oracle.serves(service_port, *backend);
+        if probe.kind != Kind::Udp || serves && offered || serves && stayed.is_ok() {
+            self.tally.count("went on");
+            return stayed;
         }
-        *self.tally.outcomes.entry("went on").or_default() += 1;
-        let (outcome, counted) = self.send(hook, &hook.frame(wire::later(probe.kind, probe.from, probe.to)));
-        check(&onward(hook, wire::later(probe.kind, *source, *backend)), &outcome, &counted)
+        self.judge(subject, probe, &expected, Counter::FlowRebalanced, (&outcome, &counted)).map(|_| ())
     }
 
-    fn first(&mut self, probe: &Probe, expected: &Expected, begun: Counter) -> Result<Option<SocketAddr>, String> {
+    /// A client's first packet and, if it gets a backend, what follows. Returns the backend.
+    fn first(
+        &mut self,
+        subject: &Subject,
+        probe: &Probe,
+        expected: &Expected,
+        begun: Counter,
+    ) -> Result<Option<SocketAddr>, String> {
+        let hook = probe.at.hook();
+        let sent = hook.frame(wire::first(probe.kind, probe.from, probe.to));
+        let (outcome, counted) = self.send(subject, hook, &sent);
+        self.judge(subject, probe, expected, begun, (&outcome, &counted))
+    }
+
+    /// Holds what became of a packet that begins a connection against what should.
+    fn judge(
+        &mut self,
+        subject: &Subject,
+        probe: &Probe,
+        expected: &Expected,
+        begun: Counter,
+        (outcome, counted): (&Outcome, &Counted),
+    ) -> Result<Option<SocketAddr>, String> {
         let hook = probe.at.hook();
         let packet = wire::first(probe.kind, probe.from, probe.to);
         let sent = hook.frame(packet.clone());
-        let (outcome, counted) = self.send(hook, &sent);
         let (name, then) = match expected {
             Expected::Balanced(balanced) => {
-                *self.tally.outcomes.entry("balanced").or_default() += 1;
-                return self.balanced(probe, balanced, begun, &outcome, &counted);
+                return self.balanced(subject, probe, balanced, begun, (outcome, counted));
             }
-            Expected::Refused(reason) => ("refused", Then::refused(&sent, probe, *reason)),
-            Expected::Dropped(reason) => ("dropped", Then::dropped(*reason)),
+            Expected::Refused(reason) => (reason.label(), Then::refused(&sent, probe, *reason)),
+            Expected::Dropped(reason) => (reason.label(), Then::dropped(*reason)),
             Expected::Untouched => ("untouched", untouched(hook, packet)),
         };
-        *self.tally.outcomes.entry(name).or_default() += 1;
-        check(&then, &outcome, &counted).map_err(|what| format!("should be {expected:?}: {what}"))?;
+        self.tally.count(name);
+        check(&then, outcome, counted).map_err(|what| format!("should be {expected:?}: {what}"))?;
         Ok(None)
     }
 
     fn balanced(
         &mut self,
+        subject: &Subject,
         probe: &Probe,
         balanced: &Balanced,
         begun: Counter,
-        outcome: &Outcome,
-        counted: &Counted,
+        (outcome, counted): (&Outcome, &Counted),
     ) -> Result<Option<SocketAddr>, String> {
         let memory = (probe.from.ip(), balanced.service_port.clone());
         if outcome.code == SHOT {
@@ -270,12 +316,16 @@ impl Run<'_> {
                 Leaves::Dropped(allowed) => reason == [*allowed],
                 _ => false,
             });
+            self.tally.count("balanced in vain");
             return if allowed { Ok(None) } else { Err(format!("dropped for {reason:?}: {balanced:?}")) };
         }
         let (source, backend) = wire::tuple(&outcome.packet).ok_or("no packet came out")?;
         let Some(leaves) = balanced.choices.get(&backend) else {
             let code = code_name(outcome.code);
-            return Err(format!("{code}, {source} to {backend}, dropped {:?}: {balanced:?}", dropped(counted)));
+            return Err(format!(
+                "{code}, {source} to {backend}, dropped {:?}: {balanced:?}",
+                dropped(counted)
+            ));
         };
         let known = balanced.sticks.then(|| self.memory.get(&memory).copied()).flatten();
         let kept = match known {
@@ -298,6 +348,14 @@ impl Run<'_> {
             return Err(format!("it left from {source} for {backend}: {balanced:?}"));
         }
         self.memory.insert(memory, Memory::Backend(backend));
+        self.tally.count(match leaves {
+            Leaves::KeepingSource => "balanced",
+            _ if backend.ip() == probe.from.ip() => "balanced to itself",
+            _ => "balanced and masqueraded",
+        });
+        if kept {
+            self.tally.count("to the backend that it had");
+        }
         let service_port = balanced.service_port.clone();
         self.open.push(Connection { probe: *probe, service_port, source, backend });
         let hook = probe.at.hook();
@@ -305,16 +363,22 @@ impl Run<'_> {
             .counting(begun, true)
             .counting(Counter::AffinityKept, kept);
         check(&then, outcome, counted).map_err(|what| format!("{source} to {backend}: {what}"))?;
-        self.answer(probe, source, backend)?;
+        self.answer(subject, probe, source, backend)?;
         let next = hook.frame(wire::later(probe.kind, probe.from, probe.to));
-        let (outcome, counted) = self.send(hook, &next);
+        let (outcome, counted) = self.send(subject, hook, &next);
         check(&onward(hook, wire::later(probe.kind, source, backend)), &outcome, &counted)
             .map_err(|what| format!("the client's next packet, to {backend}: {what}"))?;
         Ok(Some(backend))
     }
 
     /// The backend answers: the client hears the frontend.
-    fn answer(&mut self, probe: &Probe, source: SocketAddr, backend: SocketAddr) -> Result<(), String> {
+    fn answer(
+        &mut self,
+        subject: &Subject,
+        probe: &Probe,
+        source: SocketAddr,
+        backend: SocketAddr,
+    ) -> Result<(), String> {
         let hook = match (world::way(backend.ip()), probe.at) {
             (Way::Pod(pod), _) => Hook::FromPod(pod),
             (Way::Stack, At::PodA) => Hook::ToPod(Pod::A),
@@ -329,20 +393,21 @@ impl Run<'_> {
             return Ok(());
         }
         let sent = hook.frame(wire::answer(probe.kind, backend, source));
-        let (outcome, counted) = self.send(hook, &sent);
+        let (outcome, counted) = self.send(subject, hook, &sent);
         let heard = wire::answer(probe.kind, probe.to, probe.from);
         let then = match hook {
             Hook::ToPod(_) | Hook::ToWire => Then::left(hook.frame(heard)),
             _ => onward(hook, heard),
         };
-        check(&then, &outcome, &counted).map_err(|what| format!("the answer of {backend} to {source}: {what}"))
+        check(&then, &outcome, &counted)
+            .map_err(|what| format!("the answer of {backend} to {source}: {what}"))
     }
 
     /// Sends a packet; what it added to the counters comes with the outcome.
-    fn send(&mut self, hook: Hook, packet: &Packet) -> (Outcome, Counted) {
+    fn send(&mut self, subject: &Subject, hook: Hook, packet: &Packet) -> (Outcome, Counted) {
         self.tally.packets += 1;
-        let outcome = self.subject.send(hook, &packet.bytes());
-        let now = self.subject.counted();
+        let outcome = subject.send(hook, &packet.bytes());
+        let now = subject.counted();
         let grown = |now: &[u64], then: &[u64]| now.iter().zip(then).map(|(now, then)| now - then).collect();
         let added = (grown(&now.0, &self.counted.0), grown(&now.1, &self.counted.1));
         self.counted = now;

@@ -3,12 +3,8 @@
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError as KernelError};
-use fairlead_abi::{
-    Address, Backend, Flow, FlowKey, Frontend, FrontendKey, Region, SourceRange, maps,
-};
-use fairlead_core::dataplane::{
-    MapAction, MapCause, MapError, ServiceCidrKey, ServiceMaps, SourceRangeKey,
-};
+use fairlead_abi::{Address, Backend, Flow, FlowKey, Frontend, FrontendKey, Region, SourceRange, maps};
+use fairlead_core::dataplane::{MapAction, MapCause, MapError, ServiceCidrKey, ServiceMaps, SourceRangeKey};
 use fairlead_core::reconcile::Capacity;
 use fairlead_prog_tests::Node;
 
@@ -84,9 +80,9 @@ impl ServiceMaps for NodeMaps<'_> {
 
     fn source_ranges(&self) -> Result<Vec<SourceRangeKey>, MapError> {
         let map: LpmTrie<&MapData, SourceRange, u32> = typed(self.0, maps::SOURCE_RANGES);
-        let keys = map.keys().map(|key| {
-            key.map(|key| SourceRangeKey { prefix_len: key.prefix_len(), range: key.data() })
-        });
+        let keys = map
+            .keys()
+            .map(|key| key.map(|key| SourceRangeKey { prefix_len: key.prefix_len(), range: key.data() }));
         keys.collect::<Result<_, _>>().map_err(|error| unread("source ranges", &error))
     }
 
@@ -154,9 +150,7 @@ fn trie<'a, K: Pod>(node: &'a mut Node, name: &str) -> LpmTrie<&'a mut MapData, 
 fn gone(removed: Result<(), KernelError>) -> Result<(), KernelError> {
     match removed {
         Err(KernelError::KeyNotFound) => Ok(()),
-        Err(KernelError::SyscallError(error))
-            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
-        {
+        Err(KernelError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
             Ok(())
         }
         other => other,

@@ -17,7 +17,9 @@ pub fn shrink(case: &Case, mut fails: impl FnMut(&Case) -> bool) -> Case {
     let mut tries = 0;
     let mut attempt = |candidate: &Value| {
         tries += 1;
-        tries <= PATIENCE && serde_json::from_value(candidate.clone()).is_ok_and(|case: Case| case.is_sound() && fails(&case))
+        tries <= PATIENCE
+            && serde_json::from_value(candidate.clone())
+                .is_ok_and(|case: Case| case.is_sound() && fails(&case))
     };
     loop {
         let before = best.clone();
@@ -117,8 +119,7 @@ mod tests {
             to: ([10, 96, 0, 1], 53).into(),
             often: true,
         };
-        let case =
-            Case { about: "long".into(), probes: (1..40).map(probe).collect(), ..Case::default() };
+        let case = Case { about: "long".into(), probes: (1..40).map(probe).collect(), ..Case::default() };
         let has = |case: &Case, port| case.probes.iter().any(|probe| probe.from.port() == port);
         let least = shrink(&case, |case| has(case, 3) && has(case, 33));
         let ports: Vec<u16> = least.probes.iter().map(|probe| probe.from.port()).collect();

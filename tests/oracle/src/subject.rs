@@ -92,10 +92,15 @@ impl Subject {
         });
     }
 
-    /// Hands a packet to the program at `hook`.
+    /// Runs `work` where packets can be sent.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.node.inside(work)
+    }
+
+    /// Hands a packet to the program at `hook`; only [`Self::inside`].
     #[must_use]
     pub fn send(&self, hook: Hook, packet: &[u8]) -> Outcome {
-        self.node.send(hook, packet)
+        self.node.send_inside(hook, packet)
     }
 
     /// What the programs have counted.

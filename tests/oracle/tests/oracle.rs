@@ -14,8 +14,15 @@ use fairlead_prog_tests::random::{Random, SEED};
 const CLUSTERS: &str = "FAIRLEAD_ORACLE_CLUSTERS";
 /// How many there are otherwise.
 const CLUSTERS_BY_DEFAULT: usize = 400;
-/// A failure may need a certain draw of a backend: so often a smaller case is tried.
-const TRIES: usize = 4;
+/// A failure may need a certain draw of a backend: so often a case is tried.
+const TRIES: usize = 3;
+
+#[test]
+fn every_case_that_is_kept_says_what_it_is_about() {
+    for (path, case) in kept() {
+        assert!(case.is_sound() && !case.about.is_empty(), "{}", path.display());
+    }
+}
 
 #[test]
 #[ignore = "needs root: run make test"]
@@ -34,16 +41,18 @@ fn cases_that_once_failed_do_not_fail_again() {
 #[test]
 #[ignore = "needs root: run make test"]
 fn packets_fare_in_random_clusters_as_the_oracle_says() {
-    let clusters = std::env::var(CLUSTERS).map_or(CLUSTERS_BY_DEFAULT, |text| text.parse().expect("a number"));
+    let clusters =
+        std::env::var(CLUSTERS).map_or(CLUSTERS_BY_DEFAULT, |text| text.parse().expect("a number"));
     let mut random = Random::announced();
     let mut tally = Tally::default();
     let begun = Instant::now();
     for number in 0..clusters {
         let case = generate::case(&mut random);
         if let Err(mismatch) = run(&case, &mut tally) {
+            println!("cluster {number} of this {SEED}: {mismatch}");
             let (path, least, reduced) = keep(&case, &mismatch);
             panic!(
-                "cluster {number} of this {SEED}: {mismatch}\nreduced: {reduced}\nkept as {}:\n{}",
+                "reduced: {reduced}\nkept as {}:\n{}",
                 path.display(),
                 serde_json::to_string_pretty(&least).expect("JSON"),
             );

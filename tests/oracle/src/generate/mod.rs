@@ -33,9 +33,9 @@ fn later(random: &mut Random, objects: &[Object]) -> Vec<Step> {
             Object::Node(_) | Object::ServiceCIDR(_) => false,
         };
         if touched && chance(random, 1, 3) {
-            steps.push(Step::Delete(Box::new(object.clone())));
+            steps.push(Step::Delete(object.clone()));
         } else if touched {
-            steps.push(Step::Apply(Box::new(objects::changed(random, object))));
+            steps.push(Step::Apply(objects::changed(random, object)));
         }
     }
     steps
@@ -64,19 +64,18 @@ fn history(random: &mut Random, objects: &[Object]) -> Vec<Step> {
     for object in objects {
         let mut queue = Vec::new();
         for _ in 0..*random.one_of(&[0, 0, 0, 1, 2]) {
-            let before = Box::new(object_like(random, object));
+            let before = object_like(random, object);
             queue.push(Step::Apply(before.clone()));
             if chance(random, 1, 4) {
                 queue.push(Step::Delete(before));
             }
         }
-        queue.push(Step::Apply(Box::new(object.clone())));
+        queue.push(Step::Apply(object.clone()));
         queues.push(queue);
     }
     for object in cluster(random).iter().filter(|object| !there(objects, object)) {
         if chance(random, 1, 4) {
-            let object = Box::new(object.clone());
-            queues.push(vec![Step::Apply(object.clone()), Step::Delete(object)]);
+            queues.push(vec![Step::Apply(object.clone()), Step::Delete(object.clone())]);
         }
     }
     queues.iter_mut().for_each(|queue| queue.reverse());

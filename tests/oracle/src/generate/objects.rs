@@ -28,14 +28,14 @@ pub fn cluster(random: &mut Random) -> Vec<Object> {
     if chance(random, 1, 6) {
         objects.push(service_cidr(random, "more"));
     }
-    for number in 0..random.below(SERVICES + 1) {
+    for number in 0..1 + random.below(SERVICES) {
         let namespace = *random.one_of(&NAMESPACES);
         let name = (namespace.to_owned(), format!("web-{number}"));
         let service = service(random, &name);
         let ports = ports_of(&service);
         objects.push(service);
         let hints = random.below(4);
-        for slice in 0..random.below(5) {
+        for slice in 0..*random.one_of(&[0, 1, 2, 2, 3, 4]) {
             let slice_name = (name.0.clone(), format!("{}-{slice}", name.1));
             objects.push(slice_of(random, &slice_name, &name.1, &ports, hints));
         }
@@ -108,7 +108,8 @@ fn node(random: &mut Random, name: &str) -> Object {
 }
 
 fn service_cidr(random: &mut Random, name: &str) -> Object {
-    let (v4, v6) = if name == "more" { ("10.97.0.0/28", "fd00:97::/120") } else { ("10.96.0.0/16", "fd00:96::/108") };
+    let (v4, v6) =
+        if name == "more" { ("10.97.0.0/28", "fd00:97::/120") } else { ("10.96.0.0/16", "fd00:96::/108") };
     let cidrs: &[&str] = match random.below(4) {
         0 => &[v4],
         1 => &[v6],
@@ -119,7 +120,14 @@ fn service_cidr(random: &mut Random, name: &str) -> Object {
 }
 
 fn service(random: &mut Random, (namespace, name): &Name) -> Object {
-    let kind = *random.one_of(&["ClusterIP", "ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer", "ExternalName"]);
+    let kind = *random.one_of(&[
+        "ClusterIP",
+        "ClusterIP",
+        "NodePort",
+        "LoadBalancer",
+        "LoadBalancer",
+        "ExternalName",
+    ]);
     let mut labels = Map::new();
     if chance(random, 1, 16) {
         let label = *random.one_of(&["service-proxy-name", "headless"]);
@@ -132,7 +140,8 @@ fn service(random: &mut Random, (namespace, name): &Name) -> Object {
         _ => &FAMILIES,
     };
     let mut spec = json!({ "type": kind, "ports": service_ports(random, kind) });
-    let mut cluster_ips: Vec<Value> = families.iter().map(|family| json!(cluster_ip(random, *family, name))).collect();
+    let mut cluster_ips: Vec<Value> =
+        families.iter().map(|family| json!(cluster_ip(random, *family, name))).collect();
     match random.below(24) {
         0 => cluster_ips = vec![json!("None")],
         1 => cluster_ips.clear(),
@@ -143,7 +152,8 @@ fn service(random: &mut Random, (namespace, name): &Name) -> Object {
     if kind != "ExternalName" {
         spec["clusterIP"] = cluster_ips.first().cloned().unwrap_or_default();
         spec["clusterIPs"] = Value::Array(cluster_ips);
-        spec["ipFamilies"] = families.iter().map(|family| if *family == Family::V4 { "IPv4" } else { "IPv6" }).collect();
+        spec["ipFamilies"] =
+            families.iter().map(|family| if *family == Family::V4 { "IPv4" } else { "IPv6" }).collect();
     } else {
         spec["externalName"] = json!("example.org");
     }
@@ -229,6 +239,7 @@ fn external_ips(random: &mut Random) -> Value {
             1 => json!(world::other_node(family)),
             2 => json!(pick(family, "203.0.113.50", "2001:db8:50::1")),
             3 => json!(pick(family, "10.96.0.10", "fd00:96::10")),
+            5 if chance(random, 1, 3) => json!(random.one_of(&Pod::ALL).ip(family)),
             4 => json!(random.one_of(&["nonsense", "127.0.0.1", "224.0.0.1", "::ffff:198.51.100.100"])),
             _ => json!(pick(family, "198.51.100.100", "2001:db8:100::1")),
         });
@@ -316,15 +327,23 @@ fn slice_of(
             0 => port["port"] = Value::Null,
             1 => port["name"] = json!("unknown"),
             2 => port["port"] = json!(0),
-            3 => continue,
+            3 => port["protocol"] = json!(random.one_of(&PROTOCOLS)),
+            4 => continue,
             _ => {}
         }
         listed.push(port);
     }
-    let endpoints: Vec<Value> = (0..random.below(5)).map(|_| endpoint(random, family, service, hints)).collect();
+    let endpoints: Vec<Value> =
+        (0..*random.one_of(&[0, 1, 2, 3, 4])).map(|_| endpoint(random, family, service, hints)).collect();
     let address_type = match random.below(24) {
         0 => "FQDN",
-        1 => if family == Family::V4 { "IPv6" } else { "IPv4" },
+        1 => {
+            if family == Family::V4 {
+                "IPv6"
+            } else {
+                "IPv4"
+            }
+        }
         _ if family == Family::V4 => "IPv4",
         _ => "IPv6",
     };
@@ -348,7 +367,8 @@ fn endpoint(random: &mut Random, family: Family, service: &str, hints: usize) ->
         _ => (*random.one_of(&remote), Some(OTHER_NODE)),
     };
     // Now and then what is said of where it is, is wrong.
-    let node = if chance(random, 1, 12) { *random.one_of(&[None, Some(NODE), Some(OTHER_NODE)]) } else { home };
+    let node =
+        if chance(random, 1, 12) { *random.one_of(&[None, Some(NODE), Some(OTHER_NODE)]) } else { home };
     let addresses = match random.below(32) {
         0 => vec![],
         1 => vec![json!("nonsense")],

@@ -33,7 +33,13 @@ pub(super) struct Usable {
 
 impl Usable {
     /// The endpoints of one family of a Service port, on a node of that zone.
-    pub(super) fn of(cluster: &Cluster, service: &Service, port: &Port, v4: bool, zone: Option<&str>) -> Self {
+    pub(super) fn of(
+        cluster: &Cluster,
+        service: &Service,
+        port: &Port,
+        v4: bool,
+        zone: Option<&str>,
+    ) -> Self {
         let mut endpoints = listed(cluster, service, port);
         endpoints.retain(|address, _| address.is_ipv4() == v4);
         let those = |wanted: &dyn Fn(&Endpoint) -> bool| -> BTreeSet<SocketAddr> {
@@ -98,9 +104,9 @@ fn hinted(endpoints: &BTreeMap<SocketAddr, Endpoint>, endpoint: &Endpoint, zone:
     }
 }
 
-/// Whether the Service port has that endpoint, and it serves.
+/// Whether the Service port has that endpoint, and it is ready or serves.
 pub(super) fn serves(cluster: &Cluster, service: &Service, port: &Port, address: SocketAddr) -> bool {
-    listed(cluster, service, port).get(&address).is_some_and(|endpoint| endpoint.serving)
+    listed(cluster, service, port).get(&address).is_some_and(|endpoint| endpoint.ready || endpoint.serving)
 }
 
 /// Every endpoint of the Service port that a slice lists, by where it listens.

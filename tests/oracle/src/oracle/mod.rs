@@ -107,7 +107,8 @@ impl<'a> Oracle<'a> {
         let service_cidrs = match &settings.service_cidrs {
             Some(cidrs) => cidrs.clone(),
             None => {
-                let listed = cluster.service_cidrs.values().filter_map(|object| object.spec.as_ref()?.cidrs.as_ref());
+                let listed =
+                    cluster.service_cidrs.values().filter_map(|object| object.spec.as_ref()?.cidrs.as_ref());
                 listed.flatten().filter_map(|text| text.parse().ok()).collect()
             }
         };
@@ -170,7 +171,7 @@ impl<'a> Oracle<'a> {
     /// no ClusterIP.
     fn kind(&self, service: &Service, port: &Port, dialled: SocketAddr) -> Option<Kind> {
         let (ip, number) = (dialled.ip(), dialled.port());
-        if service.ports.is_empty() {
+        if service.cluster_ips.iter().all(|cluster_ip| cluster_ip.is_ipv4() != ip.is_ipv4()) {
             None
         } else if number == port.port && service.cluster_ips.contains(&ip) {
             Some(Kind::ClusterIp)
@@ -185,14 +186,10 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// Whether a Service has that ClusterIP, and answers there at any port.
+    /// Whether a Service with any port has that ClusterIP, even if others have its ports there.
     fn is_live_cluster_ip(&self, ip: IpAddr) -> bool {
-        self.services.iter().filter(|service| service.cluster_ips.contains(&ip)).any(|service| {
-            service.ports.iter().any(|port| {
-                let holder = self.frontend((ip, port.port).into(), &port.protocol);
-                holder.is_some_and(|(holder, ..)| holder.name == service.name)
-            })
-        })
+        let mut services = self.services.iter().filter(|service| !service.ports.is_empty());
+        services.any(|service| service.cluster_ips.contains(&ip))
     }
 
     fn at_frontend(&self, probe: &Probe, service: &Service, port: &Port, kind: Kind) -> Expected {

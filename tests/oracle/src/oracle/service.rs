@@ -50,7 +50,8 @@ impl Service {
             return None;
         }
         let created = object.metadata.creation_timestamp.as_ref();
-        let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
+        let status =
+            object.status.as_ref().and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
         let captured = status.into_iter().flatten().filter(|entry| entry.ip_mode.as_deref() != Some("Proxy"));
         let external_ips = spec.external_ips.iter().flatten().filter_map(|text| unicast(text));
         let source_ranges = spec.load_balancer_source_ranges.iter().flatten();
@@ -72,7 +73,7 @@ impl Service {
     pub(super) fn admits(&self, client: IpAddr) -> bool {
         let family = |range: &&IpNet| range.addr().is_ipv4() == client.is_ipv4();
         let ranges: Vec<&IpNet> = self.source_ranges.iter().filter(family).collect();
-        ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0 || range.contains(&client))
+        ranges.is_empty() || ranges.iter().any(|range| range.contains(&client))
     }
 }
 

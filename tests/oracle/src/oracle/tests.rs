@@ -37,7 +37,7 @@ fn cluster(spec: Value, endpoints: Value) -> Cluster {
         Object::EndpointSlice(from_value(slice).expect("an EndpointSlice")),
         Object::ServiceCIDR(from_value(cidr).expect("a ServiceCIDR")),
     ];
-    Cluster::after(&objects.map(|object| Step::Apply(Box::new(object))))
+    Cluster::after(&objects.map(Step::Apply))
 }
 
 /// What becomes of a SYN from there.
@@ -103,7 +103,10 @@ fn an_external_policy_of_local_counts_for_clients_outside_at_all_but_the_cluster
         assert_eq!(backends(dialled(&cluster, At::Wire, to)), keeping(&["10.1.0.2"]), "{to}");
         assert_eq!(backends(dialled(&cluster, At::PodB, to)), keeping(&["10.1.0.2", "10.2.0.9"]), "{to}");
     }
-    assert_eq!(backends(dialled(&cluster, At::Wire, "10.96.0.10:80")), masqueraded(&["10.1.0.2", "10.2.0.9"]));
+    assert_eq!(
+        backends(dialled(&cluster, At::Wire, "10.96.0.10:80")),
+        masqueraded(&["10.1.0.2", "10.2.0.9"])
+    );
 }
 
 #[test]
@@ -157,7 +160,10 @@ fn hints_count_if_every_ready_endpoint_has_one_and_one_is_for_here() {
     assert_eq!(of(zone("north"), zone("west")), "10.2.0.9 10.2.0.10");
     assert_eq!(of(zone("east"), json!({})), "10.2.0.9 10.2.0.10");
     assert_eq!(of(node("other"), node("this")), "10.2.0.10");
-    let both = with(node("other"), json!({ "hints": { "forZones": [{ "name": "east" }], "forNodes": [{ "name": "other" }] } }));
+    let both = with(
+        node("other"),
+        json!({ "hints": { "forZones": [{ "name": "east" }], "forNodes": [{ "name": "other" }] } }),
+    );
     assert_eq!(of(both, zone("west")), "10.2.0.9");
     let unready = with(node("this"), json!({ "conditions": { "ready": false } }));
     assert_eq!(of(unready, zone("east")), "10.2.0.10");
