@@ -20,7 +20,7 @@ pub(crate) fn guard(ctx: &SockContext, family: Family) -> i32 {
         return ALLOW;
     };
     // SAFETY: the helper reads the context that the kernel gave (kernel 5.8).
-    if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != config.host_netns {
+    if !config::is_host(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }) {
         return ALLOW;
     }
     let socket = ctx.sock;

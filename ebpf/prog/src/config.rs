@@ -28,3 +28,9 @@ pub(crate) fn is_node_address(address: Address) -> bool {
     // A family that the node has no address of is configured as unspecified.
     !address.is_unspecified() && CONFIG.get(0).is_some_and(is_configured)
 }
+
+/// Whether this is the cookie of the host's network namespace.
+#[inline(always)]
+pub(crate) fn is_host(netns: u64) -> bool {
+    CONFIG.get(0).is_some_and(|config| config.host_netns == netns)
+}

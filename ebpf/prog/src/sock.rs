@@ -6,7 +6,7 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, LruHashMap};
@@ -42,8 +42,9 @@ pub(crate) enum Family {
 /// connect(): dials a backend in place of a frontend.
 ///
 /// A datagram socket is left to dial the frontend: once connected, no hook would see it again, not even
-/// when its backend is gone. Its packets are translated one by one on their way out. From there they would not reach
-/// a backend that is the node itself, and packets to the node's own address, a NodePort's, take no such way.
+/// when its backend is gone. Its packets are translated one by one on their way out. Those of the host would not reach
+/// a backend that is the node itself from there, and those to the node's own address, a NodePort's, take no such way:
+/// such a socket is translated once, and refused when its backend is gone ([`is_left`]).
 #[inline(always)]
 pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let (mut frontend, mut choice) = (MaybeUninit::uninit(), MaybeUninit::uninit());
@@ -57,7 +58,7 @@ pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let choice = unsafe { choice.assume_init_ref() };
     let at_home =
         frontend.flags & frontend_flags::NODE_PORT != 0 || config::is_node_address(choice.backend.address);
-    if is_datagram(ctx) && !at_home {
+    if is_datagram(ctx) && !(at_home && config::is_host(netns_of(ctx))) {
         return ALLOW;
     }
     dial(ctx, family, &socket_key(ctx, &dialled), choice)
@@ -151,10 +152,27 @@ pub(crate) fn name_peer(ctx: &SockAddrContext, family: Family) -> i32 {
 /// Who the socket's process is, if its sockets are to be translated.
 #[inline(always)]
 fn client_of(ctx: &SockAddrContext) -> Option<&'static SocketClient> {
-    // SAFETY: the helper reads the context that the kernel gave (kernel 5.8).
-    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: all fields are integers; one that is reused in this moment is another client's at worst.
-    unsafe { CLIENTS.get(&netns) }
+    unsafe { CLIENTS.get(&netns_of(ctx)) }
+}
+
+/// The cookie of the socket's network namespace.
+#[inline(always)]
+fn netns_of(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the helper reads the context that the kernel gave (kernel 5.8).
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// Whether a datagram comes from a socket that was translated, once and for all, to a backend that is gone.
+///
+/// Out of line for the stack's sake.
+#[inline(never)]
+pub(crate) fn is_left(skb: *mut __sk_buff, destination: &Address, port: Port) -> bool {
+    // SAFETY: the helper reads the context that the kernel gave; a packet that no socket sent has the cookie 0.
+    let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    let key = SocketKey { cookie, address: *destination, port, reserved: [0; 3] };
+    // SAFETY: two integers are read; a racing write gives stale ones at worst.
+    unsafe { SOCKETS.get(&key) }.is_some_and(|peer| lb::generation(peer.backend) != peer.generation)
 }
 
 /// The backend that this socket's datagrams to the frontend went to before, if it is still there.

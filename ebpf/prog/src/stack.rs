@@ -7,13 +7,13 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Flow, Reason, flow_flags};
+use fairlead_abi::{Flow, Reason, flow_flags, protocol};
 
 use crate::ct::{self, may};
 use crate::packet::{self, Packet};
 use crate::refuse::{self, Back};
 use crate::verdict::Verdict;
-use crate::{config, endpoint, forward, nat, quoted, room};
+use crate::{config, endpoint, forward, nat, quoted, room, sock};
 
 /// A packet on its way to a local pod: perhaps a reply of a backend that is the node itself.
 #[inline(always)]
@@ -22,6 +22,9 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
     let Some(packet) = own(ctx, &mut room.packet)? else {
         return Ok(Verdict::Stack);
     };
+    if is_left(ctx, packet) {
+        return refuse::refuse(ctx, packet, Reason::NoEndpoint, Back::Up);
+    }
     let receiver = endpoint::find(&packet.tuple.destination);
     if receiver.is_some_and(endpoint::is_translated)
         && !quoted::translate(ctx, packet)?
@@ -39,6 +42,9 @@ pub(crate) fn to_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
     let Some(packet) = own(ctx, &mut room.packet)? else {
         return Ok(Verdict::Stack);
     };
+    if is_left(ctx, packet) {
+        return refuse::refuse(ctx, packet, Reason::NoEndpoint, Back::Up);
+    }
     if quoted::translate(ctx, packet)? {
         return forward::emit(ctx, packet);
     }
@@ -59,6 +65,13 @@ fn own<'room>(
 ) -> Result<Option<&'room mut Packet>, Reason> {
     let packet = packet::parse(ctx, room)?;
     Ok(packet.filter(|packet| config::is_node_address(packet.tuple.source)))
+}
+
+/// Whether it is a datagram of a socket that was connected to a backend which is gone.
+#[inline(always)]
+fn is_left(ctx: &TcContext, packet: &Packet) -> bool {
+    packet.tuple.protocol == protocol::UDP
+        && sock::is_left(ctx.skb.skb, &packet.tuple.destination, packet.tuple.destination_port)
 }
 
 #[inline(always)]
