@@ -20,8 +20,10 @@ pub(crate) fn run() -> Result<()> {
     build::all(false)?;
     let mut count = Count::default();
     say("running unit tests, golden scripts, program tests and cluster tests");
-    // One thread: a cluster test has the machine's two cores for its nodes.
-    let arguments = ["test", "--no-fail-fast", "--", "--include-ignored", "--test-threads=1"];
+    // One thread: a cluster test has the machine's two cores for its nodes. What tests print is for people: seeds, how
+    // much was compared, how many flows a Maglev table moves.
+    let arguments =
+        ["test", "--no-fail-fast", "--", "--include-ignored", "--test-threads=1", "--show-output"];
     let succeeded = stream(&mut cargo(arguments), &mut count)?;
     println!("{} passed, {} failed", count.passed, count.failed);
     if !succeeded || count.failed > 0 {
