@@ -13,7 +13,7 @@ pub struct Address([u32; 4]);
 layout!(Address, 16);
 
 impl Address {
-    /// `::`, which no packet that reaches a lookup carries.
+    /// `::`, which no pod and no Service has.
     pub const UNSPECIFIED: Self = Self([0; 4]);
 
     /// The IPv4 address whose four bytes, as they stand in memory, are `word`.

@@ -62,6 +62,8 @@ numbered! {
         NoService = 11, "no_service";
         /// The translated packet is too large for its route: answered with what fits.
         TooBig = 12, "too_big";
+        /// An RST for a connection to a Service that the flow table does not know.
+        StrayReset = 13, "stray_reset";
     }
 }
 

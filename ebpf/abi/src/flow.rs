@@ -41,7 +41,7 @@ impl FlowKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
-    /// When a packet last matched, in nanoseconds of the monotonic clock, to about a second.
+    /// When a packet last matched, in nanoseconds of the monotonic clock, to half a second.
     pub last_seen: u64,
     /// The sender that the packet leaves with.
     pub source: Address,
@@ -53,8 +53,8 @@ pub struct Flow {
     pub destination_port: Port,
     /// The backend's id.
     pub backend: u32,
-    /// The backend's generation when the flow was made; a forward packet that finds another one is
-    /// balanced anew.
+    /// The backend's generation when the flow was made; a datagram of the client, or the first packet of a new
+    /// connection, that finds another one is balanced anew.
     pub generation: u32,
     /// [`flow_flags`].
     pub flags: u32,
@@ -75,8 +75,10 @@ pub mod flow_flags {
     pub const FIN: u32 = 8;
     /// A FIN passed in each direction.
     pub const CLOSED: u32 = 16;
-    /// A packet passed in the other direction.
+    /// The backend answered.
     pub const ANSWERED: u32 = 32;
+    /// The client went on after the answer: neither the client nor the answer was forged.
+    pub const CONFIRMED: u32 = 64;
 }
 
 /// The fragments of one datagram (RFC 791, section 3.2; RFC 8200, section 4.5). 40 bytes.

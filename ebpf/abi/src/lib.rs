@@ -41,7 +41,7 @@ pub use flow::{Flow, FlowKey, FragmentKey, flow_flags};
 pub use service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendKey, Region, SourceRange, cidr_flags, frontend_flags,
 };
-pub use socket::{SocketClient, SocketKey, SocketPeer};
+pub use socket::{SocketClient, SocketKey, SocketPeer, socket_flags};
 
 /// The version of every layout in this crate; maps and links are pinned under a directory named after it.
 pub const LAYOUT_VERSION: u32 = 2;

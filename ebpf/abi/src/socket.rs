@@ -29,14 +29,20 @@ pub struct SocketPeer {
     pub address: Address,
     /// Its port.
     pub port: Port,
-    /// Zero.
-    pub reserved: u16,
+    /// [`socket_flags`].
+    pub flags: u16,
     /// The backend's id.
     pub backend: u32,
     /// The backend's generation when it was chosen.
     pub generation: u32,
 }
 layout!(SocketPeer, 28);
+
+/// Bits of [`SocketPeer::flags`].
+pub mod socket_flags {
+    /// The socket is connected to the backend, so that no hook sees what it sends.
+    pub const CONNECTED: u16 = 1;
+}
 
 /// A network namespace whose sockets are translated before any packet exists, and the addresses that its
 /// processes are known by: the node's for the host's own, the pod's for a pod's. 32 bytes.

@@ -2,7 +2,9 @@
 
 use fairlead_abi::Port;
 
-/// How many ports are tried before the flow is dropped.
+/// How many ports are tried for one that is free.
+pub const FREE_ATTEMPTS: u32 = 8;
+/// How many more are tried for one that may be taken over, before the flow is dropped.
 pub const ATTEMPTS: u32 = 16;
 
 /// The port of the `attempt`th try in a range of `count` (a power of two) ports that starts at `first`.

@@ -29,10 +29,7 @@ pub(crate) fn guard(ctx: &SockContext, family: Family) -> i32 {
         ((&raw const (*socket).src_port).read_volatile(), (&raw const (*socket).protocol).read_volatile())
     };
     let address = bound_address(ctx, family);
-    let is_any = match family {
-        Family::V4 => address.v4_word() == 0,
-        Family::V6 => address.is_unspecified(),
-    };
+    let is_any = address.is_unspecified() || address.is_v4() && address.v4_word() == 0;
     let is_node_port = |address: Address| {
         let key =
             FrontendKey { address, port: Port::new(port as u16), protocol: protocol as u8, reserved: 0 };

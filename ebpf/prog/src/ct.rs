@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Address, Backend, Config, Counter, Flow, FlowKey, Reason, flow_flags, protocol};
+use fairlead_abi::{Address, Backend, Counter, Flow, FlowKey, Reason, flow_flags, protocol};
 use fairlead_flow::{life, snat};
 
 use crate::lb::{self, Choice, Client};
@@ -37,6 +37,8 @@ pub(crate) mod may {
     pub(crate) const BEGIN_OUTSIDE: u32 = 4;
     /// Begin a flow for what is for no frontend but would be taken for part of another flow.
     pub(crate) const KEEP_APART: u32 = 8;
+    /// Begin a flow of the node itself, whose packets are on their way out.
+    pub(crate) const BEGIN_AWAY: u32 = 16;
 }
 
 /// The flow that the packet belongs to, or begins, as far as it [`may`]. It lies in `room`.
@@ -76,7 +78,12 @@ extern "C" fn fairlead_flow(skb: *mut __sk_buff, packet: *const Packet, flow: *m
         forget(&packet.tuple, flow);
     }
     let mut room = MaybeUninit::uninit();
-    let chosen = match choose(packet, may, &mut room) {
+    let mut chosen = choose(packet, may, &mut room);
+    if chosen == Outcome::from(Reason::StaleService) {
+        // It was read while it was written: what has been written since is whole.
+        chosen = choose(packet, may, &mut room);
+    }
+    chosen = match chosen {
         Outcome::NOTHING if may & may::KEEP_APART != 0 => keep_apart(packet, &mut room),
         chosen => chosen,
     };
@@ -96,8 +103,12 @@ extern "C" fn fairlead_flow(skb: *mut __sk_buff, packet: *const Packet, flow: *m
 /// Out of line for the stack's sake.
 #[inline(never)]
 fn choose(packet: &Packet, may: u32, room: &mut MaybeUninit<Choice>) -> Outcome {
-    let client = if may & may::BEGIN_OUTSIDE != 0 { Client::Outside } else { Client::Inside };
-    if may & (may::BEGIN_INSIDE | may::BEGIN_OUTSIDE) == 0 {
+    let client = match may & (may::BEGIN_OUTSIDE | may::BEGIN_AWAY) {
+        may::BEGIN_OUTSIDE => Client::Outside,
+        may::BEGIN_AWAY => Client::Leaving,
+        _ => Client::Inside,
+    };
+    if may & (may::BEGIN_INSIDE | may::BEGIN_OUTSIDE | may::BEGIN_AWAY) == 0 {
         return Outcome::NOTHING;
     }
     match lb::pick(packet, client, room) {
@@ -138,10 +149,11 @@ fn find(packet: &Packet, flow: &mut Flow) -> Found {
         return Found::Stale;
     }
     let seen = clock::now();
-    let told = ending(packet, flow.flags) | answering(flow.flags);
+    let is_due = seen.wrapping_sub(flow.last_seen) > REFRESH;
+    let told = ending(packet, flow.flags) | progress(packet, flow.flags, is_due);
     let own = if packet.tcp.closes() { flow_flags::FIN } else { 0 };
     let flags = flow.flags & !flow_flags::RESET | told | own;
-    if flags != flow.flags || seen.wrapping_sub(flow.last_seen) > REFRESH {
+    if flags != flow.flags || is_due {
         // SAFETY: as above.
         unsafe {
             (*entry).flags = flags;
@@ -152,6 +164,7 @@ fn find(packet: &Packet, flow: &mut Flow) -> Found {
         tell_partner(packet, flow, told, seen);
     }
     if packet.fragment == Fragment::First {
+        flow.last_seen = seen;
         fragment::remember(packet, flow);
     }
     Found::Flow
@@ -171,10 +184,17 @@ fn ending(packet: &Packet, before: u32) -> u32 {
     if first { flow_flags::CLOSING } else { flow_flags::CLOSING | flow_flags::CLOSED }
 }
 
-/// The backend's first packet makes the flow an answered one.
+/// How far the flow, whose entry had these flags before, has come: the backend's first packet makes it an answered
+/// one, the client's next a confirmed one. A client may send two datagrams before it hears of an answer; one that goes
+/// on when the entry is due to be refreshed has heard it.
 #[inline(always)]
-fn answering(flags: u32) -> u32 {
-    if flags & flow_flags::REPLY != 0 { flow_flags::ANSWERED } else { 0 }
+fn progress(packet: &Packet, before: u32, is_due: bool) -> u32 {
+    if before & flow_flags::REPLY != 0 {
+        return flow_flags::ANSWERED;
+    }
+    let goes_on = !packet.tcp.opens() && !packet.tcp.resets();
+    let heard = packet.tuple.protocol != protocol::UDP || is_due;
+    if before & flow_flags::ANSWERED != 0 && goes_on && heard { flow_flags::CONFIRMED } else { 0 }
 }
 
 /// Whether the flow must choose a backend anew. A datagram never goes to a backend that is gone; a connection stays
@@ -201,8 +221,8 @@ fn leaving(flow: &Flow, ip_protocol: u8) -> FlowKey {
     }
 }
 
-/// Tells the entry of the other direction that the connection was answered, that it ends, or that an RST was not
-/// believed.
+/// Tells the entry of the other direction that the connection was answered, was confirmed, or ends, or that an RST was
+/// not believed.
 #[inline(always)]
 fn tell_partner(packet: &Packet, flow: &Flow, told: u32, seen: u64) {
     let partner = leaving(flow, packet.tuple.protocol).reversed();
@@ -250,9 +270,9 @@ fn open(skb: *mut __sk_buff, packet: &Packet, choice: &Choice, flow: &mut Flow) 
     // A client that keeps its address keeps its port too, unless another flow of its own has it: to another frontend
     // of the same backend, or plainly to the backend itself.
     let plainly = || choice.id != lb::NO_BACKEND && connected::has(skb, &reply);
-    let kept = !masquerade && !plainly() && claim(&reply, flow);
-    if !kept {
-        masquerade_port(&mut reply, flow, config)?;
+    let kept = !masquerade && !plainly() && claim(&reply, flow, Claim::Left);
+    if !kept && !claim_port(skb, &mut reply, flow, masquerade)? {
+        return Err(Reason::NoSnatPort);
     }
     flow.source = reply.destination;
     flow.destination = reply.source;
@@ -301,29 +321,66 @@ fn mark(forward: &Flow, client: &Address) {
     endpoint::mark_translated(&forward.destination);
 }
 
-/// Enters the first reply key that is free, trying one port of the range after the other. Out of line, so that
-/// the verifier does not carry the callers' state through the search.
+/// Enters the first reply key that is free, trying one port of the range after the other, or else the first whose
+/// flow may be taken over. A client that keeps its address may have plain connections from a port of the range.
+///
+/// Out of line, so that the verifier does not carry the callers' state through the search.
 #[inline(never)]
-fn masquerade_port(reply: &mut FlowKey, back: &Flow, config: &Config) -> Result<(), Reason> {
+fn claim_port(
+    skb: *mut __sk_buff,
+    reply: &mut FlowKey,
+    back: &Flow,
+    masquerade: bool,
+) -> Result<bool, Reason> {
+    let config = config::get()?;
     // SAFETY: the helper takes nothing and returns a number.
     let seed = unsafe { bpf_get_prandom_u32() };
-    for attempt in 0..snat::ATTEMPTS {
+    for attempt in 0..snat::FREE_ATTEMPTS {
         reply.destination_port = snat::candidate(config.snat_first, config.snat_count, seed, attempt);
-        if claim(reply, back) {
-            return Ok(());
+        if (masquerade || !connected::has(skb, reply)) && claim(reply, back, Claim::Free) {
+            return Ok(true);
         }
     }
-    Err(Reason::NoSnatPort)
+    for attempt in 0..snat::ATTEMPTS {
+        reply.destination_port = snat::candidate(config.snat_first, config.snat_count, seed, attempt);
+        if (masquerade || !connected::has(skb, reply)) && claim(reply, back, Claim::Left) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
-/// Enters the reply key if it is free, is this flow's own from before, or has been left.
+/// Which reply keys may be claimed.
+#[derive(Clone, Copy)]
+enum Claim {
+    /// Those that nobody has.
+    Free,
+    /// Also those that are this flow's own from before, or have been left.
+    Left,
+}
+
+/// Enters the reply key if it may be claimed.
 #[inline(always)]
-fn claim(reply: &FlowKey, back: &Flow) -> bool {
+fn claim(reply: &FlowKey, back: &Flow, which: Claim) -> bool {
+    fairlead_claim(reply, back, which as u32) != 0
+}
+
+/// Out of line as a global function: the verifier walks it once, by itself, and not for each port that is tried.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_claim(reply: *const FlowKey, back: *const Flow, which: u32) -> u32 {
+    // SAFETY: the caller passes a key and a flow of its own; the verifier wants to see that they are there.
+    let (Some(reply), Some(back)) = (unsafe { reply.as_ref() }, unsafe { back.as_ref() }) else {
+        return 0;
+    };
     if FLOWS.insert(reply, back, u64::from(BPF_NOEXIST)).is_ok() {
-        return true;
+        return 1;
+    }
+    if which == Claim::Free as u32 {
+        return 0;
     }
     let Some(entry) = FLOWS.get_ptr_mut(reply) else {
-        return false;
+        return 0;
     };
     // SAFETY: as in `find`.
     let held = unsafe { &*entry };
@@ -331,27 +388,31 @@ fn claim(reply: &FlowKey, back: &Flow) -> bool {
         && held.destination_port == back.destination_port
         && held.source == back.source
         && held.source_port == back.source_port;
-    if !own {
-        if !life::may_take_over(held, reply.protocol, back.last_seen) {
-            return false;
-        }
-        forget_forward(reply, held);
-    }
-    FLOWS.insert(reply, back, 0).is_ok()
+    let claimed = (own || gives_up(reply, held, back.last_seen)) && FLOWS.insert(reply, back, 0).is_ok();
+    u32::from(claimed)
 }
 
-/// Removes the forward entry whose reply entry `held`, at `reply`, is given away: its client, should it speak
-/// again, is balanced anew. One that leads elsewhere by now is left alone.
+/// Whether the flow whose reply entry `held` is at `reply` may be taken over: then its forward entry is removed, so
+/// that its client, should it speak again, is balanced anew. One that leads elsewhere by now is left alone.
 #[inline(never)]
-fn forget_forward(reply: &FlowKey, held: &Flow) {
+fn gives_up(reply: &FlowKey, held: &Flow, now: u64) -> bool {
+    if !life::may_take_over(held, reply.protocol, now) {
+        return false;
+    }
     let forward = leaving(held, reply.protocol).reversed();
     // SAFETY: as in `find`.
-    if unsafe { FLOWS.get(&forward) }.is_some_and(|flow| leads_to(flow, reply)) {
+    if let Some(flow) = unsafe { FLOWS.get(&forward) }
+        && leads_to(flow, reply)
+    {
+        if !life::may_take_over(flow, reply.protocol, now) {
+            return false;
+        }
         let _ = FLOWS.remove(&forward);
     }
+    true
 }
 
-/// Removes the flow `held`, which is at `forward`, in both directions; the reply entry only if it is its own.
+/// Removes the flow `held`, which is at `forward`, in both directions; of each entry only what still is of this flow.
 #[inline(never)]
 fn forget(forward: &FlowKey, held: &Flow) {
     let reply = leaving(held, forward.protocol).reversed();
@@ -359,7 +420,10 @@ fn forget(forward: &FlowKey, held: &Flow) {
     if unsafe { FLOWS.get(&reply) }.is_some_and(|back| leads_to(back, forward)) {
         let _ = FLOWS.remove(&reply);
     }
-    let _ = FLOWS.remove(forward);
+    // SAFETY: as in `find`.
+    if unsafe { FLOWS.get(forward) }.is_some_and(|flow| leads_to(flow, &reply)) {
+        let _ = FLOWS.remove(forward);
+    }
 }
 
 /// Whether packets that answer the flow's arrive with the tuple `key`.

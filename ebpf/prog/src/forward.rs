@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect, bpf_redirect_ne
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Counter, Endpoint, Mac, Reason, protocol};
 
-use crate::packet::{ETHERNET, Ethernet, Ipv4, Ipv6, Packet, TCP, UDP, at};
+use crate::packet::{ETHERNET, Ethernet, Ipv4, Ipv6, Packet, UDP, at};
 use crate::refuse::Back;
 use crate::verdict::{self, Verdict};
 use crate::{endpoint, nat, observe, too_big};
@@ -20,6 +20,11 @@ use crate::{endpoint, nat, observe, too_big};
 const AF_INET: u8 = 2;
 /// Linux' number of IPv6.
 const AF_INET6: u8 = 10;
+
+/// Where a TCP header has its length, in words, in the upper half of the byte.
+const TCP_DATA_OFFSET: usize = 12;
+/// That byte of a header without options.
+const TCP_NO_OPTIONS: u8 = 5 << 4;
 
 /// Sends a packet to wherever its destination is.
 #[inline(always)]
@@ -180,8 +185,7 @@ fn look_up_route(ctx: &TcContext, packet: &Packet, ifindex: u32) -> Result<(u32,
     Ok((outcome as u32, fib))
 }
 
-/// The length of the packet's IP datagram, or of the largest that the kernel's segmentation will make of it. Of those
-/// with options in their TCP header, it is the length without.
+/// The length of the packet's IP datagram, or of the largest that the kernel's segmentation will make of it.
 #[inline(always)]
 fn largest_datagram(ctx: &TcContext, packet: &Packet) -> u16 {
     // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
@@ -189,8 +193,15 @@ fn largest_datagram(ctx: &TcContext, packet: &Packet) -> u16 {
     if segment == 0 {
         return (ctx.len() as usize).wrapping_sub(ETHERNET) as u16;
     }
-    let header = if packet.tuple.protocol == protocol::TCP { TCP } else { UDP };
+    let header = if packet.tuple.protocol == protocol::TCP { tcp_header(ctx, packet) } else { UDP };
     (packet.transport() - ETHERNET + header + segment as usize) as u16
+}
+
+/// The length of the segment's TCP header, with its options.
+#[inline(always)]
+fn tcp_header(ctx: &TcContext, packet: &Packet) -> usize {
+    let data_offset: u8 = ctx.load(packet.transport() + TCP_DATA_OFFSET).unwrap_or(TCP_NO_OPTIONS);
+    usize::from(data_offset >> 4) * 4
 }
 
 #[inline(always)]

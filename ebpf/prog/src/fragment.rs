@@ -4,9 +4,13 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::LruHashMap;
 use fairlead_abi::{Flow, FragmentKey};
 
+use crate::clock::{self, SECOND};
 use crate::packet::Packet;
 
-/// Datagrams whose fragments are under way. An entry serves until the identification comes again.
+/// How long fragments may follow their first: as long as the kernel waits for them (ipfrag_time).
+const REASSEMBLY: u64 = 30 * SECOND;
+
+/// Datagrams whose fragments are under way.
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, Flow> = LruHashMap::pinned(8_192, 0);
 
@@ -21,11 +25,11 @@ pub(crate) fn remember(packet: &Packet, flow: &Flow) {
 #[inline(always)]
 pub(crate) fn find(packet: &Packet, flow: &mut Flow) -> bool {
     // SAFETY: the value is copied out at once; a racing write gives a stale tuple at worst.
-    let first = unsafe { FRAGMENTS.get(&key(packet)) };
-    if let Some(first) = first {
-        *flow = *first;
-    }
-    first.is_some()
+    let Some(first) = (unsafe { FRAGMENTS.get(&key(packet)) }) else {
+        return false;
+    };
+    *flow = *first;
+    clock::now().saturating_sub(flow.last_seen) <= REASSEMBLY
 }
 
 #[inline(always)]

@@ -10,7 +10,7 @@ use fairlead_abi::{Backend, FlowKey, Frontend, FrontendKey, Reason, Region, fron
 use fairlead_flow::maglev;
 
 use crate::packet::{Fragment, Packet};
-use crate::{admission, affinity, endpoint};
+use crate::{admission, affinity, config, endpoint};
 
 #[map]
 static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
@@ -32,6 +32,8 @@ const HALVINGS: u32 = 24;
 pub(crate) enum Client {
     /// A pod or a process of this node.
     Inside,
+    /// The node itself, in a packet that is on its way out and could not come back.
+    Leaving,
     /// Anyone else: the packet came over an uplink.
     Outside,
 }
@@ -46,7 +48,8 @@ pub(crate) struct Choice {
     pub(crate) masquerade: bool,
 }
 
-/// The frontend that the tuple dials, copied into `room`.
+/// The frontend that the tuple dials, copied into `room`. An address of a local pod is no frontend, whatever Services
+/// ask for: most packets to it are delivered without asking.
 #[inline(always)]
 pub(crate) fn find<'room>(
     tuple: &FlowKey,
@@ -63,6 +66,9 @@ pub(crate) fn find<'room>(
     let Some(frontend) = (unsafe { FRONTENDS.get(&key) }) else {
         return Ok(None);
     };
+    if endpoint::find(&tuple.destination).is_some() {
+        return Ok(None);
+    }
     let frontend = room.write(*frontend);
     if frontend.check == key.check() { Ok(Some(frontend)) } else { Err(Reason::StaleService) }
 }
@@ -117,7 +123,7 @@ pub(crate) fn choose(
     if frontend.flags & frontend_flags::GUARDED != 0 && !admission::admits(frontend.service, &tuple.source) {
         return Err(Reason::SourceNotAllowed);
     }
-    let region = if client == Client::Inside { &frontend.internal } else { &frontend.external };
+    let region = if client == Client::Outside { &frontend.external } else { &frontend.internal };
     if region.len == 0 {
         let live = frontend.flags & frontend_flags::HAS_ENDPOINTS != 0;
         return Err(if live { Reason::NoLocalEndpoint } else { Reason::NoEndpoint });
@@ -128,7 +134,13 @@ pub(crate) fn choose(
     }
     let kept = id != NO_BACKEND;
     if !kept {
-        id = *SLOTS.get(draw(frontend, client, region, tuple)).ok_or(Reason::StaleService)?;
+        let slot = draw(frontend, client, region, tuple);
+        id = *SLOTS.get(slot).ok_or(Reason::StaleService)?;
+        if client == Client::Leaving && is_at_home(id) {
+            // A node has one pod at most that stands on its address at this port.
+            let next = region.base + (slot - region.base + 1) % region.len;
+            id = *SLOTS.get(next).ok_or(Reason::StaleService)?;
+        }
     }
     let backend = BACKENDS.get(id).ok_or(Reason::StaleService)?;
     let masquerade = client == Client::Outside && frontend.flags & frontend_flags::KEEP_SOURCE == 0;
@@ -142,6 +154,12 @@ pub(crate) fn choose(
     Ok(())
 }
 
+/// Whether the backend is the node itself.
+#[inline(always)]
+fn is_at_home(id: u32) -> bool {
+    BACKENDS.get(id).is_some_and(|backend| config::is_node_address(backend.address))
+}
+
 /// The slot of the backend that a client without a past gets.
 #[inline(always)]
 fn draw(frontend: &Frontend, client: Client, region: &Region, tuple: &FlowKey) -> u32 {
@@ -153,8 +171,7 @@ fn draw(frontend: &Frontend, client: Client, region: &Region, tuple: &FlowKey) -
     region.base + unsafe { bpf_get_prandom_u32() } % region.len
 }
 
-/// Whether the packet is the first of a flow to a Service: then the choice for it is filled in. An address of a local
-/// pod is no frontend, whatever Services ask for: most packets to it are delivered without asking.
+/// Whether the packet is the first of a flow to a Service: then the choice for it is filled in.
 #[inline(always)]
 pub(crate) fn pick(
     packet: &Packet,
@@ -164,11 +181,13 @@ pub(crate) fn pick(
     let mut room = MaybeUninit::uninit();
     if packet.has_ports()
         && let Some(frontend) = find(&packet.tuple, &mut room)?
-        && endpoint::find(&packet.tuple.destination).is_none()
     {
         // Its checksum, which is the whole packet's, could not be mended.
         if packet.tuple.protocol == protocol::SCTP && packet.fragment == Fragment::First {
             return Err(Reason::NotForwarded);
+        }
+        if packet.tcp.resets() {
+            return Err(Reason::StrayReset);
         }
         return choose(frontend, client, &packet.tuple, choice).map(|()| true);
     }

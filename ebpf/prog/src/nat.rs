@@ -2,7 +2,7 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Flow, Reason, protocol};
 use fairlead_flow::checksum::Difference;
@@ -66,8 +66,8 @@ fn port_word(packet: &Packet) -> u32 {
     u32::from_ne_bytes([a, b, c, d])
 }
 
-/// Brings SCTP's checksum, which covers no address, to what the change of the ports makes of it. One that the device
-/// is to compute stays whatever it was.
+/// Brings SCTP's checksum, which covers no address, to what the change of the ports makes of it. One of zero is left:
+/// the kernel leaves it to the device, which wants to find that.
 #[inline(always)]
 fn fix_crc(ctx: &TcContext, packet: &Packet, difference: u32) -> Result<(), Reason> {
     let datagram = if packet.is_v4 {
@@ -85,6 +85,9 @@ fn fix_crc(ctx: &TcContext, packet: &Packet, difference: u32) -> Result<(), Reas
     let change = fairlead_crc(difference, length as u32);
     // SAFETY: `at` has checked the bounds.
     let checksum = unsafe { &mut *at::<[u16; 2]>(ctx, packet.transport() + SCTP_CHECKSUM)? };
+    if *checksum == [0, 0] {
+        return Ok(());
+    }
     let [a, b, c, d] = change.to_ne_bytes();
     *checksum = [checksum[0] ^ u16::from_ne_bytes([a, b]), checksum[1] ^ u16::from_ne_bytes([c, d])];
     Ok(())
@@ -128,10 +131,12 @@ fn fix_transport_checksum(
 #[inline(always)]
 pub(crate) fn take_hop(ctx: &TcContext, is_v4: bool) -> Result<(), Reason> {
     if !is_v4 {
+        let place = ETHERNET + offset_of!(Ipv6, hop_limit);
         // SAFETY: `at` has checked the bounds.
-        let hop_limit = unsafe { &mut *at::<u8>(ctx, ETHERNET + offset_of!(Ipv6, hop_limit))? };
-        *hop_limit -= 1;
-        return Ok(());
+        let hop_limit = unsafe { *at::<u8>(ctx, place)? } - 1;
+        // No header checksum balances the change for a device that has summed up the whole packet.
+        let stored = ctx.store(place, &hop_limit, u64::from(BPF_F_RECOMPUTE_CSUM));
+        return stored.map_err(|_| Reason::NotForwarded);
     }
     // SAFETY: `at` has checked the bounds.
     let header = unsafe { &mut *at::<Ipv4>(ctx, ETHERNET)? };

@@ -302,15 +302,15 @@ fn read_ports(ctx: &TcContext, mut packet: Packet) -> Result<Packet, Reason> {
     if packet.fragment == Fragment::Later {
         return Ok(packet);
     }
+    if packet.transport as usize > LONGEST_HEADERS {
+        return Err(Reason::Malformed);
+    }
     let length = match packet.tuple.protocol {
         protocol::TCP => TCP,
         protocol::UDP => UDP,
         protocol::SCTP => SCTP,
         _ => return Ok(packet),
     };
-    if packet.transport as usize > LONGEST_HEADERS {
-        return Err(Reason::Malformed);
-    }
     let transport = packet.transport();
     pull(ctx, transport + length);
     if ctx.data() + transport + length > ctx.data_end() {

@@ -13,7 +13,7 @@ use aya_ebpf::maps::{HashMap, LruHashMap};
 use aya_ebpf::programs::SockAddrContext;
 use fairlead_abi::{
     Address, Counter, FlowKey, Frontend, Port, Reason, SocketClient, SocketKey, SocketPeer, frontend_flags,
-    protocol,
+    protocol, socket_flags,
 };
 
 use crate::lb::{self, Choice, Client};
@@ -51,17 +51,20 @@ pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let Some((frontend, dialled)) = dialling(ctx, family, &mut frontend) else {
         return ALLOW;
     };
-    if let Err(reason) = lb::choose(frontend, Client::Inside, &dialled, &mut choice) {
-        return refuse(reason);
+    match lb::choose(frontend, Client::Inside, &dialled, &mut choice) {
+        Ok(()) => {}
+        Err(Reason::StaleService) => return ALLOW,
+        Err(reason) => return refuse(reason),
     }
     // SAFETY: a choice that is no error has been filled in.
     let choice = unsafe { choice.assume_init_ref() };
-    let at_home =
-        frontend.flags & frontend_flags::NODE_PORT != 0 || config::is_node_address(choice.backend.address);
+    let at_home = frontend.flags & frontend_flags::NODE_PORT != 0
+        || config::is_node_address(choice.backend.address)
+        || config::is_node_address(dialled.destination);
     if is_datagram(ctx) && !(at_home && config::is_host(netns_of(ctx))) {
         return ALLOW;
     }
-    dial(ctx, family, &socket_key(ctx, &dialled), choice)
+    dial(ctx, family, &socket_key(ctx, &dialled), choice, socket_flags::CONNECTED)
 }
 
 /// sendmsg() with an address: sends to a backend in place of a frontend, the same one as long as it is there.
@@ -76,11 +79,12 @@ pub(crate) fn send(ctx: &SockAddrContext, family: Family) -> i32 {
         write(ctx, family, peer.address, peer.port);
         return ALLOW;
     }
-    if let Err(reason) = lb::choose(frontend, Client::Inside, &dialled, &mut choice) {
-        return refuse(reason);
+    match lb::choose(frontend, Client::Inside, &dialled, &mut choice) {
+        // SAFETY: as in `connect`.
+        Ok(()) => dial(ctx, family, &socket, unsafe { choice.assume_init_ref() }, 0),
+        Err(Reason::StaleService) => ALLOW,
+        Err(reason) => refuse(reason),
     }
-    // SAFETY: as in `connect`.
-    dial(ctx, family, &socket, unsafe { choice.assume_init_ref() })
 }
 
 /// The frontend that a process names, and the tuple of the packet that it would send.
@@ -96,7 +100,7 @@ fn dialling<'room>(
     let source_port = Port::default();
     let protocol = protocol_of(ctx);
     let dialled = FlowKey { source, destination, source_port, destination_port, protocol, reserved: [0; 3] };
-    // A frontend that is being replaced in this moment is left to the packet's way.
+    // What is being replaced in this moment is left to the packet's way, here and by the callers.
     let frontend = lb::find(&dialled, room).ok()??;
     Some((frontend, dialled))
 }
@@ -110,8 +114,8 @@ fn socket_key(ctx: &SockAddrContext, dialled: &FlowKey) -> SocketKey {
 }
 
 #[inline(always)]
-fn dial(ctx: &SockAddrContext, family: Family, dialled: &SocketKey, choice: &Choice) -> i32 {
-    remember(dialled, choice);
+fn dial(ctx: &SockAddrContext, family: Family, dialled: &SocketKey, choice: &Choice, flags: u16) -> i32 {
+    remember(dialled, choice, flags);
     write(ctx, family, choice.backend.address, choice.backend.port);
     observe::count(Counter::SocketTranslated);
     ALLOW
@@ -172,7 +176,10 @@ pub(crate) fn is_left(skb: *mut __sk_buff, destination: &Address, port: Port) ->
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
     let key = SocketKey { cookie, address: *destination, port, reserved: [0; 3] };
     // SAFETY: two integers are read; a racing write gives stale ones at worst.
-    unsafe { SOCKETS.get(&key) }.is_some_and(|peer| lb::generation(peer.backend) != peer.generation)
+    unsafe { SOCKETS.get(&key) }.is_some_and(|peer| {
+        let is_connected = peer.flags & socket_flags::CONNECTED != 0;
+        is_connected && lb::generation(peer.backend) != peer.generation
+    })
 }
 
 /// The backend that this socket's datagrams to the frontend went to before, if it is still there.
@@ -184,12 +191,12 @@ fn chosen_before(dialled: &SocketKey) -> Option<SocketPeer> {
 }
 
 #[inline(always)]
-fn remember(dialled: &SocketKey, choice: &Choice) {
+fn remember(dialled: &SocketKey, choice: &Choice, flags: u16) {
     let backend = choice.backend;
     let there = SocketPeer {
         address: backend.address,
         port: backend.port,
-        reserved: 0,
+        flags,
         backend: choice.id,
         generation: backend.generation,
     };

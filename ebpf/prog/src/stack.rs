@@ -48,7 +48,7 @@ pub(crate) fn to_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
     if quoted::translate(ctx, packet)? {
         return forward::emit(ctx, packet);
     }
-    let flow = match ct::flow_of(ctx, packet, may::FIND | may::BEGIN_INSIDE, &mut room.flow) {
+    let flow = match ct::flow_of(ctx, packet, may::FIND | may::BEGIN_AWAY, &mut room.flow) {
         Ok(Some(flow)) => flow,
         Ok(None) => return Ok(Verdict::Stack),
         Err(reason) => return refuse::refuse(ctx, packet, reason, Back::Up),

@@ -9,7 +9,8 @@ use crate::refuse::{self, Back};
 use crate::verdict::Verdict;
 use crate::{config, endpoint, forward, nat, quoted, room};
 
-/// `PACKET_OTHERHOST` of if_packet.h: a frame for another machine, which the switch has flooded.
+/// `PACKET_OTHERHOST` of if_packet.h: a frame for another machine, which the switch has flooded. One with a VLAN's tag is
+/// for another interface.
 const OTHER_HOST: u32 = 3;
 
 /// From parse to verdict. Only what a local pod or a Service claims is ours; all else is left to the node's
@@ -21,7 +22,7 @@ pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
         return Ok(Verdict::Stack);
     };
     // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
-    let for_another = unsafe { (*ctx.skb.skb).pkt_type } == OTHER_HOST;
+    let for_another = unsafe { (*ctx.skb.skb).pkt_type == OTHER_HOST || (*ctx.skb.skb).vlan_present != 0 };
     if packet.ttl <= 1 || for_another {
         return Ok(Verdict::Stack);
     }

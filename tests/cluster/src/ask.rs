@@ -13,10 +13,15 @@ use fairlead_harness::{Failure, FailureKind, Load, Place, Protocol, Report, Traf
 
 /// How late what is expected may come.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// A series of requests that misses one of two pods once in 10¹², one of three pods once in ten million times.
-const SERIES: u32 = 40;
+/// How many requests make a series, and how many more for each pod that is to answer: enough to find each of them, or
+/// another one, but once in a hundred thousand times.
+const SERIES: (usize, usize) = (12, 10);
+/// An answer that needs longer than this is none.
+const SLOW: Duration = Duration::from_millis(500);
+/// How long to wait for the first answer before asking again: what was sent too early is lost.
+const FIRST: Duration = Duration::from_millis(100);
 /// After how long a silence no answer is expected any more.
-const SILENCE: Duration = Duration::from_millis(250);
+const SILENCE: Duration = Duration::from_millis(150);
 /// A refusal that needs longer than this did not come at once.
 const AT_ONCE: Duration = Duration::from_millis(200);
 
@@ -54,22 +59,37 @@ pub fn answered_by(asker: Asker<'_>, targets: &[Target], pods: &[&str]) -> Resul
     answers_of(asker, targets, pods).map(drop)
 }
 
+/// Each of the targets answers, whoever it may be.
+///
+/// # Errors
+/// When it is otherwise for too long.
+pub fn answered((who, place): Asker<'_>, targets: &[Target]) -> Result<()> {
+    eventually(|| first_answers(place, targets)).with_context(|| format!("from {who}"))
+}
+
+fn first_answers(place: &Place, targets: &[Target]) -> Result<()> {
+    let load = |protocol, target| Load::new(protocol, target).times(1).giving_up_after(FIRST);
+    for (report, (protocol, target)) in all(place, targets, load)?.iter().zip(targets) {
+        report.all_answered().with_context(|| format!("{protocol} to {target}"))?;
+    }
+    Ok(())
+}
+
 fn answers_of((who, place): Asker<'_>, targets: &[Target], pods: &[&str]) -> Result<Vec<Report>> {
     let wanted: BTreeSet<&str> = pods.iter().copied().collect();
-    let load = |protocol, target| Load::new(protocol, target).giving_up_after(2 * SILENCE);
-    let begin = |protocol, target| load(protocol, target).times(1);
-    let series = |protocol, target| load(protocol, target).times(SERIES).every(Duration::from_millis(1));
+    let many = u32::try_from(SERIES.0 + SERIES.1 * pods.len())?;
+    let series = |protocol, target| {
+        let load = Load::new(protocol, target).giving_up_after(SLOW);
+        load.times(many).every(Duration::from_millis(1))
+    };
     eventually(|| {
-        for (report, (protocol, target)) in all(place, targets, begin)?.iter().zip(targets) {
-            let failure = report.failures();
-            ensure!(failure.is_empty(), "{protocol} to {target}: {}, no answer of {wanted:?}", failure[0]);
-        }
+        first_answers(place, targets)?;
         let reports = all(place, targets, series)?;
         for (report, (protocol, target)) in reports.iter().zip(targets) {
             let (failures, by) = (report.failures(), report.pods());
             ensure!(
                 failures.is_empty(),
-                "{protocol} to {target}: of {SERIES} failed {failures:?}, {by:?} answered"
+                "{protocol} to {target}: of {many} failed {failures:?}, {by:?} answered"
             );
             let answering: BTreeSet<&str> = report.pods().into_keys().collect();
             ensure!(answering == wanted, "{protocol} to {target}: {by:?} answered, not {wanted:?}");
@@ -104,16 +124,8 @@ pub fn answered_seeing(
 ///
 /// # Errors
 /// When it is otherwise for too long.
-pub fn refused((who, place): Asker<'_>, targets: &[Target]) -> Result<()> {
-    let load =
-        |times| move |protocol, target| Load::new(protocol, target).times(times).giving_up_after(SILENCE);
-    let check = |times| {
-        let reports = all(place, targets, load(times))?;
-        each_failed(&reports, targets, "refused at once", |failure| {
-            failure.kind == FailureKind::Refused && failure.after < AT_ONCE
-        })
-    };
-    eventually(|| check(1)).and_then(|()| check(5)).with_context(|| format!("from {who}"))
+pub fn refused(asker: Asker<'_>, targets: &[Target]) -> Result<()> {
+    fails(asker, targets, AT_ONCE, "refused at once", |failure| failure.kind == FailureKind::Refused)
 }
 
 /// No request is answered or refused: packets vanish.
@@ -121,7 +133,7 @@ pub fn refused((who, place): Asker<'_>, targets: &[Target]) -> Result<()> {
 /// # Errors
 /// When it is otherwise for too long.
 pub fn unanswered(asker: Asker<'_>, targets: &[Target]) -> Result<()> {
-    fails(asker, targets, "without an answer", |failure| failure.kind == FailureKind::TimedOut)
+    fails(asker, targets, SILENCE, "without an answer", |failure| failure.kind == FailureKind::TimedOut)
 }
 
 /// No request is answered: packets vanish, or the system says at once that there is no way, as it does on a node,
@@ -131,42 +143,36 @@ pub fn unanswered(asker: Asker<'_>, targets: &[Target]) -> Result<()> {
 /// When it is otherwise for too long.
 pub fn kept_out(asker: Asker<'_>, targets: &[Target]) -> Result<()> {
     let ways = [FailureKind::TimedOut, FailureKind::Unreachable];
-    fails(asker, targets, "kept out", |failure| {
+    fails(asker, targets, SILENCE, "kept out", |failure| {
         ways.contains(&failure.kind) || failure.text.starts_with("No buffer space available")
     })
 }
 
+/// Once a request fails as it shall, all do.
 fn fails(
     (who, place): Asker<'_>,
     targets: &[Target],
-    how: &str,
-    fits: impl Fn(&Failure) -> bool + Copy,
-) -> Result<()> {
-    let load =
-        |times| move |protocol, target| Load::new(protocol, target).times(times).giving_up_after(SILENCE);
-    let check = |times| each_failed(&all(place, targets, load(times))?, targets, how, fits);
-    eventually(|| check(1)).and_then(|()| check(2)).with_context(|| format!("from {who}"))
-}
-
-fn each_failed(
-    reports: &[Report],
-    targets: &[Target],
+    patience: Duration,
     how: &str,
     fits: impl Fn(&Failure) -> bool,
 ) -> Result<()> {
-    for (report, (protocol, target)) in reports.iter().zip(targets) {
-        for outcome in &report.outcomes {
-            match outcome {
-                Err(failure) if fits(failure) => {}
-                Err(failure) => bail!("{protocol} to {target}: {failure}, not {how}"),
-                Ok(reply) => bail!("{protocol} to {target}: {} answered, not {how}", reply.answer.pod),
+    let check = |times| {
+        let load = |protocol, target| Load::new(protocol, target).times(times).giving_up_after(patience);
+        for (report, (protocol, target)) in all(place, targets, load)?.iter().zip(targets) {
+            for outcome in &report.outcomes {
+                match outcome {
+                    Err(failure) if fits(failure) => {}
+                    Err(failure) => bail!("{protocol} to {target}: {failure}, not {how}"),
+                    Ok(reply) => bail!("{protocol} to {target}: {} answered, not {how}", reply.answer.pod),
+                }
             }
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    eventually(|| check(1)).and_then(|()| check(2)).with_context(|| format!("from {who}"))
 }
 
-/// Asks all targets at the same time, each as `load` says, which must end by itself.
+/// Asks all targets at the same time, each as `load` says, which must end by itself; the reports come in their order.
 ///
 /// # Errors
 /// When a client can't be started or does not report.
@@ -175,6 +181,55 @@ pub fn all(
     targets: &[Target],
     load: impl Fn(Protocol, SocketAddr) -> Load,
 ) -> Result<Vec<Report>> {
-    let clients = targets.iter().map(|&(protocol, target)| place.traffic(&load(protocol, target)));
-    clients.collect::<Result<Vec<_>>>()?.into_iter().map(Traffic::stop).collect()
+    reports(place, targets.iter().map(|&(protocol, target)| load(protocol, target)))
+}
+
+/// Does all loads at the same time, which must end by themselves; the reports come in their order.
+///
+/// # Errors
+/// When a client can't be started or does not report.
+pub fn reports(place: &Place, loads: impl IntoIterator<Item = Load>) -> Result<Vec<Report>> {
+    let clients = loads.into_iter().map(|load| place.traffic(&load)).collect::<Result<Vec<_>>>()?;
+    clients.into_iter().map(Traffic::stop).collect()
+}
+
+/// Clients that go on asking while something happens; dropped, they are killed.
+#[derive(Default)]
+pub struct Lasting(Vec<(String, Traffic)>);
+
+impl Lasting {
+    /// Starts one more, which `what` describes.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn begin(&mut self, what: String, place: &Place, load: &Load) -> Result<()> {
+        let traffic = place.traffic(load).with_context(|| what.clone())?;
+        self.0.push((what, traffic));
+        Ok(())
+    }
+
+    /// Ends them; returns what each saw.
+    ///
+    /// # Errors
+    /// When one does not report.
+    pub fn end(self) -> Result<Vec<(String, Report)>> {
+        let end = |(what, traffic): (String, Traffic)| {
+            let report = traffic.stop().with_context(|| what.clone())?;
+            Ok((what, report))
+        };
+        self.0.into_iter().map(end).collect()
+    }
+
+    /// Ends them; every request of each was answered, by one pod.
+    ///
+    /// # Errors
+    /// When not, or when one made less than `least` requests.
+    pub fn were_undisturbed(self, least: usize) -> Result<()> {
+        for (what, report) in self.end()? {
+            report.all_answered().with_context(|| what.clone())?;
+            ensure!(report.pods().len() == 1, "{what}: one flow was answered by {:?}", report.pods());
+            ensure!(report.outcomes.len() >= least, "{what}: only {} requests", report.outcomes.len());
+        }
+        Ok(())
+    }
 }

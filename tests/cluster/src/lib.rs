@@ -2,11 +2,13 @@
 //!
 //! Each test has a cluster of its own ([`with_cluster`]), so that none depends on what another did, and applies
 //! its own objects, made by [`pod`], [`service`] and [`objects`]; [`scene`] has the usual pods, [`ask`] says how
-//! requests shall go, [`crowd`] goes on asking while something changes, [`maps`] reads what a node's programs read.
+//! requests shall go, [`crowd`] goes on asking while something changes, [`maps`] reads what a node's programs read and
+//! [`metrics`] what its agent says.
 
 pub mod ask;
 pub mod crowd;
 pub mod maps;
+pub mod metrics;
 pub mod objects;
 pub mod scene;
 

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use fairlead_cluster_tests::ask::{Asker, Target, all, answered_by, eventually, of};
+use fairlead_cluster_tests::ask::{Asker, Target, all, answered, answered_by, of, reports};
 use fairlead_cluster_tests::objects::{at, external_ips, spec};
 use fairlead_cluster_tests::scene::{
     EXTERNAL, LOAD_BALANCER, Scene, at_node_ports, node_addresses, route_via,
@@ -15,20 +15,7 @@ use fairlead_harness::{Cluster, Load, Protocol, Report};
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn a_client_of_a_service_with_affinity_keeps_its_backend() {
-    with_cluster(|cluster| {
-        let scene = sticky(cluster, "")?;
-        let (internal, external) = (at(&cluster.cluster_ips("echo")?), from_outside(cluster)?);
-        for asker in scene.insiders() {
-            keeps_to_one(asker, &internal)?;
-        }
-        keeps_to_one(("outside", &scene.outside), &external)
-    });
-}
-
-#[test]
-#[ignore = "needs root and the eBPF programs: run make test"]
-fn affinity_holds_across_all_addresses_of_a_service_port() {
+fn a_client_of_a_service_with_affinity_keeps_its_backend_across_all_addresses_of_the_port() {
     with_cluster(|cluster| {
         let scene = sticky(cluster, "")?;
         let external = from_outside(cluster)?;
@@ -48,14 +35,14 @@ fn clients_of_a_service_with_affinity_are_spread_over_its_backends() {
         answered(("outside", &scene.outside), &targets)?;
         let mut chosen = BTreeSet::new();
         // Four addresses at each of six ports: all of them would have one of three backends once in 10¹¹ times.
-        for &(protocol, target) in &targets {
-            for address in cluster.client_addresses(target.ip()) {
-                let load = Load::new(protocol, target).from_source(address).times(5);
-                let report = scene.outside.requests(&load)?;
-                ensure!(report.failures().is_empty(), "{protocol} from {address}: {:?}", report.failures());
-                ensure!(report.pods().len() == 1, "{protocol}: {address} was led to {:?}", report.pods());
-                chosen.extend(report.pods().into_keys().map(str::to_owned));
-            }
+        let clients = targets.iter().flat_map(|&(protocol, target)| {
+            let addresses = cluster.client_addresses(target.ip()).into_iter();
+            addresses.map(move |address| Load::new(protocol, target).from_source(address).times(5))
+        });
+        for report in reports(&scene.outside, clients)? {
+            report.all_answered()?;
+            ensure!(report.pods().len() == 1, "one client was led to {:?}", report.pods());
+            chosen.extend(report.pods().into_keys().map(str::to_owned));
         }
         ensure!(chosen.len() > 1, "all clients were led to {chosen:?}");
         Ok(())
@@ -64,7 +51,7 @@ fn clients_of_a_service_with_affinity_are_spread_over_its_backends() {
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn affinity_lasts_as_long_as_the_service_says_and_each_connection_prolongs_it() {
+fn affinity_lasts_as_long_as_the_service_says_or_for_hours_and_each_connection_prolongs_it() {
     with_cluster(|cluster| {
         let scene = sticky(cluster, &timeout(1))?;
         let internal = at(&cluster.cluster_ips("echo")?);
@@ -99,6 +86,18 @@ fn affinity_lasts_as_long_as_the_service_says_and_each_connection_prolongs_it() 
                 );
             }
         }
+        // Meanwhile three hours do not pass.
+        let unlimited = service("unlimited", "echo", "ClusterIP") + &spec("sessionAffinity: ClientIP");
+        cluster.apply(&unlimited)?;
+        let unlimited = at(&cluster.cluster_ips("unlimited")?);
+        answered(askers[0], &unlimited)?;
+        let chosen = || {
+            let load = |protocol, target| Load::new(protocol, target).times(1);
+            let reports = all(&scene.client.place, &unlimited, load)?;
+            let pods = reports.iter().map(|report| report.pods().into_keys().map(str::to_owned).collect());
+            Ok::<_, anyhow::Error>(pods.collect::<Vec<Vec<String>>>())
+        };
+        let before = chosen()?;
         for (who, reports) in everyone(Duration::from_millis(1200), 3)? {
             // Twice each of at least six clients chose among three backends.
             let moved = reports.iter().any(|report| report.pods().len() > 1);
@@ -108,21 +107,8 @@ fn affinity_lasts_as_long_as_the_service_says_and_each_connection_prolongs_it() 
                 reports.iter().map(Report::pods).next_back()
             );
         }
-        Ok(())
-    });
-}
-
-#[test]
-#[ignore = "needs root and the eBPF programs: run make test"]
-fn affinity_without_a_timeout_of_its_own_outlasts_a_pause() {
-    with_cluster(|cluster| {
-        let scene = sticky(cluster, "")?;
-        let targets = at(&cluster.cluster_ips("echo")?);
-        answered(scene.insiders()[0], &targets)?;
-        let load = |protocol, target| Load::new(protocol, target).times(2).every(Duration::from_secs(2));
-        for report in all(&scene.client.place, &targets, load)? {
-            ensure!(report.pods().len() == 1 && report.failures().is_empty(), "{:?}", report.outcomes);
-        }
+        let after = chosen()?;
+        ensure!(before == after, "without a timeout the pods were {before:?} and then {after:?}");
         Ok(())
     });
 }
@@ -164,19 +150,6 @@ fn from_outside(cluster: &Cluster) -> Result<Vec<Target>> {
     route_via(cluster, &addresses, "node1")?;
     let node_ports = at_node_ports(cluster, "echo", &node_addresses(cluster, "node1")?)?;
     Ok([at(&addresses), node_ports].concat())
-}
-
-/// Every target is answered.
-fn answered((who, place): Asker<'_>, targets: &[Target]) -> Result<()> {
-    let load =
-        |protocol, target| Load::new(protocol, target).times(1).giving_up_after(Duration::from_millis(500));
-    eventually(|| {
-        for (report, (protocol, target)) in all(place, targets, load)?.iter().zip(targets) {
-            let failures = report.failures();
-            ensure!(failures.is_empty(), "{protocol} from {who} to {target}: {failures:?}");
-        }
-        Ok(())
-    })
 }
 
 /// At each target one pod answers all requests.

@@ -1,6 +1,6 @@
 //! Which endpoints count: ready ones, terminating ones when no other is left, and those that hints prefer.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use fairlead_cluster_tests::ask::{Target, answered_by, of, refused};
 use fairlead_cluster_tests::objects::{at, service_without_selector, slices, spec};
 use fairlead_cluster_tests::scene::{Scene, at_node_ports, node_addresses};
@@ -16,25 +16,18 @@ const READY: &str = "conditions: { ready: true, serving: true, terminating: fals
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn only_ready_endpoints_are_used_as_long_as_there_is_one() {
+fn ready_endpoints_are_used_and_when_there_is_none_terminating_ones_that_still_answer() {
     with_cluster(|cluster| {
         let scene = manual(cluster, "")?;
-        say(cluster, &[(&scene.near, READY), (&scene.far, TERMINATING)])?;
-        everywhere(cluster, &scene, &["near"])?;
-        say(cluster, &[(&scene.near, UNREADY), (&scene.far, READY)])?;
-        everywhere(cluster, &scene, &["far"])
-    });
-}
-
-#[test]
-#[ignore = "needs root and the eBPF programs: run make test"]
-fn terminating_endpoints_that_still_answer_are_used_when_no_other_is_left() {
-    with_cluster(|cluster| {
-        let scene = manual(cluster, "")?;
-        say(cluster, &[(&scene.near, TERMINATING), (&scene.far, TERMINATING)])?;
-        everywhere(cluster, &scene, &["near", "far"])?;
-        say(cluster, &[(&scene.near, ENDED), (&scene.far, TERMINATING)])?;
-        everywhere(cluster, &scene, &["far"])?;
+        for (near, far, answering) in [
+            (READY, TERMINATING, &["near"][..]),
+            (UNREADY, READY, &["far"]),
+            (TERMINATING, TERMINATING, &["near", "far"]),
+            (ENDED, TERMINATING, &["far"]),
+        ] {
+            say(cluster, &[(&scene.near, near), (&scene.far, far)])?;
+            everywhere(cluster, &scene, answering).with_context(|| format!("near {near}, far {far}"))?;
+        }
         say(cluster, &[(&scene.near, ENDED), (&scene.far, ENDED)])?;
         for asker in scene.insiders() {
             refused(asker, &at(&cluster.cluster_ips("manual")?))?;
@@ -87,62 +80,43 @@ fn unready_pods_are_used_by_a_service_that_publishes_them() {
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn hints_keep_traffic_in_its_zone() {
+fn hints_keep_traffic_in_its_zone_and_rather_yet_on_its_node() {
     with_cluster(|cluster| {
         let scene = manual(cluster, "")?;
-        let [near, far] =
-            ["zone-1", "zone-2"].map(|zone| format!("hints: {{ forZones: [{{ name: {zone} }}] }}"));
-        say(cluster, &[(&scene.near, &near), (&scene.far, &far)])?;
-        stays_apart(cluster, &scene)
+        let zone = |zone: &str| format!("forZones: [{{ name: {zone} }}]");
+        let node = |node: &str| format!("forNodes: [{{ name: {node} }}]");
+        for [near, far] in [
+            [zone("zone-1"), zone("zone-2")],
+            [node("node1"), node("node2")],
+            [zone("zone-1") + ", " + &node("node1"), zone("zone-1") + ", " + &node("node2")],
+        ] {
+            let [near, far] = [near, far].map(|hint| format!("hints: {{ {hint} }}"));
+            // Nothing of the hints before is left.
+            say(cluster, &[(&scene.near, ""), (&scene.far, "")])?;
+            everywhere(cluster, &scene, &["near", "far"])?;
+            say(cluster, &[(&scene.near, &near), (&scene.far, &far)])?;
+            stays_apart(cluster, &scene).with_context(|| format!("near {near}, far {far}"))?;
+        }
+        Ok(())
     });
 }
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn hints_keep_traffic_on_its_node() {
-    with_cluster(|cluster| {
-        let scene = manual(cluster, "")?;
-        let [near, far] =
-            ["node1", "node2"].map(|node| format!("hints: {{ forNodes: [{{ name: {node} }}] }}"));
-        say(cluster, &[(&scene.near, &near), (&scene.far, &far)])?;
-        stays_apart(cluster, &scene)
-    });
-}
-
-#[test]
-#[ignore = "needs root and the eBPF programs: run make test"]
-fn a_node_hint_is_preferred_to_a_zone_hint() {
-    with_cluster(|cluster| {
-        let scene = manual(cluster, "")?;
-        let hints = |node: &str| {
-            format!("hints: {{ forZones: [{{ name: zone-1 }}], forNodes: [{{ name: {node} }}] }}")
-        };
-        say(cluster, &[(&scene.near, &hints("node1")), (&scene.far, &hints("node2"))])?;
-        stays_apart(cluster, &scene)
-    });
-}
-
-#[test]
-#[ignore = "needs root and the eBPF programs: run make test"]
-fn hints_that_lead_nowhere_or_not_everyone_has_are_not_followed() {
+fn hints_that_lead_nowhere_or_not_every_ready_endpoint_has_are_not_followed() {
     with_cluster(|cluster| {
         let scene = manual(cluster, "")?;
         let zone = |zone: &str| format!("hints: {{ forZones: [{{ name: {zone} }}] }}");
-        say(cluster, &[(&scene.near, &zone("zone-1")), (&scene.far, "")])?;
-        everywhere(cluster, &scene, &["near", "far"])?;
-        say(cluster, &[(&scene.near, &zone("zone-8")), (&scene.far, &zone("zone-9"))])?;
-        everywhere(cluster, &scene, &["near", "far"])
-    });
-}
-
-#[test]
-#[ignore = "needs root and the eBPF programs: run make test"]
-fn the_hint_of_an_unready_endpoint_does_not_count() {
-    with_cluster(|cluster| {
-        let scene = manual(cluster, "")?;
-        let near = format!("hints: {{ forZones: [{{ name: zone-1 }}] }}, {UNREADY}");
-        say(cluster, &[(&scene.near, &near), (&scene.far, "hints: { forZones: [{ name: zone-2 }] }")])?;
-        everywhere(cluster, &scene, &["far"])
+        let unready = zone("zone-1") + ", " + UNREADY;
+        for (near, far, answering) in [
+            (zone("zone-1"), String::new(), &["near", "far"][..]),
+            (unready, zone("zone-2"), &["far"]),
+            (zone("zone-8"), zone("zone-9"), &["near", "far"]),
+        ] {
+            say(cluster, &[(&scene.near, &near), (&scene.far, &far)])?;
+            everywhere(cluster, &scene, answering).with_context(|| format!("near {near}, far {far}"))?;
+        }
+        Ok(())
     });
 }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fairlead_cluster_tests::ask::{all, answered_by, answered_seeing};
+use fairlead_cluster_tests::ask::{all, answered_by, answered_seeing, of};
 use fairlead_cluster_tests::objects::{at, service_without_selector, slices};
 use fairlead_cluster_tests::scene::{Scene, at_node_ports, node_addresses};
 use fairlead_cluster_tests::{POD_PORT, SERVICE_PORT, pod, service, variants, with_cluster};
@@ -98,13 +98,12 @@ fn each_port_of_a_service_leads_to_its_own_target_port() {
         }
         // Each port has both pods as endpoints, and only one of them listens there.
         let host = cluster.node("node1")?.place();
-        for (port, name) in [(SERVICE_PORT, "web"), (81, "admin")] {
-            let targets = variants(&cluster.cluster_ips("both")?, port);
-            let load = |protocol, target| Load::new(protocol, target).times(10).giving_up_after(QUICK);
-            for (report, (protocol, target)) in all(host, &targets, load)?.iter().zip(&targets) {
-                let pods = report.pods();
-                ensure!(pods.keys().eq([&name]), "{protocol} to {target} is answered by {pods:?}");
-            }
+        let ips = cluster.cluster_ips("both")?;
+        let targets = [variants(&ips, SERVICE_PORT), variants(&ips, 81)].concat();
+        let load = |protocol, target| Load::new(protocol, target).times(10).giving_up_after(QUICK);
+        for (report, (protocol, target)) in all(host, &targets, load)?.iter().zip(&targets) {
+            let (pods, name) = (report.pods(), if target.port() == SERVICE_PORT { "web" } else { "admin" });
+            ensure!(pods.keys().eq([&name]), "{protocol} to {target} is answered by {pods:?}");
         }
         Ok(())
     });
@@ -114,16 +113,27 @@ fn each_port_of_a_service_leads_to_its_own_target_port() {
 #[ignore = "needs root and the eBPF programs: run make test"]
 fn a_pod_of_the_hosts_network_is_an_endpoint_and_sees_who_asks() {
     with_cluster(|cluster| {
-        let scene = Scene::set(cluster, &service("hosts", "hosts", "ClusterIP"))?;
-        for (name, node) in [("host1", "node1"), ("host2", "node2")] {
-            let host = pod(name, "hosts", node).replace("spec:\n", "spec:\n  hostNetwork: true\n");
-            cluster.apply(&host)?;
-            cluster.pod(name)?;
-        }
+        let scene = Scene::set(cluster, &on_both_hosts())?;
         let (targets, both) = (at(&cluster.cluster_ips("hosts")?), ["host1", "host2"]);
         answered_seeing(("a pod", &scene.client.place), &targets, &both, |like| scene.client.address(like))?;
-        answered_by(("a node", &scene.node2), &targets, &both)
+        answered_by(("a node", &scene.node2), &of(&[Protocol::Tcp], &targets), &both)
     });
+}
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn datagrams_of_a_node_reach_its_own_pod_of_the_hosts_network_as_well_as_the_others() {
+    with_cluster(|cluster| {
+        let scene = Scene::set(cluster, &on_both_hosts())?;
+        let targets = of(&[Protocol::Udp], &at(&cluster.cluster_ips("hosts")?));
+        answered_by(("a node", &scene.node2), &targets, &["host1", "host2"])
+    });
+}
+
+/// A Service `hosts` of two pods `host1` and `host2`, each of which is its node's own address.
+fn on_both_hosts() -> String {
+    let host = |name, node| pod(name, "hosts", node).replace("spec:\n", "spec:\n  hostNetwork: true\n");
+    host("host1", "node1") + &host("host2", "node2") + &service("hosts", "hosts", "ClusterIP")
 }
 
 const QUICK: Duration = Duration::from_millis(200);

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use fairlead_cluster_tests::ask::{answered_by, eventually};
+use anyhow::{Context, Result, ensure};
+use fairlead_cluster_tests::ask::{answered_by, eventually, reports};
 use fairlead_cluster_tests::objects::{at, retire};
 use fairlead_cluster_tests::scene::{LOAD_BALANCER, route_via};
 use fairlead_cluster_tests::{SERVICE_PORT, pod, service, with_cluster_of};
@@ -20,7 +20,7 @@ const PORTS: std::ops::Range<u16> = 20_000..20_024;
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn a_flow_is_led_to_the_same_pod_by_every_node() {
+fn a_flow_is_led_to_the_same_pod_by_every_node_and_by_an_agent_that_was_restarted() {
     balanced(|cluster| {
         let outside = cluster.client()?;
         for (protocol, target) in at(&LOAD_BALANCER) {
@@ -34,6 +34,14 @@ fn a_flow_is_led_to_the_same_pod_by_every_node() {
             // That 24 flows miss four of six pods happens once in 10¹⁰ times.
             ensure!(used.len() > 2, "{protocol} to {target}: only {used:?}");
         }
+        let (protocol, target) = at(&LOAD_BALANCER)[0];
+        let before = chosen(&outside, protocol, target)?;
+        let node = cluster.node_mut("node2")?;
+        node.stop_proxy(Signal::SIGKILL)?;
+        node.start_proxy()?;
+        node.wait_for_proxy()?;
+        let after = chosen(&outside, protocol, target)?;
+        ensure!(before == after, "{before:?}, {after:?}");
         Ok(())
     });
 }
@@ -97,23 +105,6 @@ fn a_pod_that_goes_moves_hardly_any_flow_of_the_others() {
     });
 }
 
-#[test]
-#[ignore = "needs root and the eBPF programs: run make test"]
-fn an_agent_that_restarts_leads_flows_where_they_were_led() {
-    balanced(|cluster| {
-        let outside = cluster.client()?;
-        let (protocol, target) = at(&LOAD_BALANCER)[0];
-        let before = chosen(&outside, protocol, target)?;
-        let node = cluster.node_mut("node1")?;
-        node.stop_proxy(Signal::SIGKILL)?;
-        node.start_proxy()?;
-        node.wait_for_proxy()?;
-        let after = chosen(&outside, protocol, target)?;
-        ensure!(before == after, "{before:?}, {after:?}");
-        Ok(())
-    });
-}
-
 /// Six pods on node2 and node3 behind a load balancer's addresses, for which outside clients come to node1.
 fn balanced(test: impl FnOnce(&mut Cluster) -> Result<()>) {
     let maglev = Options::default().with_nodes(3).with_arguments(&["--backend-choice", "maglev"]);
@@ -136,11 +127,11 @@ fn balanced(test: impl FnOnce(&mut Cluster) -> Result<()>) {
 /// Which pod answers each of the source ports.
 fn chosen(place: &Place, protocol: Protocol, target: SocketAddr) -> Result<BTreeMap<u16, String>> {
     eventually(|| {
+        let loads = PORTS.map(|port| Load::new(protocol, target).from_port(port).times(1));
         let mut pods = BTreeMap::new();
-        for port in PORTS {
-            let reply = place.ask(Load::new(protocol, target).from_port(port))?;
-            let reply = reply.map_err(|failure| anyhow::anyhow!("{protocol} from port {port}: {failure}"))?;
-            pods.insert(port, reply.answer.pod);
+        for (port, report) in PORTS.zip(reports(place, loads)?) {
+            report.all_answered().with_context(|| format!("{protocol} from port {port} to {target}"))?;
+            pods.extend(report.replies().map(|reply| (port, reply.answer.pod.clone())));
         }
         Ok(pods)
     })

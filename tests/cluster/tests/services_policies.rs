@@ -14,7 +14,8 @@ const BOTH: &[&str] = &["near", "far"];
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn under_external_policy_local_outside_clients_stay_on_the_node_and_are_seen_by_their_own_address() {
+fn under_external_policy_local_outside_clients_stay_on_the_node_and_keep_their_address_and_insiders_go_anywhere()
+ {
     with_cluster(|cluster| {
         let scene = exposed(cluster, "externalTrafficPolicy: Local")?;
         for (node, own) in [("node1", "near"), ("node2", "far")] {
@@ -22,18 +23,7 @@ fn under_external_policy_local_outside_clients_stay_on_the_node_and_are_seen_by_
             let outside = ("outside", &scene.outside);
             answered_seeing(outside, &targets, &[own], |like| outside_address(cluster, like))?;
         }
-        Ok(())
-    });
-}
-
-#[test]
-#[ignore = "needs root and the eBPF programs: run make test"]
-fn under_external_policy_local_pods_and_nodes_are_led_to_every_endpoint() {
-    with_cluster(|cluster| {
-        let scene = exposed(cluster, "externalTrafficPolicy: Local")?;
-        let mut targets = at(&[LOAD_BALANCER, EXTERNAL].concat());
-        targets.extend(at_node_ports(cluster, "echo", &node_addresses(cluster, "node1")?)?);
-        targets.extend(at(&cluster.cluster_ips("echo")?));
+        let targets = from_inside(cluster)?;
         answered_by(("a pod", &scene.client.place), &targets, BOTH)?;
         answered_by(("a node", &scene.node1), &of(&Protocol::SOCKETS, &targets), BOTH)
     });
@@ -56,7 +46,8 @@ fn under_external_policy_local_a_node_without_an_endpoint_drops_what_comes_from_
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn under_external_policy_cluster_outside_clients_are_masqueraded_also_towards_a_local_endpoint() {
+fn under_external_policy_cluster_outside_clients_are_masqueraded_also_towards_a_local_endpoint_and_pods_are_not()
+ {
     with_cluster(|cluster| {
         let scene = exposed(cluster, "externalTrafficPolicy: Cluster")?;
         for name in ["node1", "node2"] {
@@ -64,19 +55,8 @@ fn under_external_policy_cluster_outside_clients_are_masqueraded_also_towards_a_
             let node = cluster.node(name)?;
             answered_seeing(("outside", &scene.outside), &targets, BOTH, |like| Ok(node.address(like)))?;
         }
-        Ok(())
-    });
-}
-
-#[test]
-#[ignore = "needs root and the eBPF programs: run make test"]
-fn a_pod_is_seen_by_its_own_address_through_every_frontend() {
-    with_cluster(|cluster| {
-        let scene = exposed(cluster, "externalTrafficPolicy: Cluster")?;
-        let mut targets = at(&[LOAD_BALANCER, EXTERNAL].concat());
-        targets.extend(at_node_ports(cluster, "echo", &node_addresses(cluster, "node1")?)?);
-        targets.extend(at(&cluster.cluster_ips("echo")?));
-        answered_seeing(("a pod", &scene.client.place), &targets, BOTH, |like| scene.client.address(like))
+        let pod = ("a pod", &scene.client.place);
+        answered_seeing(pod, &from_inside(cluster)?, BOTH, |like| scene.client.address(like))
     });
 }
 
@@ -139,5 +119,13 @@ fn from_outside(cluster: &Cluster, node: &str) -> Result<Vec<Target>> {
     route_via(cluster, &addresses, node)?;
     let mut targets = at(&addresses);
     targets.extend(at_node_ports(cluster, "echo", &node_addresses(cluster, node)?)?);
+    Ok(targets)
+}
+
+/// What pods and node1 reach the Service by.
+fn from_inside(cluster: &Cluster) -> Result<Vec<Target>> {
+    let mut targets = at(&[LOAD_BALANCER, EXTERNAL].concat());
+    targets.extend(at_node_ports(cluster, "echo", &node_addresses(cluster, "node1")?)?);
+    targets.extend(at(&cluster.cluster_ips("echo")?));
     Ok(targets)
 }

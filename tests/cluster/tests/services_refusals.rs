@@ -1,6 +1,8 @@
 //! What becomes of traffic for which there is no endpoint, no port or no Service.
 
 use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fairlead_cluster_tests::ask::{answered_by, eventually, kept_out, of, refused, unanswered};
@@ -16,32 +18,24 @@ const BOTH: &[&str] = &["near", "far"];
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn every_address_of_a_service_without_endpoints_refuses_at_once() {
+fn every_address_of_a_service_without_endpoints_refuses_at_once_under_any_policy() {
     with_cluster(|cluster| {
         let scene = Scene::set(cluster, &(service("nobody", "nobody", "LoadBalancer") + &external_ips()))?;
         cluster.set_load_balancer("nobody", &LOAD_BALANCER, None)?;
         let addresses = [LOAD_BALANCER, EXTERNAL].concat();
         route_via(cluster, &addresses, "node1")?;
-        let mut targets = at(&addresses);
-        targets.extend(at_node_ports(cluster, "nobody", &node_addresses(cluster, "node1")?)?);
-        refused(("outside", &scene.outside), &targets)?;
-        targets.extend(at(&cluster.cluster_ips("nobody")?));
-        refused(("a pod", &scene.client.place), &targets)?;
-        refused(("a node", &scene.node1), &of(&Protocol::SOCKETS, &targets))
-    });
-}
-
-#[test]
-#[ignore = "needs root and the eBPF programs: run make test"]
-fn a_service_without_endpoints_refuses_under_policy_local_too() {
-    with_cluster(|cluster| {
-        let local = spec("externalTrafficPolicy: Local") + &spec("internalTrafficPolicy: Local");
-        let scene = Scene::set(cluster, &(service("nobody", "nobody", "NodePort") + &local))?;
-        let node_ports = at_node_ports(cluster, "nobody", &node_addresses(cluster, "node1")?)?;
-        refused(("outside", &scene.outside), &node_ports)?;
-        let targets = [node_ports, at(&cluster.cluster_ips("nobody")?)].concat();
-        refused(("a pod", &scene.client.place), &targets)?;
-        refused(("a node", &scene.node1), &of(&Protocol::SOCKETS, &targets))
+        let mut external = at(&addresses);
+        external.extend(at_node_ports(cluster, "nobody", &node_addresses(cluster, "node1")?)?);
+        let all = [&external[..], &at(&cluster.cluster_ips("nobody")?)].concat();
+        for policy in ["Cluster", "Local"] {
+            let policies = json!({ "externalTrafficPolicy": policy, "internalTrafficPolicy": policy });
+            patch(cluster, "service/nobody", &json!({ "spec": policies }))?;
+            thread::sleep(Duration::from_millis(200));
+            refused(("outside", &scene.outside), &external)?;
+            refused(("a pod", &scene.client.place), &all)?;
+            refused(("a node", &scene.node1), &of(&Protocol::SOCKETS, &all))?;
+        }
+        Ok(())
     });
 }
 
@@ -134,14 +128,20 @@ fn the_service_network_can_be_given_on_the_command_line() {
 /// Nobody answers at these addresses, and the node itself makes that sure: the packets don't leave it.
 fn dead_end(cluster: &Cluster, scene: &Scene, addresses: &[IpAddr]) -> Result<()> {
     let targets = at(addresses);
-    for (who, place) in scene.insiders() {
+    let [pod, node] = scene.insiders();
+    for asker in [pod, node] {
         let before = dropped(cluster)?;
-        kept_out((who, place), &targets)?;
+        let check = if asker.0 == pod.0 { unanswered } else { kept_out };
+        check(asker, &targets)?;
         let dropped = dropped(cluster)? - before;
         let least = targets.len() as u64;
-        ensure!(dropped >= least, "node1 dropped {dropped} packets from {who}, which sent {least} or more");
+        ensure!(
+            dropped >= least,
+            "node1 dropped {dropped} packets from {}, which sent {least} or more",
+            asker.0
+        );
     }
-    unanswered(scene.insiders()[0], &targets)
+    Ok(())
 }
 
 /// How many packets node1 has dropped because no Service has their address.

@@ -6,58 +6,35 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fairlead_cluster_tests::ask::eventually;
+use fairlead_cluster_tests::ask::{Lasting, answered, answered_by, eventually, of};
 use fairlead_cluster_tests::objects::{at, external_ips, retire, spec};
 use fairlead_cluster_tests::scene::{
     EXTERNAL, LOAD_BALANCER, Scene, at_node_ports, node_addresses, route_via,
 };
 use fairlead_cluster_tests::{POD_PORT, service, with_cluster};
-use fairlead_harness::{Cluster, Load, Place, Protocol, Report, RunningPod, Traffic};
+use fairlead_harness::{Cluster, Load, Place, Protocol, RunningPod};
 
 /// How long a change may take to reach every node.
-const EVERYWHERE: Duration = Duration::from_millis(700);
+const EVERYWHERE: Duration = Duration::from_millis(500);
 /// How long the pods are watched from then on.
-const WATCHED: Duration = Duration::from_millis(500);
+const WATCHED: Duration = Duration::from_millis(400);
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn an_endpoint_that_left_its_service_gets_no_further_datagram_of_any_flow() {
+fn endpoints_that_left_a_service_that_lost_them_all_or_is_deleted_get_no_further_datagram() {
     with_cluster(|cluster| {
         let scene = exposed(cluster, "")?;
         let flows = flows(cluster, &scene)?;
         retire(cluster, "near")?;
-        gets_nothing_more(&scene, &scene.near)?;
-        for (who, report) in end(flows)? {
-            let last = report.replies().last().map(|reply| reply.answer.pod.clone());
-            ensure!(last.as_deref() == Some("far"), "{who}: at the end answered by {last:?}");
-        }
-        Ok(())
-    });
-}
-
-#[test]
-#[ignore = "needs root and the eBPF programs: run make test"]
-fn endpoints_of_a_service_that_lost_them_all_get_no_further_datagram() {
-    with_cluster(|cluster| {
-        let scene = exposed(cluster, "")?;
-        let flows = flows(cluster, &scene)?;
-        cluster.kubectl(&["label", "pod", "near", "far", "app=retired", "--overwrite"])?;
-        gets_nothing_more(&scene, &scene.near)?;
-        gets_nothing_more(&scene, &scene.far)?;
-        end(flows).map(drop)
-    });
-}
-
-#[test]
-#[ignore = "needs root and the eBPF programs: run make test"]
-fn endpoints_of_a_service_that_is_deleted_get_no_further_datagram() {
-    with_cluster(|cluster| {
-        let scene = exposed(cluster, "")?;
-        let flows = flows(cluster, &scene)?;
+        get_nothing_more(&scene, &[&scene.near]).context("near has left")?;
+        retire(cluster, "far")?;
+        get_nothing_more(&scene, &[&scene.near, &scene.far]).context("both have left")?;
+        cluster.kubectl(&["label", "pod", "near", "app=echo", "--overwrite"])?;
+        let cluster_ips = of(&[Protocol::Udp], &at(&cluster.cluster_ips("echo")?));
+        answered_by(("a node", &scene.node2), &cluster_ips, &["near"])?;
         cluster.kubectl(&["delete", "service", "echo"])?;
-        gets_nothing_more(&scene, &scene.near)?;
-        gets_nothing_more(&scene, &scene.far)?;
-        end(flows).map(drop)
+        get_nothing_more(&scene, &[&scene.near, &scene.far]).context("the Service is gone")?;
+        flows.end().map(drop)
     });
 }
 
@@ -68,8 +45,8 @@ fn a_node_whose_endpoint_left_sends_it_no_further_datagram_under_policy_local() 
         let scene = exposed(cluster, &spec("externalTrafficPolicy: Local"))?;
         let flows = flows(cluster, &scene)?;
         retire(cluster, "near")?;
-        gets_nothing_more(&scene, &scene.near)?;
-        end(flows).map(drop)
+        get_nothing_more(&scene, &[&scene.near])?;
+        flows.end().map(drop)
     });
 }
 
@@ -78,20 +55,20 @@ fn a_node_whose_endpoint_left_sends_it_no_further_datagram_under_policy_local() 
 fn a_node_that_dialled_its_own_node_port_sends_an_endpoint_that_left_no_further_datagram() {
     with_cluster(|cluster| {
         let scene = exposed(cluster, "")?;
-        let mut flows = Vec::new();
-        for (protocol, target) in at_node_ports(cluster, "echo", &node_addresses(cluster, "node1")?)? {
-            if protocol == Protocol::Udp {
-                scene.node1.request_until_answered(protocol, target)?;
-                let load = Load::new(protocol, target).over_one_flow().in_parallel(4);
-                let load = load.giving_up_after(Duration::from_millis(50));
-                flows.push((format!("connected to {target}"), scene.node1.traffic(&load)?));
-                flows.push((format!("unconnected to {target}"), scene.node1.traffic(&load.unconnected())?));
-            }
+        let mut flows = Lasting::default();
+        let targets =
+            of(&[Protocol::Udp], &at_node_ports(cluster, "echo", &node_addresses(cluster, "node1")?)?);
+        answered(("a node", &scene.node1), &targets)?;
+        for (protocol, target) in targets {
+            let load = Load::new(protocol, target).over_one_flow().in_parallel(4);
+            let load = load.giving_up_after(Duration::from_millis(50));
+            flows.begin(format!("connected to {target}"), &scene.node1, &load)?;
+            flows.begin(format!("unconnected to {target}"), &scene.node1, &load.unconnected())?;
         }
         thread::sleep(Duration::from_millis(200));
         retire(cluster, "near")?;
-        gets_nothing_more(&scene, &scene.near)?;
-        end(flows).map(drop)
+        get_nothing_more(&scene, &[&scene.near])?;
+        flows.end().map(drop)
     });
 }
 
@@ -104,23 +81,24 @@ fn exposed(cluster: &Cluster, more: &str) -> Result<Scene> {
 }
 
 /// Lasting flows to all addresses, from everywhere; several of each, so that either pod has some.
-fn flows(cluster: &Cluster, scene: &Scene) -> Result<Vec<(String, Traffic)>> {
+fn flows(cluster: &Cluster, scene: &Scene) -> Result<Lasting> {
     let mut external = at(&[LOAD_BALANCER, EXTERNAL].concat());
     external.extend(at_node_ports(cluster, "echo", &node_addresses(cluster, "node1")?)?);
     let internal = at(&cluster.cluster_ips("echo")?);
     let [pod, node] = scene.insiders();
-    let mut flows = Vec::new();
+    let mut flows = Lasting::default();
     let everything = [&internal[..], &external].concat();
     for ((who, place), targets) in
         [(pod, &everything), (node, &internal), (("outside", &scene.outside), &external)]
     {
-        for &(_, target) in targets.iter().filter(|(protocol, _)| *protocol == Protocol::Udp) {
-            place.request_until_answered(Protocol::Udp, target).with_context(|| format!("from {who}"))?;
-            let load = Load::new(Protocol::Udp, target).over_one_flow().in_parallel(4);
+        let targets = of(&[Protocol::Udp], targets);
+        answered((who, place), &targets)?;
+        for (protocol, target) in targets {
+            let load = Load::new(protocol, target).over_one_flow().in_parallel(4);
             let load = load.giving_up_after(Duration::from_millis(50));
-            flows.push((format!("{who} to {target}"), place.traffic(&load)?));
+            flows.begin(format!("{who} to {target}"), place, &load)?;
             if who == "a node" {
-                flows.push((format!("{who}, unconnected, to {target}"), place.traffic(&load.unconnected())?));
+                flows.begin(format!("{who}, unconnected, to {target}"), place, &load.unconnected())?;
             }
         }
     }
@@ -128,17 +106,15 @@ fn flows(cluster: &Cluster, scene: &Scene) -> Result<Vec<(String, Traffic)>> {
     Ok(flows)
 }
 
-fn end(flows: Vec<(String, Traffic)>) -> Result<Vec<(String, Report)>> {
-    flows.into_iter().map(|(who, traffic)| Ok((who.clone(), traffic.stop().context(who)?))).collect()
-}
-
-/// Once the change has reached every node, the pod is asked by nobody but the witness.
-fn gets_nothing_more(scene: &Scene, pod: &RunningPod) -> Result<()> {
+/// Once the change has reached every node, the pods are asked by nobody but the witness.
+fn get_nothing_more(scene: &Scene, pods: &[&RunningPod]) -> Result<()> {
+    let served = || pods.iter().map(|pod| served(&scene.node2, pod)).collect::<Result<Vec<u64>>>();
     thread::sleep(EVERYWHERE);
-    let before = served(&scene.node2, pod)?;
+    let before = served()?;
     thread::sleep(WATCHED);
-    let after = served(&scene.node2, pod)?;
-    ensure!(after == before + 1, "{} still got {} requests", pod.name, after - before - 1);
+    for ((pod, before), after) in pods.iter().zip(before).zip(served()?) {
+        ensure!(after == before + 1, "{} still got {} requests", pod.name, after - before - 1);
+    }
     Ok(())
 }
 

@@ -99,10 +99,10 @@ fn a_backend_dialled_directly_after_the_services_connection_has_ended_keeps_the_
     for parties in Parties::all() {
         let Parties { client, service, backend, .. } = parties;
         let [opener, next] = [SYN, ACK].map(Transport::Tcp);
-        for (end, rest) in [(FIN_ACK, 2), (RST, 1)] {
+        for (end, rest) in [(FIN_ACK, 62), (RST, 1)] {
             parties.begin(&mut node, opener);
             parties.request(&node, Transport::Tcp(end), service, client);
-            assert!(age(&mut node, rest), "the machine has run for a second");
+            assert!(age(&mut node, rest), "the machine has run for a minute");
             let direct = Packet::new(opener, client, backend);
             Case::takes_over("directly", A, direct.clone(), parties.reaches(direct)).check(&node);
             parties.answer(&node, later(opener)[1], client, backend);

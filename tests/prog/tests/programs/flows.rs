@@ -282,23 +282,25 @@ fn two_frontends_of_one_backend_are_told_apart_when_the_clients_port_is_the_same
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
 fn a_port_is_given_again_when_its_flow_has_ended_or_fallen_silent() {
+    const OPEN: u32 = flow_flags::ANSWERED | flow_flags::CONFIRMED;
     let mut node = Node::start();
     for family in FAMILIES {
         for (what, opener, flags, silent, given) in [
-            ("live", Transport::Tcp(SYN), flow_flags::ANSWERED, 3600, false),
-            ("opening", Transport::Tcp(SYN), 0, 100, false),
-            ("never answered", Transport::Tcp(SYN), 0, 130, true),
-            ("just closed", Transport::Tcp(SYN), flow_flags::CLOSING, 0, false),
-            ("closed", Transport::Tcp(SYN), flow_flags::CLOSING, 3, true),
-            ("closed by both", Transport::Tcp(SYN), flow_flags::CLOSING | flow_flags::CLOSED, 1, true),
-            ("reset", Transport::Tcp(SYN), flow_flags::RESET, 1, true),
-            ("forgotten", Transport::Tcp(SYN), flow_flags::ANSWERED, 86_410, true),
-            ("live", Transport::Udp, flow_flags::ANSWERED, 60, false),
-            ("silent", Transport::Udp, flow_flags::ANSWERED, 130, true),
-            ("unanswered", Transport::Udp, 0, 20, false),
+            ("live", Transport::Tcp(SYN), OPEN, 3600, false),
+            ("opening", Transport::Tcp(SYN), 0, 1, false),
+            ("never answered", Transport::Tcp(SYN), 0, 3, true),
+            ("never confirmed", Transport::Tcp(SYN), flow_flags::ANSWERED, 3, true),
+            ("just closed", Transport::Tcp(SYN), OPEN | flow_flags::CLOSING, 50, false),
+            ("closed", Transport::Tcp(SYN), OPEN | flow_flags::CLOSING, 62, true),
+            ("closed by both", Transport::Tcp(SYN), OPEN | flow_flags::CLOSING | flow_flags::CLOSED, 1, true),
+            ("reset", Transport::Tcp(SYN), OPEN | flow_flags::RESET, 1, true),
+            ("forgotten", Transport::Tcp(SYN), OPEN, 86_410, true),
+            ("live", Transport::Udp, OPEN, 60, false),
+            ("silent", Transport::Udp, OPEN, 130, true),
+            ("unanswered", Transport::Udp, 0, 1, false),
             ("never answered", Transport::Udp, 0, 40, true),
-            ("live", Transport::Sctp(INIT), flow_flags::ANSWERED, 200, false),
-            ("silent", Transport::Sctp(INIT), flow_flags::ANSWERED, 220, true),
+            ("live", Transport::Sctp(INIT), OPEN, 200, false),
+            ("silent", Transport::Sctp(INIT), OPEN, 220, true),
             ("never answered", Transport::Sctp(INIT), 0, 130, true),
         ] {
             let service = at(family.node(), NODE_PORT);

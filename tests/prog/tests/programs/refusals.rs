@@ -67,10 +67,11 @@ fn segments_of_a_connection_that_nobody_knows_are_refused_too() {
     for family in FAMILIES {
         let service = at(family.cluster_ip(), SERVICE_PORT);
         serve(&mut node, Transport::Tcp(SYN), service, &[]);
-        for flags in [ACK, RST, SYN_ACK, FIN_ACK] {
-            let segment = Packet::tcp(flags, at(Pod::A.ip(family), CLIENT_PORT), service);
-            Case::new("segment", A, segment, Then::Refused).check(&node);
+        let segment = |flags| Packet::tcp(flags, at(Pod::A.ip(family), CLIENT_PORT), service);
+        for flags in [ACK, SYN_ACK, FIN_ACK] {
+            Case::new("segment", A, segment(flags), Then::Refused).check(&node);
         }
+        Case::new("reset", A, segment(RST), Then::Dropped(Reason::StrayReset)).check(&node);
     }
 }
 

@@ -34,6 +34,8 @@ fn a_pod_reaches_a_local_backend_and_hears_the_service_answer() {
         let translated = request.clone().to(backend);
         Case::new("next", A, request.clone(), Then::ToPod(Pod::B, translated)).check(&node);
 
+        // A datagram that follows at once may not have waited for the answer.
+        let went_on = if opener == Transport::Udp { 0 } else { flow_flags::CONFIRMED };
         let forward = Flow {
             source: client.ip().into(),
             source_port: Port::new(CLIENT_PORT),
@@ -41,7 +43,7 @@ fn a_pod_reaches_a_local_backend_and_hears_the_service_answer() {
             destination_port: Port::new(TARGET_PORT),
             backend: 1,
             generation: 1,
-            flags: flow_flags::ANSWERED,
+            flags: flow_flags::ANSWERED | went_on,
             ..Flow::default()
         };
         assert_eq!(timeless(node.flow(&request)), Some(forward));
@@ -50,7 +52,7 @@ fn a_pod_reaches_a_local_backend_and_hears_the_service_answer() {
             source_port: Port::new(SERVICE_PORT),
             destination: client.ip().into(),
             destination_port: Port::new(CLIENT_PORT),
-            flags: flow_flags::REPLY | flow_flags::ANSWERED,
+            flags: flow_flags::REPLY | flow_flags::ANSWERED | went_on,
             ..forward
         };
         assert_eq!(timeless(node.flow(&reply)), Some(backward));

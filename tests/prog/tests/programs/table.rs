@@ -95,32 +95,35 @@ fn a_full_table_drops_new_flows_and_those_before_go_on() {
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn in_a_full_table_whoever_is_over_or_was_never_answered_makes_way() {
-    use flow_flags::{ANSWERED, CLOSED, CLOSING, RESET};
+fn in_a_full_table_whoever_is_over_or_never_went_on_makes_way() {
+    use flow_flags::{ANSWERED, CLOSED, CLOSING, CONFIRMED, RESET};
+    const OPEN: u32 = ANSWERED | CONFIRMED;
     let (tcp, sctp, udp) = (Transport::Tcp(SYN), Transport::Sctp(INIT), Transport::Udp);
     let mut node = Node::start();
     for family in FAMILIES {
         for (opener, flags, silent, over) in [
             (tcp, 0, 0, false),
             (tcp, 0, 3, true),
-            (tcp, ANSWERED, 7200, false),
-            (tcp, ANSWERED, 86_300, false),
-            (tcp, ANSWERED, 86_500, true),
-            (tcp, ANSWERED | CLOSING, 3500, false),
-            (tcp, ANSWERED | CLOSING, 3700, true),
-            (tcp, ANSWERED | CLOSING | CLOSED, 8, false),
-            (tcp, ANSWERED | CLOSING | CLOSED, 12, true),
-            (tcp, ANSWERED | RESET, 8, false),
-            (tcp, ANSWERED | RESET, 12, true),
+            (tcp, ANSWERED, 1, false),
+            (tcp, ANSWERED, 3, true),
+            (tcp, OPEN, 7200, false),
+            (tcp, OPEN, 86_300, false),
+            (tcp, OPEN, 86_500, true),
+            (tcp, OPEN | CLOSING, 3500, false),
+            (tcp, OPEN | CLOSING, 3700, true),
+            (tcp, OPEN | CLOSING | CLOSED, 8, false),
+            (tcp, OPEN | CLOSING | CLOSED, 12, true),
+            (tcp, OPEN | RESET, 8, false),
+            (tcp, OPEN | RESET, 12, true),
             (sctp, 0, 0, false),
             (sctp, 0, 3, true),
-            (sctp, ANSWERED, 200, false),
-            (sctp, ANSWERED, 220, true),
-            (sctp, ANSWERED | CLOSING | CLOSED, 12, true),
+            (sctp, OPEN, 200, false),
+            (sctp, OPEN, 220, true),
+            (sctp, OPEN | CLOSING | CLOSED, 12, true),
             (udp, 0, 0, false),
             (udp, 0, 3, true),
-            (udp, ANSWERED, 110, false),
-            (udp, ANSWERED, 130, true),
+            (udp, OPEN, 110, false),
+            (udp, OPEN, 130, true),
         ] {
             let what = format!("{opener:?}, flags {flags}, silent for {silent} s");
             let flows = Flows::serve(&mut node, family, opener);
