@@ -31,11 +31,10 @@ pub const UDP: u64 = 120 * SECOND;
 /// Another one is over after half a minute (nf_conntrack_udp_timeout).
 pub const UDP_OPENING: u64 = 30 * SECOND;
 
-/// When room is scarce, a connection that has ended may go after ten seconds without a packet,
-pub const ENDED_IF_SCARCE: u64 = 10 * SECOND;
-/// and a flow whose client never went on after two, like the kernel's early drop of connections that are not assured:
-/// a flood of first packets then keeps nobody out for long.
-pub const UNCONFIRMED_IF_SCARCE: u64 = 2 * SECOND;
+/// When room is scarce, a connection that has ended makes way after two seconds without a packet, and so does a flow
+/// whose client never went on, like the kernel's early drop of connections that are not assured: a flood of first
+/// packets then keeps nobody out for long.
+pub const IF_SCARCE: u64 = 2 * SECOND;
 
 /// When no port is free, that of a connection that ended serves again after a tenth of a second,
 pub const ENDED_REST: u64 = SECOND / 10;
@@ -82,9 +81,7 @@ pub const fn may_make_way(flow: &Flow, ip_protocol: u8, now: u64) -> bool {
     let idle = now.saturating_sub(flow.last_seen);
     let ended = flow.flags & (flow_flags::RESET | flow_flags::CLOSED) != 0;
     let confirmed = flow.flags & flow_flags::CONFIRMED != 0;
-    is_over(flow, ip_protocol, now)
-        || ended && idle > ENDED_IF_SCARCE
-        || !confirmed && idle > UNCONFIRMED_IF_SCARCE
+    is_over(flow, ip_protocol, now) || (ended || !confirmed) && idle > IF_SCARCE
 }
 
 /// Whether the entry's port may be given to another flow at `now`, when none is free.
@@ -133,7 +130,7 @@ mod tests {
     fn one_reset_that_may_not_have_been_believed_leaves_an_idle_connection_its_entry() {
         lives(protocol::TCP, OPEN | flow_flags::RESET, 7_200);
         lives(protocol::SCTP, OPEN | flow_flags::RESET, 210);
-        assert!(may_make_way(&idle(11, OPEN | flow_flags::RESET), protocol::TCP, NOW));
+        assert!(may_make_way(&idle(3, OPEN | flow_flags::RESET), protocol::TCP, NOW));
     }
 
     #[test]

@@ -26,9 +26,9 @@ pub struct Sweeps {
 }
 
 impl Sweeps {
-    /// The part of all places that live connections take.
+    /// The part of all places that connections hold which have not ended.
     pub fn pressure(&self) -> f64 {
-        self.census.total() as f64 / f64::from(self.places.max(1))
+        (self.census.held() as f64 / f64::from(self.places.max(1))).min(1.0)
     }
 
     fn note(&mut self, census: Census, took: Duration) {
@@ -37,7 +37,7 @@ impl Sweeps {
         self.census = census;
         self.durations.observe(took.as_secs_f64());
         let now = self.pressure();
-        let (taken, places) = (self.census.total(), self.places);
+        let (taken, places) = (self.census.held(), self.places);
         if now >= HIGH && before < HIGH {
             tracing::warn!(taken, places, "the flow table is filling up: see --max-flows");
         } else if now < HIGH && before >= HIGH {
@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn pressure_is_the_part_of_the_places_that_live_connections_take() {
-        let connections = [(("tcp", "established"), 40), (("udp", "opening"), 8)].into();
+        let connections =
+            [(("tcp", "established"), 40), (("udp", "opening"), 8), (("tcp", "closed"), 9)].into();
         let census = Census { connections, entries: 96, removed: 3 };
         let durations = Histogram::exponential(1.0, 2.0, 1);
         let mut sweeps = Sweeps { places: 64, census: Census::default(), removed: 1, durations };

@@ -37,9 +37,9 @@ pub struct Census {
 }
 
 impl Census {
-    /// Live connections of every kind.
-    pub fn total(&self) -> u64 {
-        self.connections.values().sum()
+    /// Connections that hold their place: all but those that have ended, which make way when room is scarce.
+    pub fn held(&self) -> u64 {
+        self.connections.iter().filter(|((_, state), _)| *state != CLOSED).map(|(_, count)| count).sum()
     }
 }
 
@@ -116,6 +116,9 @@ fn partner_key(key: &FlowKey, flow: &Flow) -> FlowKey {
     }
 }
 
+/// The state of a connection that has ended.
+const CLOSED: &str = "closed";
+
 fn protocol_of(key: &FlowKey) -> &'static str {
     match key.protocol {
         protocol::TCP => "tcp",
@@ -130,7 +133,7 @@ fn protocol_of(key: &FlowKey) -> &'static str {
 fn state_of(flow: &Flow) -> &'static str {
     let has = |flags| flow.flags & flags != 0;
     if has(flow_flags::RESET | flow_flags::CLOSED) {
-        "closed"
+        CLOSED
     } else if has(flow_flags::CLOSING) {
         "closing"
     } else if has(flow_flags::ANSWERED) {
