@@ -26,6 +26,32 @@ const TCP_DATA_OFFSET: usize = 12;
 /// That byte of a header without options.
 const TCP_NO_OPTIONS: u8 = 5 << 4;
 
+/// The mark of a packet that one of our programs sends out of an interface, for the program at that interface's egress:
+/// there is nothing left to do. It is gone when the packet leaves the node or its namespace.
+const SETTLED: u32 = 0xfa1e_ad00;
+
+/// Marks a packet as settled, if nobody else has marked it.
+#[inline(always)]
+fn settle(ctx: &TcContext) {
+    // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
+    if unsafe { (*ctx.skb.skb).mark } == 0 {
+        // SAFETY: as above; the mark may be written.
+        unsafe { (*ctx.skb.skb).mark = SETTLED };
+    }
+}
+
+/// Whether a packet at an interface's egress has been settled; the mark is taken off.
+#[inline(always)]
+pub(crate) fn is_settled(ctx: &TcContext) -> bool {
+    // SAFETY: as in `settle`.
+    let settled = unsafe { (*ctx.skb.skb).mark } == SETTLED;
+    if settled {
+        // SAFETY: as in `settle`.
+        unsafe { (*ctx.skb.skb).mark = 0 };
+    }
+    settled
+}
+
 /// Sends a packet to wherever its destination is.
 #[inline(always)]
 pub(crate) fn send(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
@@ -78,12 +104,14 @@ fn route(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
             nat::take_hop(ctx, packet.is_v4)?;
             address_frame(ctx, found.smac, found.dmac)?;
             observe::count(Counter::Forwarded);
+            settle(ctx);
             // SAFETY: the helper takes numbers only.
             Ok(Verdict::Done(unsafe { bpf_redirect(found.ifindex, 0) } as i32))
         }
         BPF_FIB_LKUP_RET_NO_NEIGH => {
             nat::take_hop(ctx, packet.is_v4)?;
             observe::count(Counter::Forwarded);
+            settle(ctx);
             // SAFETY: no parameters are passed, so the helper looks the next hop up and resolves it.
             let code = unsafe { bpf_redirect_neigh(found.ifindex, core::ptr::null_mut(), 0, 0) };
             Ok(Verdict::Done(code as i32))
@@ -119,6 +147,7 @@ fn send_out(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
     if let Some(receiver) = endpoint::find(&packet.tuple.destination) {
         address_frame(ctx, receiver.host_mac, receiver.pod_mac)?;
         observe::count(Counter::ToPod);
+        settle(ctx);
         // SAFETY: the helper takes numbers only.
         return Ok(Verdict::Done(unsafe { bpf_redirect(receiver.ifindex, 0) } as i32));
     }
@@ -130,6 +159,7 @@ fn send_out(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
         if found.ifindex == uplink {
             return Ok(Verdict::Stack);
         }
+        settle(ctx);
         // SAFETY: the helper takes numbers only.
         return Ok(Verdict::Done(unsafe { bpf_redirect(found.ifindex, 0) } as i32));
     }

@@ -6,11 +6,11 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, LruHashMap};
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::programs::{SockAddrContext, TcContext};
 use fairlead_abi::{
     Address, Counter, FlowKey, Frontend, Port, Reason, SocketClient, SocketKey, SocketPeer, frontend_flags,
     protocol, socket_flags,
@@ -167,13 +167,18 @@ fn netns_of(ctx: &SockAddrContext) -> u64 {
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
-/// Whether a datagram comes from a socket that was translated, once and for all, to a backend that is gone.
+/// The cookie of the socket that sent the packet; 0 if none did.
+#[inline(always)]
+pub(crate) fn cookie_of(ctx: &TcContext) -> u64 {
+    // SAFETY: the helper reads the context that the kernel gave.
+    unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) }
+}
+
+/// Whether the socket was translated, once and for all, to this backend, which is gone.
 ///
 /// Out of line for the stack's sake.
 #[inline(never)]
-pub(crate) fn is_left(skb: *mut __sk_buff, destination: &Address, port: Port) -> bool {
-    // SAFETY: the helper reads the context that the kernel gave; a packet that no socket sent has the cookie 0.
-    let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+pub(crate) fn is_left(cookie: u64, destination: &Address, port: Port) -> bool {
     let key = SocketKey { cookie, address: *destination, port, reserved: [0; 3] };
     // SAFETY: two integers are read; a racing write gives stale ones at worst.
     unsafe { SOCKETS.get(&key) }.is_some_and(|peer| {

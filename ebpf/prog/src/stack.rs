@@ -15,20 +15,25 @@ use crate::refuse::{self, Back};
 use crate::verdict::Verdict;
 use crate::{config, endpoint, forward, nat, quoted, room, sock};
 
-/// A packet on its way to a local pod: perhaps a reply of a backend that is the node itself.
+/// A packet on its way to a local pod: perhaps a reply of a backend that is the node itself, perhaps one that must not
+/// be taken for part of another flow.
 #[inline(always)]
 pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
+    if forward::is_settled(ctx) {
+        return Ok(Verdict::Stack);
+    }
     let room = room::take()?;
     let Some(packet) = own(ctx, &mut room.packet)? else {
         return Ok(Verdict::Stack);
     };
-    if is_left(ctx, packet) {
+    let sender = sender(ctx, packet);
+    if sender.is_left(packet) {
         return refuse::refuse(ctx, packet, Reason::NoEndpoint, Back::Up);
     }
     let receiver = endpoint::find(&packet.tuple.destination);
     if receiver.is_some_and(endpoint::is_translated)
         && !quoted::translate(ctx, packet)?
-        && let Some(flow) = ct::flow_of(ctx, packet, may::FIND, &mut room.flow)?.filter(|flow| is_reply(flow))
+        && let Some(flow) = ct::flow_of(ctx, packet, may::FIND | sender.may_keep_apart(), &mut room.flow)?
     {
         nat::translate(ctx, packet, flow)?;
     }
@@ -38,17 +43,22 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
 /// A packet on its way out of the node: perhaps such a reply, perhaps one to a frontend.
 #[inline(always)]
 pub(crate) fn to_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
+    if forward::is_settled(ctx) {
+        return Ok(Verdict::Stack);
+    }
     let room = room::take()?;
     let Some(packet) = own(ctx, &mut room.packet)? else {
         return Ok(Verdict::Stack);
     };
-    if is_left(ctx, packet) {
+    let sender = sender(ctx, packet);
+    if sender.is_left(packet) {
         return refuse::refuse(ctx, packet, Reason::NoEndpoint, Back::Up);
     }
     if quoted::translate(ctx, packet)? {
         return forward::emit(ctx, packet);
     }
-    let flow = match ct::flow_of(ctx, packet, may::FIND | may::BEGIN_AWAY, &mut room.flow) {
+    let may = may::FIND | may::BEGIN_AWAY | sender.may_keep_apart();
+    let flow = match ct::flow_of(ctx, packet, may, &mut room.flow) {
         Ok(Some(flow)) => flow,
         Ok(None) => return Ok(Verdict::Stack),
         Err(reason) => return refuse::refuse(ctx, packet, reason, Back::Up),
@@ -67,11 +77,28 @@ fn own<'room>(
     Ok(packet.filter(|packet| config::is_node_address(packet.tuple.source)))
 }
 
-/// Whether it is a datagram of a socket that was connected to a backend which is gone.
+/// The socket that sent a datagram, by its cookie; 0 for what is no datagram, and for one that no socket of this node
+/// sent: one that a program has masqueraded and sent on.
+#[derive(Clone, Copy)]
+struct Sender(u64);
+
 #[inline(always)]
-fn is_left(ctx: &TcContext, packet: &Packet) -> bool {
-    packet.tuple.protocol == protocol::UDP
-        && sock::is_left(ctx.skb.skb, &packet.tuple.destination, packet.tuple.destination_port)
+fn sender(ctx: &TcContext, packet: &Packet) -> Sender {
+    Sender(if packet.tuple.protocol == protocol::UDP { sock::cookie_of(ctx) } else { 0 })
+}
+
+impl Sender {
+    /// Whether it was connected to a backend that is gone.
+    #[inline(always)]
+    fn is_left(self, packet: &Packet) -> bool {
+        self.0 != 0 && sock::is_left(self.0, &packet.tuple.destination, packet.tuple.destination_port)
+    }
+
+    /// Its port may have been another socket's, whose flow is still known.
+    #[inline(always)]
+    fn may_keep_apart(self) -> u32 {
+        if self.0 != 0 { may::KEEP_APART } else { 0 }
+    }
 }
 
 #[inline(always)]
