@@ -6,7 +6,7 @@ use aya_ebpf::maps::LpmTrie;
 use aya_ebpf::maps::lpm_trie::Key;
 use fairlead_abi::{Address, FrontendKey, Reason, SourceRange, cidr_flags, frontend_flags};
 
-use crate::lb;
+use crate::service;
 
 #[map]
 static SOURCE_RANGES: LpmTrie<SourceRange, u32> = LpmTrie::pinned(65_536, 0);
@@ -33,7 +33,7 @@ pub(crate) fn unclaimed(destination: &Address) -> Option<Reason> {
     let key = Key::new(ADDRESS_BITS, *destination);
     let flags = *SERVICE_CIDRS.get(&key)?;
     let whole = FrontendKey::whole(*destination);
-    if lb::has_flags(&whole, frontend_flags::WHOLE) {
+    if service::has_flags(&whole, frontend_flags::WHOLE) {
         return Some(Reason::UnknownPort);
     }
     (flags & cidr_flags::DROP != 0).then_some(Reason::NoService)

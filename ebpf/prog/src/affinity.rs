@@ -5,27 +5,30 @@ use aya_ebpf::maps::LruHashMap;
 use fairlead_abi::{Address, Affinity, AffinityKey, Counter, Frontend, Region};
 
 use crate::clock::{self, SECOND};
-use crate::{lb, observe};
+use crate::{observe, service};
 
 /// A table that is full forgets whoever has been silent longest.
 #[map]
 static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::pinned(65_536, 0);
 
 /// The id of the backend that the client had, if its time is not over and it is still in the region, or
-/// [`lb::NO_BACKEND`]. The time begins anew.
+/// [`service::NO_BACKEND`]. The time begins anew.
 #[inline(never)]
 pub(crate) fn recall(frontend: &Frontend, region: &Region, client: &Address) -> u32 {
     let key = AffinityKey { client: *client, service: frontend.service };
     let Some(entry) = AFFINITY.get_ptr_mut(&key) else {
-        return lb::NO_BACKEND;
+        return service::NO_BACKEND;
     };
     let now = clock::now();
     // SAFETY: the pointer is to a live element; all fields are integers, so that a racing write, or the element's
     // reuse, can only give a stale value, which is checked below.
     let held = unsafe { *entry };
     let is_over = now.saturating_sub(held.last_used) > u64::from(frontend.affinity) * SECOND;
-    if is_over || lb::generation(held.backend) != held.generation || !lb::holds(region, held.backend) {
-        return lb::NO_BACKEND;
+    if is_over
+        || service::generation(held.backend) != held.generation
+        || !service::holds(region, held.backend)
+    {
+        return service::NO_BACKEND;
     }
     // SAFETY: as above.
     unsafe { (*entry).last_used = now };

@@ -6,7 +6,7 @@ use aya_ebpf::programs::SockContext;
 use fairlead_abi::{Address, Counter, FrontendKey, Port, frontend_flags};
 
 use crate::sock::Family;
-use crate::{config, lb, observe};
+use crate::{config, observe, service};
 
 const REFUSE: i32 = 0;
 const ALLOW: i32 = 1;
@@ -33,7 +33,7 @@ pub(crate) fn guard(ctx: &SockContext, family: Family) -> i32 {
     let is_node_port = |address: Address| {
         let key =
             FrontendKey { address, port: Port::new(port as u16), protocol: protocol as u8, reserved: 0 };
-        lb::has_flags(&key, frontend_flags::NODE_PORT)
+        service::has_flags(&key, frontend_flags::NODE_PORT)
     };
     let taken = if is_any {
         is_node_port(config.node_v4) || is_node_port(config.node_v6) || is_node_port(Address::UNSPECIFIED)

@@ -1,25 +1,19 @@
-//! The flow table: which packets are translated, and to what.
+//! Flows: which packets are translated, and to what.
 //!
-//! Only flows to Services are in it. Each has two entries, made together by [`open`]: the client's packets
+//! Only flows to Services are in the table. Each has two entries, made together by [`open`]: the client's packets
 //! find the forward one, the backend's packets the reply one. What is over is removed by [`crate::places`].
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
-use aya_ebpf::macros::map;
-use aya_ebpf::maps::HashMap;
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Address, Backend, Counter, Flow, FlowKey, Reason, flow_flags, protocol};
-use fairlead_flow::{life, snat};
 
 use crate::lb::{self, Choice, Client};
 use crate::packet::{Fragment, Packet};
+use crate::table::{self, Claim};
 use crate::verdict::Outcome;
-use crate::{clock, config, connected, endpoint, fragment, observe, places};
-
-#[map]
-static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(65_536, 0);
+use crate::{clock, config, connected, endpoint, fragment, observe, places, service};
 
 /// No element of the array of places.
 const NO_PLACE: u32 = u32::MAX;
@@ -75,7 +69,7 @@ extern "C" fn fairlead_flow(skb: *mut __sk_buff, packet: *const Packet, flow: *m
     if found == Found::Stale {
         // Whatever takes its place, no packet may find it again.
         place = flow.place;
-        forget(&packet.tuple, flow);
+        table::forget(&packet.tuple, flow);
     }
     let mut room = MaybeUninit::uninit();
     let mut chosen = choose(packet, may, &mut room);
@@ -139,7 +133,7 @@ fn find(packet: &Packet, flow: &mut Flow) -> Found {
     if packet.fragment == Fragment::Later {
         return if fragment::find(packet, flow) { Found::Flow } else { Found::None };
     }
-    let Some(entry) = FLOWS.get_ptr_mut(&packet.tuple) else {
+    let Some(entry) = table::entry(&packet.tuple) else {
         return Found::None;
     };
     // SAFETY: the pointer is to a live element; all fields are integers, so that a racing write, or the
@@ -205,28 +199,15 @@ fn is_stale(packet: &Packet, flow: &Flow) -> bool {
         return false;
     }
     let over = flow.flags & (flow_flags::CLOSING | flow_flags::RESET) != 0;
-    over || lb::generation(flow.backend) != flow.generation
-}
-
-/// The tuple that a flow's packets leave with.
-#[inline(always)]
-fn leaving(flow: &Flow, ip_protocol: u8) -> FlowKey {
-    FlowKey {
-        source: flow.source,
-        destination: flow.destination,
-        source_port: flow.source_port,
-        destination_port: flow.destination_port,
-        protocol: ip_protocol,
-        reserved: [0; 3],
-    }
+    over || service::generation(flow.backend) != flow.generation
 }
 
 /// Tells the entry of the other direction that the connection was answered, was confirmed, or ends, or that an RST was
 /// not believed.
 #[inline(always)]
 fn tell_partner(packet: &Packet, flow: &Flow, told: u32, seen: u64) {
-    let partner = leaving(flow, packet.tuple.protocol).reversed();
-    if let Some(entry) = FLOWS.get_ptr_mut(&partner) {
+    let partner = table::leaving(flow, packet.tuple.protocol).reversed();
+    if let Some(entry) = table::entry(&partner) {
         // SAFETY: as in `find`.
         unsafe {
             (*entry).flags = (*entry).flags & !flow_flags::RESET | told;
@@ -269,9 +250,9 @@ fn open(skb: *mut __sk_buff, packet: &Packet, choice: &Choice, flow: &mut Flow) 
     flow.flags = flow_flags::REPLY;
     // A client that keeps its address keeps its port too, unless another flow of its own has it: to another frontend
     // of the same backend, or plainly to the backend itself.
-    let plainly = || choice.id != lb::NO_BACKEND && connected::has(skb, &reply);
-    let kept = !masquerade && !plainly() && claim(&reply, flow, Claim::Left);
-    if !kept && !claim_port(skb, &mut reply, flow, masquerade)? {
+    let plainly = || choice.id != service::NO_BACKEND && connected::has(skb, &reply);
+    let kept = !masquerade && !plainly() && table::claim(&reply, flow, Claim::Left);
+    if !kept && !table::claim_port(skb, &mut reply, flow, masquerade)? {
         return Err(Reason::NoSnatPort);
     }
     flow.source = reply.destination;
@@ -279,8 +260,8 @@ fn open(skb: *mut __sk_buff, packet: &Packet, choice: &Choice, flow: &mut Flow) 
     flow.source_port = reply.destination_port;
     flow.destination_port = reply.source_port;
     flow.flags = 0;
-    if FLOWS.insert(&packet.tuple, &*flow, 0).is_err() {
-        let _ = FLOWS.remove(&reply);
+    if !table::enter(&packet.tuple, flow) {
+        table::remove(&reply);
         return Err(Reason::FlowTableFull);
     }
     mark(flow, &packet.tuple.source);
@@ -300,9 +281,7 @@ fn keep_apart(packet: &Packet, choice: &mut MaybeUninit<Choice>) -> Outcome {
         return Outcome::NOTHING;
     }
     let answer = packet.tuple.reversed();
-    // SAFETY: as in `find`.
-    let held = unsafe { FLOWS.get(&answer) };
-    if held.is_none_or(|held| held.flags & flow_flags::REPLY == 0) {
+    if table::look_up(&answer).is_none_or(|held| held.flags & flow_flags::REPLY == 0) {
         return Outcome::NOTHING;
     }
     let itself = Backend {
@@ -310,7 +289,7 @@ fn keep_apart(packet: &Packet, choice: &mut MaybeUninit<Choice>) -> Outcome {
         port: packet.tuple.destination_port,
         ..Backend::default()
     };
-    choice.write(Choice { id: lb::NO_BACKEND, backend: itself, masquerade: false });
+    choice.write(Choice { id: service::NO_BACKEND, backend: itself, masquerade: false });
     Outcome::SOMETHING
 }
 
@@ -319,161 +298,4 @@ fn keep_apart(packet: &Packet, choice: &mut MaybeUninit<Choice>) -> Outcome {
 fn mark(forward: &Flow, client: &Address) {
     endpoint::mark_translated(client);
     endpoint::mark_translated(&forward.destination);
-}
-
-/// Enters the first reply key that is free, trying one port of the range after the other, or else the first whose
-/// flow may be taken over. A client that keeps its address may have plain connections from a port of the range.
-///
-/// Out of line, so that the verifier does not carry the callers' state through the search.
-#[inline(never)]
-fn claim_port(
-    skb: *mut __sk_buff,
-    reply: &mut FlowKey,
-    back: &Flow,
-    masquerade: bool,
-) -> Result<bool, Reason> {
-    let config = config::get()?;
-    // SAFETY: the helper takes nothing and returns a number.
-    let seed = unsafe { bpf_get_prandom_u32() };
-    for attempt in 0..snat::FREE_ATTEMPTS {
-        reply.destination_port = snat::candidate(config.snat_first, config.snat_count, seed, attempt);
-        if (masquerade || !connected::has(skb, reply)) && claim(reply, back, Claim::Free) {
-            return Ok(true);
-        }
-    }
-    for attempt in 0..snat::ATTEMPTS {
-        reply.destination_port = snat::candidate(config.snat_first, config.snat_count, seed, attempt);
-        if (masquerade || !connected::has(skb, reply)) && claim(reply, back, Claim::Left) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// Which reply keys may be claimed.
-#[derive(Clone, Copy)]
-enum Claim {
-    /// Those that nobody has.
-    Free,
-    /// Also those that are this flow's own from before, or have been left.
-    Left,
-}
-
-/// Enters the reply key if it may be claimed.
-#[inline(always)]
-fn claim(reply: &FlowKey, back: &Flow, which: Claim) -> bool {
-    fairlead_claim(reply, back, which as u32) != 0
-}
-
-/// Out of line as a global function: the verifier walks it once, by itself, and not for each port that is tried.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn fairlead_claim(reply: *const FlowKey, back: *const Flow, which: u32) -> u32 {
-    // SAFETY: the caller passes a key and a flow of its own; the verifier wants to see that they are there.
-    let (Some(reply), Some(back)) = (unsafe { reply.as_ref() }, unsafe { back.as_ref() }) else {
-        return 0;
-    };
-    if FLOWS.insert(reply, back, u64::from(BPF_NOEXIST)).is_ok() {
-        return 1;
-    }
-    if which == Claim::Free as u32 {
-        return 0;
-    }
-    let Some(entry) = FLOWS.get_ptr_mut(reply) else {
-        return 0;
-    };
-    // SAFETY: as in `find`.
-    let held = unsafe { &*entry };
-    let own = held.destination == back.destination
-        && held.destination_port == back.destination_port
-        && held.source == back.source
-        && held.source_port == back.source_port;
-    let claimed = (own || gives_up(reply, held, back.last_seen)) && FLOWS.insert(reply, back, 0).is_ok();
-    u32::from(claimed)
-}
-
-/// Whether the flow whose reply entry `held` is at `reply` may be taken over: then its forward entry is removed, so
-/// that its client, should it speak again, is balanced anew. One that leads elsewhere by now is left alone.
-#[inline(never)]
-fn gives_up(reply: &FlowKey, held: &Flow, now: u64) -> bool {
-    if !life::may_take_over(held, reply.protocol, now) {
-        return false;
-    }
-    let forward = leaving(held, reply.protocol).reversed();
-    // SAFETY: as in `find`.
-    if let Some(flow) = unsafe { FLOWS.get(&forward) }
-        && leads_to(flow, reply)
-    {
-        if !life::may_take_over(flow, reply.protocol, now) {
-            return false;
-        }
-        let _ = FLOWS.remove(&forward);
-    }
-    true
-}
-
-/// Removes the flow `held`, which is at `forward`, in both directions; of each entry only what still is of this flow.
-#[inline(never)]
-fn forget(forward: &FlowKey, held: &Flow) {
-    let reply = leaving(held, forward.protocol).reversed();
-    // SAFETY: as in `find`.
-    if unsafe { FLOWS.get(&reply) }.is_some_and(|back| leads_to(back, forward)) {
-        let _ = FLOWS.remove(&reply);
-    }
-    // SAFETY: as in `find`.
-    if unsafe { FLOWS.get(forward) }.is_some_and(|flow| leads_to(flow, &reply)) {
-        let _ = FLOWS.remove(forward);
-    }
-}
-
-/// Whether packets that answer the flow's arrive with the tuple `key`.
-#[inline(always)]
-fn leads_to(flow: &Flow, key: &FlowKey) -> bool {
-    flow.destination == key.source
-        && flow.destination_port == key.source_port
-        && flow.source == key.destination
-        && flow.source_port == key.destination_port
-}
-
-/// Whether `place` serves nobody: the flow of the forward key `occupant` is gone, has another place, or is over in
-/// both directions, and then is removed. Where places are scarce, it may also have to make way.
-#[inline(always)]
-pub(crate) fn is_left(occupant: &FlowKey, place: u32, now: u64, scarce: bool) -> bool {
-    let is_over = |flow: &Flow| {
-        if scarce {
-            life::may_make_way(flow, occupant.protocol, now)
-        } else {
-            life::is_over(flow, occupant.protocol, now)
-        }
-    };
-    // SAFETY: as in `find`.
-    let Some(flow) = (unsafe { FLOWS.get(occupant) }) else {
-        return true;
-    };
-    if flow.place != place {
-        return true;
-    }
-    if !is_over(flow) {
-        return false;
-    }
-    let reply = leaving(flow, occupant.protocol).reversed();
-    // SAFETY: as in `find`.
-    if let Some(back) = unsafe { FLOWS.get(&reply) }
-        && leads_to(back, occupant)
-    {
-        if !is_over(back) {
-            return false;
-        }
-        let _ = FLOWS.remove(&reply);
-    }
-    let _ = FLOWS.remove(occupant);
-    observe::count(Counter::FlowReclaimed);
-    true
-}
-
-/// The translation of packets with the tuple `key`, whether or not any has come.
-#[inline(always)]
-pub(crate) fn look_up(key: &FlowKey) -> Option<&'static Flow> {
-    // SAFETY: as in `find`.
-    unsafe { FLOWS.get(key) }
 }

@@ -1,31 +1,13 @@
-//! Services: which frontend a packet is for, and which backend gets it.
+//! Load balancing: which backend a packet's flow gets.
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
-use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap};
-use fairlead_abi::{Backend, FlowKey, Frontend, FrontendKey, Reason, Region, frontend_flags, protocol};
+use fairlead_abi::{Backend, FlowKey, Frontend, Reason, Region, frontend_flags, protocol};
 use fairlead_flow::maglev;
 
 use crate::packet::{Fragment, Packet};
-use crate::{admission, affinity, config, endpoint};
-
-#[map]
-static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
-
-#[map]
-static SLOTS: Array<u32> = Array::pinned(262_144, 0);
-
-#[map]
-static BACKENDS: Array<Backend> = Array::pinned(131_072, 0);
-
-/// An id that no backend has; its generation is always 0.
-pub(crate) const NO_BACKEND: u32 = 0;
-
-/// How often a region can be halved: as often as a number of slots has bits.
-const HALVINGS: u32 = 24;
+use crate::{admission, affinity, config, service};
 
 /// Where a new flow comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,69 +30,6 @@ pub(crate) struct Choice {
     pub(crate) masquerade: bool,
 }
 
-/// The frontend that the tuple dials, copied into `room`. An address of a local pod is no frontend, whatever Services
-/// ask for: most packets to it are delivered without asking.
-#[inline(always)]
-pub(crate) fn find<'room>(
-    tuple: &FlowKey,
-    room: &'room mut MaybeUninit<Frontend>,
-) -> Result<Option<&'room Frontend>, Reason> {
-    let key = FrontendKey {
-        address: tuple.destination,
-        port: tuple.destination_port,
-        protocol: tuple.protocol,
-        reserved: 0,
-    };
-    // SAFETY: the value is copied out at once; all fields are integers, so none is invalid, and the element's reuse
-    // for another key shows in the check.
-    let Some(frontend) = (unsafe { FRONTENDS.get(&key) }) else {
-        return Ok(None);
-    };
-    if endpoint::find(&tuple.destination).is_some() {
-        return Ok(None);
-    }
-    let frontend = room.write(*frontend);
-    if frontend.check == key.check() { Ok(Some(frontend)) } else { Err(Reason::StaleService) }
-}
-
-/// Whether there is a frontend with all of these flags at the key.
-#[inline(always)]
-pub(crate) fn has_flags(key: &FrontendKey, flags: u32) -> bool {
-    // SAFETY: an integer is read; one that is reused in this moment belongs to another frontend at worst.
-    unsafe { FRONTENDS.get(key) }.is_some_and(|frontend| frontend.flags & flags == flags)
-}
-
-/// The present generation of a backend id; 0 if it has no tenant.
-#[inline(always)]
-pub(crate) fn generation(id: u32) -> u32 {
-    BACKENDS.get(id).map_or(0, |backend| backend.generation)
-}
-
-/// Whether the backend is in the region, whose ids ascend.
-///
-/// The verifier would follow both halves of every comparison; both ends are moved by arithmetic instead.
-#[inline(always)]
-pub(crate) fn holds(region: &Region, id: u32) -> bool {
-    let (mut low, mut len) = (region.base, region.len);
-    for _ in 0..HALVINGS {
-        if len == 0 {
-            return false;
-        }
-        let half = len >> 1;
-        let Some(held) = SLOTS.get(low + half) else {
-            return false;
-        };
-        if *held == id {
-            return true;
-        }
-        // All ones if the id is above the middle: ids are far below the sign bit.
-        let above = 0_u32.wrapping_sub(held.wrapping_sub(id) >> 31);
-        low += (half + 1) & above;
-        len = (len - half - 1) & above | half & !above;
-    }
-    false
-}
-
 /// Chooses a backend for the tuple's sender among those that such a client may get: the one that it had before, by
 /// its place in the Maglev table, or at random.
 #[inline(always)]
@@ -128,21 +47,21 @@ pub(crate) fn choose(
         let live = frontend.flags & frontend_flags::HAS_ENDPOINTS != 0;
         return Err(if live { Reason::NoLocalEndpoint } else { Reason::NoEndpoint });
     }
-    let mut id = NO_BACKEND;
+    let mut id = service::NO_BACKEND;
     if frontend.affinity != 0 {
         id = affinity::recall(frontend, region, &tuple.source);
     }
-    let kept = id != NO_BACKEND;
+    let kept = id != service::NO_BACKEND;
     if !kept {
         let slot = draw(frontend, client, region, tuple);
-        id = *SLOTS.get(slot).ok_or(Reason::StaleService)?;
+        id = service::slot(slot)?;
         if client == Client::Leaving && is_at_home(id) {
             // A node has one pod at most that stands on its address at this port.
             let next = region.base + (slot - region.base + 1) % region.len;
-            id = *SLOTS.get(next).ok_or(Reason::StaleService)?;
+            id = service::slot(next)?;
         }
     }
-    let backend = BACKENDS.get(id).ok_or(Reason::StaleService)?;
+    let backend = service::backend(id).ok_or(Reason::StaleService)?;
     let masquerade = client == Client::Outside && frontend.flags & frontend_flags::KEEP_SOURCE == 0;
     let chosen = choice.write(Choice { id, backend: *backend, masquerade });
     if chosen.backend.generation == 0 {
@@ -157,7 +76,7 @@ pub(crate) fn choose(
 /// Whether the backend is the node itself.
 #[inline(always)]
 fn is_at_home(id: u32) -> bool {
-    BACKENDS.get(id).is_some_and(|backend| config::is_node_address(backend.address))
+    service::backend(id).is_some_and(|backend| config::is_node_address(backend.address))
 }
 
 /// The slot of the backend that a client without a past gets.
@@ -180,7 +99,7 @@ pub(crate) fn pick(
 ) -> Result<bool, Reason> {
     let mut room = MaybeUninit::uninit();
     if packet.has_ports()
-        && let Some(frontend) = find(&packet.tuple, &mut room)?
+        && let Some(frontend) = service::find(&packet.tuple, &mut room)?
     {
         // Its checksum, which is the whole packet's, could not be mended.
         if packet.tuple.protocol == protocol::SCTP && packet.fragment == Fragment::First {

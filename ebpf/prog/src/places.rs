@@ -16,7 +16,7 @@ use aya_ebpf::maps::Array;
 use fairlead_abi::{FlowKey, Reason};
 
 use crate::clock;
-use crate::ct;
+use crate::table;
 use crate::verdict::Outcome;
 
 #[map]
@@ -53,7 +53,7 @@ extern "C" fn fairlead_place(key: *const FlowKey, places: u32, scarce: u32) -> i
         // SAFETY: the pointer is to an element of an array, which stays; all fields are integers, so that a racing
         // write can only give a key that nobody has.
         let occupant = unsafe { &mut *occupant };
-        if occupant.protocol != 0 && !ct::is_left(occupant, place, now, scarce != 0) {
+        if occupant.protocol != 0 && !table::is_left(occupant, place, now, scarce != 0) {
             continue;
         }
         *occupant = *key;

@@ -14,7 +14,7 @@ use fairlead_flow::checksum::Difference;
 use crate::nat::{TCP_CHECKSUM, UDP_CHECKSUM};
 use crate::packet::{ETHERNET, Fragment, Ipv4, Ipv6, Packet, at};
 use crate::verdict::Outcome;
-use crate::{ct, observe};
+use crate::{observe, table};
 
 /// Length of an ICMP header.
 const ICMP: usize = 8;
@@ -119,7 +119,7 @@ fn translate_v4(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     let (source, destination) =
         (Address::from_v4_word(header.source), Address::from_v4_word(header.destination));
     let key = answer_to(source, destination, header.protocol, read(ctx, transport)?);
-    let Some(flow) = ct::look_up(&key) else {
+    let Some(flow) = table::look_up(&key) else {
         return Ok(false);
     };
     let addresses = Difference::NONE.address(source, flow.destination).address(destination, flow.source);
@@ -162,7 +162,7 @@ fn translate_v6(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
         return Ok(false);
     }
     let key = answer_to(source, destination, header.next_header, read(ctx, transport)?);
-    let Some(flow) = ct::look_up(&key) else {
+    let Some(flow) = table::look_up(&key) else {
         return Ok(false);
     };
     let addresses = Difference::NONE.address(source, flow.destination).address(destination, flow.source);

@@ -17,7 +17,7 @@ use fairlead_abi::{
 };
 
 use crate::lb::{self, Choice, Client};
-use crate::{config, observe};
+use crate::{config, observe, service};
 
 #[map]
 static SOCKETS: LruHashMap<SocketKey, SocketPeer> = LruHashMap::pinned(65_536, 0);
@@ -101,7 +101,7 @@ fn dialling<'room>(
     let protocol = protocol_of(ctx);
     let dialled = FlowKey { source, destination, source_port, destination_port, protocol, reserved: [0; 3] };
     // What is being replaced in this moment is left to the packet's way, here and by the callers.
-    let frontend = lb::find(&dialled, room).ok()??;
+    let frontend = service::find(&dialled, room).ok()??;
     Some((frontend, dialled))
 }
 
@@ -183,7 +183,7 @@ pub(crate) fn is_left(cookie: u64, destination: &Address, port: Port) -> bool {
     // SAFETY: two integers are read; a racing write gives stale ones at worst.
     unsafe { SOCKETS.get(&key) }.is_some_and(|peer| {
         let is_connected = peer.flags & socket_flags::CONNECTED != 0;
-        is_connected && lb::generation(peer.backend) != peer.generation
+        is_connected && service::generation(peer.backend) != peer.generation
     })
 }
 
@@ -192,7 +192,7 @@ pub(crate) fn is_left(cookie: u64, destination: &Address, port: Port) -> bool {
 fn chosen_before(dialled: &SocketKey) -> Option<SocketPeer> {
     // SAFETY: the value is copied out at once; a racing write gives a stale address at worst.
     let peer = unsafe { SOCKETS.get(dialled) }.copied()?;
-    (peer.generation != 0 && lb::generation(peer.backend) == peer.generation).then_some(peer)
+    (peer.generation != 0 && service::generation(peer.backend) == peer.generation).then_some(peer)
 }
 
 #[inline(always)]

@@ -12,7 +12,7 @@ use fairlead_abi::{Counter, Flow, Reason};
 use crate::packet::{Fragment, Packet};
 use crate::refuse::Back;
 use crate::verdict::{self, Verdict};
-use crate::{config, ct, icmp, nat, observe, refuse};
+use crate::{config, icmp, nat, observe, refuse, table};
 
 /// Answers the packet if it was translated; another one is for the kernel to fragment or answer.
 #[inline(always)]
@@ -37,7 +37,7 @@ fn answer_original(ctx: &TcContext, packet: &Packet, mtu: u32, flags: u32) -> Re
     if packet.fragment == Fragment::Later && config::is_node_address(packet.tuple.source) {
         return Err(Reason::TooBig);
     }
-    let Some(partner) = ct::look_up(&packet.tuple.reversed()) else {
+    let Some(partner) = table::look_up(&packet.tuple.reversed()) else {
         observe::count(Counter::ToStack);
         return Ok(Verdict::Stack);
     };
