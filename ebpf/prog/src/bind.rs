@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockContext;
 use fairlead_abi::{Address, Counter, FrontendKey, Port, frontend_flags};
 
-use crate::sock::Family;
+use crate::sock::{Family, read_address};
 use crate::{config, observe, service};
 
 const REFUSE: i32 = 0;
@@ -28,7 +28,8 @@ pub(crate) fn guard(ctx: &SockContext, family: Family) -> i32 {
     let (port, protocol) = unsafe {
         ((&raw const (*socket).src_port).read_volatile(), (&raw const (*socket).protocol).read_volatile())
     };
-    let address = bound_address(ctx, family);
+    // SAFETY: the fields lie in the context that the kernel gave.
+    let address = unsafe { read_address(family, &raw const (*socket).src_ip4, &raw const (*socket).src_ip6) };
     let is_any = address.is_unspecified() || address.is_v4() && address.v4_word() == 0;
     let is_node_port = |address: Address| {
         let key =
@@ -47,25 +48,4 @@ pub(crate) fn guard(ctx: &SockContext, family: Family) -> i32 {
     // SAFETY: the helper takes a number (kernel 5.18).
     unsafe { bpf_set_retval(-EADDRINUSE) };
     REFUSE
-}
-
-#[inline(always)]
-fn bound_address(ctx: &SockContext, family: Family) -> Address {
-    let socket = ctx.sock;
-    // SAFETY: the fields are read through the context pointer that the kernel gave, one word at a time, which is the
-    // width that the verifier admits.
-    unsafe {
-        match family {
-            Family::V4 => Address::from_v4_word((&raw const (*socket).src_ip4).read_volatile()),
-            Family::V6 => {
-                let words = (&raw const (*socket).src_ip6).cast::<u32>();
-                Address::from_v6_words([
-                    words.read_volatile(),
-                    words.add(1).read_volatile(),
-                    words.add(2).read_volatile(),
-                    words.add(3).read_volatile(),
-                ])
-            }
-        }
-    }
 }

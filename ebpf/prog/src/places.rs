@@ -5,7 +5,7 @@
 //! removes. So whoever opens a connection pays for expiry, a bounded share, and no connection that lives ever makes
 //! way: when every place tried is taken, the new one is dropped, and its client will try again. With half of all
 //! places taken by live connections that happens to one in four billion, with nine in ten to one in thirty. What
-//! makes way early, under such pressure, is a flow that nobody has answered.
+//! makes way early, under such pressure, is a connection that has ended, or whose client never went on after an answer.
 //!
 //! Two programs that draw one place at the same moment leave one connection without a place. The agent, which sweeps
 //! the whole table, finds it when it is over.
@@ -22,7 +22,7 @@ use crate::verdict::Outcome;
 #[map]
 static PLACES: Array<FlowKey> = Array::pinned(32_768, 0);
 
-/// How many places are looked at, and then once more, when flows that were never answered make way early.
+/// How many places are looked at, and then as many once more, when room is scarce ([`fairlead_flow::life::may_make_way`]).
 const TRIES: u32 = 16;
 
 /// Gives the connection of this forward key a place among `places`, a power of two of them.

@@ -222,13 +222,25 @@ fn protocol_of(ctx: &SockAddrContext) -> u8 {
 #[inline(always)]
 fn read(ctx: &SockAddrContext, family: Family) -> (Address, Port) {
     let named = ctx.sock_addr;
-    // SAFETY: the fields are read through the context pointer that the kernel gave, one word at a time,
-    // which is the width that the verifier admits.
+    // SAFETY: the fields lie in the context that the kernel gave, whose port is read as a whole word.
     unsafe {
-        let address = match family {
-            Family::V4 => Address::from_v4_word((&raw const (*named).user_ip4).read_volatile()),
+        let address = read_address(family, &raw const (*named).user_ip4, &raw const (*named).user_ip6);
+        (address, Port::from_wire((&raw const (*named).user_port).read_volatile() as u16))
+    }
+}
+
+/// The address of this family in a context, one word at a time, which is the width that the verifier admits.
+///
+/// # Safety
+/// Both must point into the context that the kernel gave.
+#[inline(always)]
+pub(crate) unsafe fn read_address(family: Family, v4: *const u32, v6: *const [u32; 4]) -> Address {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match family {
+            Family::V4 => Address::from_v4_word(v4.read_volatile()),
             Family::V6 => {
-                let words = (&raw const (*named).user_ip6).cast::<u32>();
+                let words = v6.cast::<u32>();
                 Address::from_v6_words([
                     words.read_volatile(),
                     words.add(1).read_volatile(),
@@ -236,8 +248,7 @@ fn read(ctx: &SockAddrContext, family: Family) -> (Address, Port) {
                     words.add(3).read_volatile(),
                 ])
             }
-        };
-        (address, Port::from_wire((&raw const (*named).user_port).read_volatile() as u16))
+        }
     }
 }
 
