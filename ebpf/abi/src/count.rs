@@ -64,6 +64,12 @@ numbered! {
         TooBig = 12, "too_big";
         /// An RST for a connection to a Service that the flow table does not know.
         StrayReset = 13, "stray_reset";
+        /// A policy of the pod that is sent to does not allow it.
+        PolicyIngress = 14, "policy_ingress";
+        /// A policy of the pod that sends does not allow it.
+        PolicyEgress = 15, "policy_egress";
+        /// The pod's policies are not known yet, or could not be programmed.
+        PolicyUnknown = 16, "policy_unknown";
     }
 }
 
@@ -92,6 +98,10 @@ numbered! {
         AffinityKept = 9, "affinity_kept";
         /// A process was kept from binding a NodePort.
         BindRefused = 10, "bind_refused";
+        /// A packet was judged by policies: its flow was new to them, or they had changed.
+        PolicyJudged = 11, "policy_judged";
+        /// An event was left out: its pod had as many in this second as it may, or nobody read them.
+        EventLost = 12, "event_lost";
     }
 }
 

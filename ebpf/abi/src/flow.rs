@@ -37,7 +37,7 @@ impl FlowKey {
 }
 
 /// What a matching packet's tuple becomes. A translated connection has two entries: one for the client's
-/// packets (forward) and one for the backend's (reply, [`flow_flags::REPLY`]). 64 bytes.
+/// packets (forward) and one for the backend's (reply, [`flow_flags::REPLY`]). 72 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
@@ -60,8 +60,12 @@ pub struct Flow {
     pub flags: u32,
     /// Where in [`crate::maps::PLACES`] the connection is entered.
     pub place: u32,
+    /// [`PolicyState::revision`](crate::PolicyState::revision) when policies last admitted it.
+    pub revision: u32,
+    /// Zero.
+    pub reserved: u32,
 }
-layout!(Flow, 64);
+layout!(Flow, 72);
 
 /// Bits of [`Flow::flags`].
 pub mod flow_flags {

@@ -21,6 +21,14 @@
 //! | [`maps::AFFINITY`] | LRU hash | [`AffinityKey`] → [`Affinity`] | programs |
 //! | [`maps::SOURCE_RANGES`] | longest prefix | [`SourceRange`] → 1 | agent |
 //! | [`maps::SERVICE_CIDRS`] | longest prefix | [`Address`] → [`cidr_flags`] | agent |
+//! | [`maps::ISOLATION`] | array | endpoint index → [`Isolation`] | agent |
+//! | [`maps::POLICIES`] | array | policy → its row for identities without a cell | agent |
+//! | [`maps::PEERS`] | longest prefix | [`Address`] → identity, [`identities`] | agent |
+//! | [`maps::CELLS`] | hash | [`CellKey`] → [`Cell`] | agent |
+//! | [`maps::ROWS`] | longest prefix | [`RowKey`] → [`verdicts`] | agent |
+//! | [`maps::POLICY_STATE`] | array of 1 | 0 → [`PolicyState`] | agent |
+//! | [`maps::POLICY_DROPS`] | per-CPU array | policy → packets | programs |
+//! | [`maps::EVENTS`] | ring buffer | [`DropEvent`] | programs |
 //! | [`maps::COUNTERS`] | per-CPU array | [`Counter`] → packets | programs |
 //! | [`maps::DROPS`] | per-CPU array | [`Reason`] → packets | programs |
 #![no_std]
@@ -30,6 +38,7 @@ mod config;
 mod count;
 mod endpoint;
 mod flow;
+mod policy;
 mod service;
 mod socket;
 
@@ -38,13 +47,17 @@ pub use config::Config;
 pub use count::{Counter, Reason};
 pub use endpoint::{Endpoint, Mac, marks};
 pub use flow::{Flow, FlowKey, FragmentKey, flow_flags};
+pub use policy::{
+    Cell, CellKey, DropEvent, Isolation, PeerKey, PolicyState, RowKey, event_flags, identities, policies,
+    rows, state_flags, verdicts,
+};
 pub use service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendKey, Region, SourceRange, cidr_flags, frontend_flags,
 };
 pub use socket::{SocketClient, SocketKey, SocketPeer, socket_flags};
 
 /// The version of every layout in this crate; maps and links are pinned under a directory named after it.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Map names, as they stand in the object file and under the pin directory. The kernel keeps 15 characters.
 pub mod maps {
@@ -76,6 +89,24 @@ pub mod maps {
     pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
     /// [`Address`](crate::Address), of which a prefix counts → [`cidr_flags`](crate::cidr_flags) (`u32`).
     pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
+    /// Endpoint index → [`Isolation`](crate::Isolation).
+    pub const ISOLATION: &str = "ISOLATION";
+    /// Compiled policy → the row (`u32`) of identities that it has no cell for.
+    pub const POLICIES: &str = "POLICIES";
+    /// [`PeerKey`](crate::PeerKey), of which a prefix counts → identity (`u32`), see
+    /// [`identities`](crate::identities).
+    pub const PEERS: &str = "PEERS";
+    /// [`CellKey`](crate::CellKey) → [`Cell`](crate::Cell).
+    pub const CELLS: &str = "CELLS";
+    /// [`RowKey`](crate::RowKey), of which a prefix of 32, 40 or 40 + 1–16 bits counts →
+    /// [`verdicts`](crate::verdicts) (`u32`).
+    pub const ROWS: &str = "ROWS";
+    /// [`PolicyState`](crate::PolicyState), one entry at index 0.
+    pub const POLICY_STATE: &str = "POLICY_STATE";
+    /// Compiled policy → packets that it dropped (`u64`), per CPU.
+    pub const POLICY_DROPS: &str = "POLICY_DROPS";
+    /// [`DropEvent`](crate::DropEvent)s.
+    pub const EVENTS: &str = "EVENTS";
     /// [`Counter`](crate::Counter) → packets (`u64`), per CPU.
     pub const COUNTERS: &str = "COUNTERS";
     /// [`Reason`](crate::Reason) → packets (`u64`), per CPU.

@@ -8,7 +8,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use fairlead_abi::{Backend, Frontend, FrontendKey, Region};
-use fairlead_core::dataplane::{MapError, ServiceCidrKey, ServiceMaps, SourceRangeKey};
+use fairlead_core::dataplane::{MapError, RangeKey, ServiceMaps, SourceRangeKey};
 use fairlead_core::reconcile::{Capacity, Reconciler};
 use fairlead_core::settings::Settings;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
@@ -58,11 +58,11 @@ impl ServiceMaps for FlatMaps {
         Ok(())
     }
 
-    fn write_service_cidr(&mut self, _: &ServiceCidrKey, _: u32) -> Result<(), MapError> {
+    fn write_service_cidr(&mut self, _: &RangeKey, _: u32) -> Result<(), MapError> {
         Ok(())
     }
 
-    fn remove_service_cidr(&mut self, _: &ServiceCidrKey) -> Result<(), MapError> {
+    fn remove_service_cidr(&mut self, _: &RangeKey) -> Result<(), MapError> {
         Ok(())
     }
 
@@ -84,7 +84,7 @@ impl ServiceMaps for FlatMaps {
         Ok(Vec::new())
     }
 
-    fn service_cidrs(&self) -> Result<Vec<(ServiceCidrKey, u32)>, MapError> {
+    fn service_cidrs(&self) -> Result<Vec<(RangeKey, u32)>, MapError> {
         Ok(Vec::new())
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fairlead_abi::{Backend, Frontend, FrontendKey, Region, frontend_flags};
 use fairlead_core::dataplane::{
-    MapAction, MapCause, MapError, MemoryMaps, ServiceCidrKey, ServiceMaps, SourceRangeKey,
+    MapAction, MapCause, MapError, MemoryMaps, RangeKey, ServiceMaps, SourceRangeKey,
 };
 use fairlead_core::frontends::WithoutLocal;
 use fairlead_core::model::{Protocol, frontend_key};
@@ -48,11 +48,11 @@ impl ServiceMaps for FewRanges {
         self.inner.remove_frontend(key)
     }
 
-    fn write_service_cidr(&mut self, cidr: &ServiceCidrKey, flags: u32) -> Result<(), MapError> {
+    fn write_service_cidr(&mut self, cidr: &RangeKey, flags: u32) -> Result<(), MapError> {
         self.inner.write_service_cidr(cidr, flags)
     }
 
-    fn remove_service_cidr(&mut self, cidr: &ServiceCidrKey) -> Result<(), MapError> {
+    fn remove_service_cidr(&mut self, cidr: &RangeKey) -> Result<(), MapError> {
         self.inner.remove_service_cidr(cidr)
     }
 
@@ -72,7 +72,7 @@ impl ServiceMaps for FewRanges {
         self.inner.source_ranges()
     }
 
-    fn service_cidrs(&self) -> Result<Vec<(ServiceCidrKey, u32)>, MapError> {
+    fn service_cidrs(&self) -> Result<Vec<(RangeKey, u32)>, MapError> {
         self.inner.service_cidrs()
     }
 }

@@ -4,7 +4,7 @@ use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError as KernelError};
 use fairlead_abi::{Address, Backend, Flow, FlowKey, Frontend, FrontendKey, Region, SourceRange, maps};
-use fairlead_core::dataplane::{MapAction, MapCause, MapError, ServiceCidrKey, ServiceMaps, SourceRangeKey};
+use fairlead_core::dataplane::{MapAction, MapCause, MapError, RangeKey, ServiceMaps, SourceRangeKey};
 use fairlead_core::reconcile::Capacity;
 use fairlead_prog_tests::Node;
 
@@ -48,13 +48,13 @@ impl ServiceMaps for NodeMaps<'_> {
         written.map_err(|error| MapError::source_range(action, range, failed(&error)))
     }
 
-    fn write_service_cidr(&mut self, cidr: &ServiceCidrKey, flags: u32) -> Result<(), MapError> {
+    fn write_service_cidr(&mut self, cidr: &RangeKey, flags: u32) -> Result<(), MapError> {
         let key = Key::new(cidr.prefix_len, cidr.address);
         let written = trie(self.0, maps::SERVICE_CIDRS).insert(&key, flags, 0);
         written.map_err(|error| MapError::service_cidr(MapAction::Program, cidr, failed(&error)))
     }
 
-    fn remove_service_cidr(&mut self, cidr: &ServiceCidrKey) -> Result<(), MapError> {
+    fn remove_service_cidr(&mut self, cidr: &RangeKey) -> Result<(), MapError> {
         let key = Key::new(cidr.prefix_len, cidr.address);
         let removed = gone(trie::<Address>(self.0, maps::SERVICE_CIDRS).remove(&key));
         removed.map_err(|error| MapError::service_cidr(MapAction::Remove, cidr, failed(&error)))
@@ -86,12 +86,10 @@ impl ServiceMaps for NodeMaps<'_> {
         keys.collect::<Result<_, _>>().map_err(|error| unread("source ranges", &error))
     }
 
-    fn service_cidrs(&self) -> Result<Vec<(ServiceCidrKey, u32)>, MapError> {
+    fn service_cidrs(&self) -> Result<Vec<(RangeKey, u32)>, MapError> {
         let map: LpmTrie<&MapData, Address, u32> = typed(self.0, maps::SERVICE_CIDRS);
         let entries = map.iter().map(|entry| {
-            entry.map(|(key, flags)| {
-                (ServiceCidrKey { prefix_len: key.prefix_len(), address: key.data() }, flags)
-            })
+            entry.map(|(key, flags)| (RangeKey { prefix_len: key.prefix_len(), address: key.data() }, flags))
         });
         entries.collect::<Result<_, _>>().map_err(|error| unread("service ranges", &error))
     }

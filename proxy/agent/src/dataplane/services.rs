@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, MapError as KernelError};
 use fairlead_abi::{Address, Backend, Frontend, FrontendKey, Region, SourceRange};
-use fairlead_core::dataplane::{MapAction, MapCause, MapError, ServiceCidrKey, ServiceMaps, SourceRangeKey};
+use fairlead_core::dataplane::{MapAction, MapCause, MapError, RangeKey, ServiceMaps, SourceRangeKey};
 
 use super::{is, removed, sys};
 use crate::errors::chain;
@@ -94,14 +94,14 @@ impl ServiceMaps for KernelMaps {
         }
     }
 
-    fn write_service_cidr(&mut self, cidr: &ServiceCidrKey, flags: u32) -> Result<(), MapError> {
+    fn write_service_cidr(&mut self, cidr: &RangeKey, flags: u32) -> Result<(), MapError> {
         self.service_cidrs.insert(&Key::new(cidr.prefix_len, cidr.address), flags, 0).map_err(|e| {
             let cause = full_or_failed(e, self.capacity.service_cidrs);
             MapError::service_cidr(MapAction::Program, cidr, cause)
         })
     }
 
-    fn remove_service_cidr(&mut self, cidr: &ServiceCidrKey) -> Result<(), MapError> {
+    fn remove_service_cidr(&mut self, cidr: &RangeKey) -> Result<(), MapError> {
         removed(self.service_cidrs.remove(&Key::new(cidr.prefix_len, cidr.address)))
             .map_err(|e| MapError::service_cidr(MapAction::Remove, cidr, failed(e)))
     }
@@ -130,8 +130,8 @@ impl ServiceMaps for KernelMaps {
         keys.map_err(|e| unread("source ranges", e))
     }
 
-    fn service_cidrs(&self) -> Result<Vec<(ServiceCidrKey, u32)>, MapError> {
-        let key = |key: Key<Address>| ServiceCidrKey { prefix_len: key.prefix_len(), address: key.data() };
+    fn service_cidrs(&self) -> Result<Vec<(RangeKey, u32)>, MapError> {
+        let key = |key: Key<Address>| RangeKey { prefix_len: key.prefix_len(), address: key.data() };
         let entries = self.service_cidrs.iter().map(|found| found.map(|(found, flags)| (key(found), flags)));
         entries.collect::<Result<Vec<_>, _>>().map_err(|e| unread("service ranges", e))
     }

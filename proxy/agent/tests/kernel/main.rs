@@ -19,7 +19,7 @@ use fairlead_abi::{
     Address, Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Port, Region, SocketClient, flow_flags,
     frontend_flags, maps, marks, protocol,
 };
-use fairlead_core::dataplane::{ServiceCidrKey, ServiceMaps, SourceRangeKey};
+use fairlead_core::dataplane::{RangeKey, ServiceMaps, SourceRangeKey};
 use fairlead_net::agent::{PodRef, Registration};
 use fairlead_net::netns::{NamedNetns, current_cookie};
 use fairlead_proxy::dataplane::Pins;

@@ -71,7 +71,7 @@ fn a_load_that_fails_leaves_no_pin_behind() {
 #[ignore = "needs root: run make test"]
 fn ranges_are_read_back_by_the_next_agent_and_removed_by_their_prefix() {
     let room = Room::new();
-    let cidr = |text: &str| ServiceCidrKey::from(text.parse::<ipnet::IpNet>().expect("a range"));
+    let cidr = |text: &str| RangeKey::from(text.parse::<ipnet::IpNet>().expect("a range"));
     let source = |service, text: &str| SourceRangeKey::new(service, text.parse().expect("a range"));
     let mut maps = room.load().maps.services;
     for (text, flags) in [("10.96.0.0/16", 1), ("10.96.0.0/24", 0), ("fd00:10::/112", 1)] {

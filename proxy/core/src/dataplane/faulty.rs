@@ -2,7 +2,7 @@
 
 use fairlead_abi::{Backend, Frontend, FrontendKey, Region};
 
-use super::{MapAction, MapCause, MapError, ServiceCidrKey, ServiceMaps, SourceRangeKey};
+use super::{MapAction, MapCause, MapError, RangeKey, ServiceMaps, SourceRangeKey};
 
 /// Maps whose writes fail now and then, as a pseudo-random sequence decides.
 #[derive(Clone, Debug)]
@@ -73,14 +73,14 @@ impl<M: ServiceMaps> ServiceMaps for FaultyMaps<M> {
         self.inner.write_source_range(range, present)
     }
 
-    fn write_service_cidr(&mut self, cidr: &ServiceCidrKey, flags: u32) -> Result<(), MapError> {
+    fn write_service_cidr(&mut self, cidr: &RangeKey, flags: u32) -> Result<(), MapError> {
         if self.fails() {
             return Err(MapError::service_cidr(MapAction::Program, cidr, Self::cause()));
         }
         self.inner.write_service_cidr(cidr, flags)
     }
 
-    fn remove_service_cidr(&mut self, cidr: &ServiceCidrKey) -> Result<(), MapError> {
+    fn remove_service_cidr(&mut self, cidr: &RangeKey) -> Result<(), MapError> {
         if self.fails() {
             return Err(MapError::service_cidr(MapAction::Remove, cidr, Self::cause()));
         }
@@ -103,7 +103,7 @@ impl<M: ServiceMaps> ServiceMaps for FaultyMaps<M> {
         self.inner.source_ranges()
     }
 
-    fn service_cidrs(&self) -> Result<Vec<(ServiceCidrKey, u32)>, MapError> {
+    fn service_cidrs(&self) -> Result<Vec<(RangeKey, u32)>, MapError> {
         self.inner.service_cidrs()
     }
 }

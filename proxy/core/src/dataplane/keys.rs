@@ -23,27 +23,27 @@ pub struct SourceRangeKey {
 impl SourceRangeKey {
     /// The key that admits the clients in `range` to the Service port `service`.
     pub fn new(service: u32, range: IpNet) -> Self {
-        let ServiceCidrKey { prefix_len, address } = ServiceCidrKey::from(range);
+        let RangeKey { prefix_len, address } = RangeKey::from(range);
         Self { prefix_len: SERVICE_BITS + prefix_len, range: SourceRange { service, address } }
     }
 
     /// The clients that it admits.
-    pub fn clients(&self) -> ServiceCidrKey {
+    pub fn clients(&self) -> RangeKey {
         let prefix_len = self.prefix_len.saturating_sub(SERVICE_BITS);
-        ServiceCidrKey { prefix_len, address: self.range.address }
+        RangeKey { prefix_len, address: self.range.address }
     }
 }
 
-/// A key of [`fairlead_abi::maps::SERVICE_CIDRS`]: a range of addresses.
+/// A range of addresses: a key of [`fairlead_abi::maps::SERVICE_CIDRS`] and of [`fairlead_abi::maps::PEERS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceCidrKey {
+pub struct RangeKey {
     /// How many bits of `address` count, of 128.
     pub prefix_len: u32,
     /// The first address of the range.
     pub address: Address,
 }
 
-impl ServiceCidrKey {
+impl RangeKey {
     /// Whether the range holds this address. As in the maps, IPv4 addresses are IPv6 ones.
     pub fn contains(&self, address: Address) -> bool {
         let bits = |address: Address| {
@@ -55,14 +55,14 @@ impl ServiceCidrKey {
     }
 }
 
-impl From<IpNet> for ServiceCidrKey {
+impl From<IpNet> for RangeKey {
     fn from(range: IpNet) -> Self {
         let skipped = if range.addr().is_ipv4() { MAPPED_BITS } else { 0 };
         Self { prefix_len: skipped + u32::from(range.prefix_len()), address: range.network().into() }
     }
 }
 
-impl fmt::Display for ServiceCidrKey {
+impl fmt::Display for RangeKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let address = IpAddr::from(self.address);
         let skipped = if address.is_ipv4() { MAPPED_BITS } else { 0 };
@@ -82,7 +82,7 @@ mod tests {
             ("fd00:10::/112", "fd00:10::ffff", "fd00:10::1:0"),
             ("0.0.0.0/0", "255.255.255.255", "::1"),
         ] {
-            let key = ServiceCidrKey::from(range.parse::<IpNet>().expect("a range"));
+            let key = RangeKey::from(range.parse::<IpNet>().expect("a range"));
             let contains = |text: &str| key.contains(text.parse::<IpAddr>().expect("an address").into());
             assert_eq!((contains(inside), contains(outside)), (true, false), "{range}");
             assert_eq!(key.to_string(), range);

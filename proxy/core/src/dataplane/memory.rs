@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use fairlead_abi::{Address, Backend, Frontend, FrontendKey, Region, frontend_flags};
 
-use super::{MapAction, MapCause, MapError, ServiceCidrKey, ServiceMaps, SourceRangeKey};
+use super::{MapAction, MapCause, MapError, RangeKey, ServiceMaps, SourceRangeKey};
 use crate::model::frontend_label;
 
 /// The maps in memory.
@@ -24,7 +24,7 @@ pub struct MemoryMaps {
     pub(super) backends: BTreeMap<u32, Backend>,
     /// By Service port.
     pub(super) source_ranges: BTreeMap<u32, BTreeSet<SourceRangeKey>>,
-    pub(super) service_cidrs: BTreeMap<ServiceCidrKey, u32>,
+    pub(super) service_cidrs: BTreeMap<RangeKey, u32>,
     /// Regions that frontends refer to, by first slot: length, and how many references.
     regions: BTreeMap<u32, (u32, usize)>,
     /// How often each backend is in such a region.
@@ -95,13 +95,13 @@ impl ServiceMaps for MemoryMaps {
         Ok(())
     }
 
-    fn write_service_cidr(&mut self, cidr: &ServiceCidrKey, flags: u32) -> Result<(), MapError> {
+    fn write_service_cidr(&mut self, cidr: &RangeKey, flags: u32) -> Result<(), MapError> {
         self.writes += 1;
         self.service_cidrs.insert(*cidr, flags);
         Ok(())
     }
 
-    fn remove_service_cidr(&mut self, cidr: &ServiceCidrKey) -> Result<(), MapError> {
+    fn remove_service_cidr(&mut self, cidr: &RangeKey) -> Result<(), MapError> {
         self.writes += 1;
         self.service_cidrs.remove(cidr);
         Ok(())
@@ -124,7 +124,7 @@ impl ServiceMaps for MemoryMaps {
         Ok(self.source_ranges.values().flatten().copied().collect())
     }
 
-    fn service_cidrs(&self) -> Result<Vec<(ServiceCidrKey, u32)>, MapError> {
+    fn service_cidrs(&self) -> Result<Vec<(RangeKey, u32)>, MapError> {
         Ok(self.service_cidrs.iter().map(|(cidr, flags)| (*cidr, *flags)).collect())
     }
 }

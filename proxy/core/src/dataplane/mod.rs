@@ -7,6 +7,7 @@ mod dump;
 mod faulty;
 mod keys;
 mod memory;
+mod policy;
 
 use std::fmt;
 
@@ -15,8 +16,9 @@ use fairlead_abi::{Backend, Frontend, FrontendKey, Region};
 use crate::model::{frontend_label, socket_label};
 
 pub use faulty::FaultyMaps;
-pub use keys::{ServiceCidrKey, SourceRangeKey};
+pub use keys::{RangeKey, SourceRangeKey};
 pub use memory::MemoryMaps;
+pub use policy::{PolicyMaps, RowPrefix};
 
 /// The maps [`fairlead_abi::maps::FRONTENDS`], [`fairlead_abi::maps::SLOTS`],
 /// [`fairlead_abi::maps::BACKENDS`], [`fairlead_abi::maps::SOURCE_RANGES`] and
@@ -38,10 +40,10 @@ pub trait ServiceMaps {
     fn write_source_range(&mut self, range: &SourceRangeKey, present: bool) -> Result<(), MapError>;
 
     /// Creates or replaces a range of ClusterIPs, with [`fairlead_abi::cidr_flags`].
-    fn write_service_cidr(&mut self, cidr: &ServiceCidrKey, flags: u32) -> Result<(), MapError>;
+    fn write_service_cidr(&mut self, cidr: &RangeKey, flags: u32) -> Result<(), MapError>;
 
     /// Removes a range of ClusterIPs; one that is not there is no error.
-    fn remove_service_cidr(&mut self, cidr: &ServiceCidrKey) -> Result<(), MapError>;
+    fn remove_service_cidr(&mut self, cidr: &RangeKey) -> Result<(), MapError>;
 
     /// Every backend that has a tenant (a generation other than 0), with its id.
     fn backends(&self) -> Result<Vec<(u32, Backend)>, MapError>;
@@ -56,7 +58,7 @@ pub trait ServiceMaps {
     fn source_ranges(&self) -> Result<Vec<SourceRangeKey>, MapError>;
 
     /// Every range of ClusterIPs, with its flags.
-    fn service_cidrs(&self) -> Result<Vec<(ServiceCidrKey, u32)>, MapError>;
+    fn service_cidrs(&self) -> Result<Vec<(RangeKey, u32)>, MapError>;
 }
 
 /// A map operation that failed: which, on what, why.
@@ -95,7 +97,7 @@ impl MapError {
     }
 
     /// The failure of `action` on a range of ClusterIPs.
-    pub fn service_cidr(action: MapAction, cidr: &ServiceCidrKey, cause: MapCause) -> Self {
+    pub fn service_cidr(action: MapAction, cidr: &RangeKey, cause: MapCause) -> Self {
         Self { action, object: format!("service range {cidr}"), cause }
     }
 

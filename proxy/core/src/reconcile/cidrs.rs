@@ -8,17 +8,17 @@ use ipnet::IpNet;
 
 use super::pass::Pass;
 use super::{Failure, Part};
-use crate::dataplane::{MapError, ServiceCidrKey, ServiceMaps};
+use crate::dataplane::{MapError, RangeKey, ServiceMaps};
 
 /// The ranges that the maps hold, and those that they should.
 #[derive(Debug, Default)]
 pub(super) struct Cidrs {
     /// Those of the cluster.
     ranges: BTreeSet<IpNet>,
-    wanted: BTreeMap<ServiceCidrKey, u32>,
-    programmed: BTreeMap<ServiceCidrKey, u32>,
+    wanted: BTreeMap<RangeKey, u32>,
+    programmed: BTreeMap<RangeKey, u32>,
     /// Those that may differ between the two.
-    dirty: BTreeSet<ServiceCidrKey>,
+    dirty: BTreeSet<RangeKey>,
 }
 
 impl Cidrs {
