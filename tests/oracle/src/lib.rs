@@ -22,6 +22,7 @@ pub mod case;
 pub mod cluster;
 pub mod compare;
 pub mod generate;
+pub mod kept;
 pub mod maps;
 pub mod oracle;
 pub mod shrink;

@@ -1,0 +1,8 @@
+//! The policy oracle.
+
+pub mod case;
+pub mod cluster;
+pub mod generate;
+pub mod oracle;
+pub mod script;
+pub mod world;
