@@ -132,7 +132,7 @@ impl Script {
                 }
             }
             ("delete", "") => {
-                for line in body.lines().filter(|line| !line.trim().is_empty()) {
+                for line in lines_of(body) {
                     let object = self.deleted(line).with_context(|| format!("line {line:?}"))?;
                     part.steps.push(Step::Delete(object));
                 }
@@ -249,7 +249,7 @@ impl Script {
             }
         }
         let families = if families.is_empty() { FAMILIES.to_vec() } else { families };
-        let mut lines = body.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
+        let mut lines = lines_of(body);
         let servers: Vec<&str> = lines.next().context("no servers")?.split_whitespace().collect();
         for line in lines {
             let mut words = line.split_whitespace();
@@ -292,6 +292,11 @@ impl Script {
             }
         })
     }
+}
+
+/// The lines that are neither empty nor comments.
+fn lines_of(body: &str) -> impl Iterator<Item = &str> {
+    body.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
 }
 
 /// A packet, as in `tcp/80` or `icmp`.
