@@ -22,7 +22,7 @@
 //! |---|---|
 //! | the namespaces x, y and z | labelled `ns: x` and so on, and with their names |
 //! | the Pods a, b and c in each | labelled `pod: a` and so on; 10.1.0.11 and fd00:1::11 is x/a, 10.1.0.23 is y/c; container ports `serve-80-tcp`, `serve-81-udp` and so on, of each protocol |
-//! | `node` | the node that they are on |
+//! | `node`, `node2` | the node that they are on, by its first and its second address |
 //! | `other` | another node |
 //! | `out`, `out2` | machines outside of the cluster, 198.51.100.7 and 198.51.100.130 |
 //!
@@ -278,6 +278,7 @@ impl Script {
         let [out, out2, _] = world::outsiders(family);
         Ok(match name {
             "node" => family.node(),
+            "node2" => world::second_address(family),
             "other" => world::other_node(family),
             "out" => out,
             "out2" => out2,

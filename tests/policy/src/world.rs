@@ -10,10 +10,9 @@
 
 use std::net::IpAddr;
 
-use fairlead_oracle::world;
 use fairlead_prog_tests::{FAMILIES, Family, Pod};
 
-pub use fairlead_oracle::world::{NODE, OTHER_NODE, other_node, pick};
+pub use fairlead_oracle::world::{NODE, OTHER_NODE, other_node, pick, second_address};
 
 /// The address of the local pod with this number, from 2 on.
 #[must_use]
@@ -40,7 +39,7 @@ pub fn outsiders(family: Family) -> [IpAddr; 3] {
 /// The addresses that the node's interfaces have, as the agent would find them.
 #[must_use]
 pub fn node_addresses() -> Vec<IpAddr> {
-    FAMILIES.iter().flat_map(|family| [family.node(), world::second_address(*family)]).collect()
+    FAMILIES.iter().flat_map(|family| [family.node(), second_address(*family)]).collect()
 }
 
 /// The interface of the local pod with this index: there are two, and more pods.
