@@ -146,9 +146,10 @@ pub(crate) fn chance(random: &mut Random, times: usize, of: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
+    use crate::oracle::Oracle;
 
     fn text<T: serde::Serialize>(value: &T) -> String {
         serde_json::to_string(value).expect("JSON")
@@ -174,5 +175,22 @@ mod tests {
             assert!(read.is_sound());
             assert_eq!(text(&read), text(&case));
         }
+    }
+    #[test]
+    fn packets_meet_every_verdict_and_none_too_often() {
+        let mut random = Random::announced();
+        let mut counts = BTreeMap::new();
+        for _ in 0..300 {
+            let case = case(&mut random, Course::Straight);
+            let cluster = Cluster::after(&case.history);
+            let oracle = Oracle::new(&cluster);
+            for probe in &case.probes {
+                *counts.entry(oracle.judge(probe).to_string()).or_insert(0_usize) += 1;
+            }
+        }
+        println!("{counts:?}");
+        let all: usize = counts.values().sum();
+        assert_eq!(counts.len(), 9, "{counts:?}");
+        assert!(counts.values().all(|count| (all / 100..all * 2 / 3).contains(count)), "{counts:?}");
     }
 }

@@ -13,8 +13,8 @@ use crate::world::{self, NODE, OTHER_NODE};
 /// The namespaces' names.
 pub(super) const NAMESPACES: [&str; 3] = ["x", "y", "z"];
 /// Labels of Pods, Namespaces and Nodes: each has or lacks any of these.
-pub(super) const LABELS: [(&str, [&str; 3]); 3] =
-    [("app", ["web", "db", "dns"]), ("tier", ["front", "back", "edge"]), ("team", ["red", "blue", "green"])];
+pub(super) const LABELS: [(&str, [&str; 2]); 3] =
+    [("app", ["web", "db"]), ("tier", ["front", "back"]), ("team", ["red", "blue"])];
 /// Names of container ports.
 pub(super) const PORT_NAMES: [&str; 4] = ["http", "dns", "metrics", "admin"];
 /// Container ports.
@@ -123,7 +123,7 @@ impl Place {
 pub(super) fn labels(random: &mut Random) -> Value {
     let mut labels = Map::new();
     for (key, values) in LABELS {
-        if chance(random, 2, 3) {
+        if chance(random, 3, 4) {
             labels.insert(key.to_owned(), json!(random.one_of(&values)));
         }
     }

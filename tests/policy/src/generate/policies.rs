@@ -8,7 +8,7 @@ use super::objects::{LABELS, NAMESPACES, PORT_NAMES, PORTS, PROTOCOLS};
 use crate::case::Object;
 
 /// How many policies of each kind there may be.
-const POLICIES: usize = 5;
+const POLICIES: usize = 8;
 /// Ranges of addresses that hold each other, pods, nodes and machines outside.
 const RANGES: [&str; 28] = [
     "10.1.0.0/24",
@@ -47,7 +47,7 @@ const PORT_RANGES: [(i32, i32); 7] =
 /// Some policies of both kinds.
 pub(super) fn policies(random: &mut Random) -> Vec<Object> {
     let mut objects = Vec::new();
-    for number in 0..random.below(POLICIES) {
+    for number in 0..1 + random.below(POLICIES) {
         let namespace = *random.one_of(&NAMESPACES);
         objects.push(network_policy(random, namespace, &format!("policy-{number}")));
     }
@@ -64,7 +64,7 @@ pub(super) fn policies(random: &mut Random) -> Vec<Object> {
 pub(super) fn network_policy(random: &mut Random, namespace: &str, name: &str) -> Object {
     let mut spec = json!({});
     if chance(random, 11, 12) {
-        spec["podSelector"] = selector(random);
+        spec["podSelector"] = if chance(random, 1, 3) { json!({}) } else { selector(random) };
     }
     match random.below(6) {
         0 => {}
@@ -162,7 +162,7 @@ fn network_port(random: &mut Random) -> Value {
 /// A ClusterNetworkPolicy of this name.
 pub(super) fn cluster_policy(random: &mut Random, name: &str) -> Object {
     let mut spec = json!({
-        "tier": random.one_of(&["Admin", "Admin", "Baseline"]),
+        "tier": random.one_of(&["Admin", "Baseline", "Baseline"]),
         "priority": random.one_of(&[0, 1, 1, 2, 500, 1000]),
         "subject": subject(random),
     });
@@ -187,7 +187,7 @@ pub(super) fn cluster_policy(random: &mut Random, name: &str) -> Object {
 
 fn subject(random: &mut Random) -> Value {
     if chance(random, 1, 2) {
-        json!({ "namespaces": namespace_selector(random) })
+        json!({ "namespaces": if chance(random, 1, 3) { json!({}) } else { namespace_selector(random) } })
     } else {
         json!({ "pods": namespaced_pods(random) })
     }
@@ -199,8 +199,8 @@ fn namespaced_pods(random: &mut Random) -> Value {
 
 fn cluster_rule(random: &mut Random, peers: &str) -> Value {
     let listed: Vec<Value> =
-        (0..*random.one_of(&[1, 1, 2, 3])).map(|_| cluster_peer(random, peers == "to")).collect();
-    let mut rule = json!({ "action": random.one_of(&["Accept", "Deny", "Pass"]), peers: listed });
+        (0..*random.one_of(&[1, 1, 1, 2, 2, 3])).map(|_| cluster_peer(random, peers == "to")).collect();
+    let mut rule = json!({ "action": random.one_of(&["Accept", "Deny", "Deny", "Pass"]), peers: listed });
     if chance(random, 1, 2) {
         let count = *random.one_of(&[1, 1, 2, 3]);
         rule["protocols"] = (0..count).map(|_| protocol(random)).collect();
@@ -215,7 +215,12 @@ fn cluster_peer(random: &mut Random, is_egress: bool) -> Value {
     match random.below(if is_egress { 20 } else { 10 }) {
         0..=4 => json!({ "namespaces": namespace_selector(random) }),
         5..=8 => json!({ "pods": namespaced_pods(random) }),
-        9 if chance(random, 1, 4) => json!({ "services": { "name": "a kind of tomorrow" } }),
+        9 if chance(random, 1, 4) => match random.below(4) {
+            0 => json!({}),
+            1 => json!({ "namespaces": {}, "pods": namespaced_pods(random) }),
+            2 => json!({ "networks": if is_egress { json!([]) } else { json!(["0.0.0.0/0"]) } }),
+            _ => json!({ "services": { "name": "a kind of tomorrow" } }),
+        },
         9 => json!({ "namespaces": {} }),
         10..=12 => json!({ "nodes": selector(random) }),
         13 if chance(random, 1, 4) => json!({ "domainNames": ["example.org"] }),
@@ -227,6 +232,13 @@ fn cluster_peer(random: &mut Random, is_egress: bool) -> Value {
 }
 
 fn protocol(random: &mut Random) -> Value {
+    if chance(random, 1, 48) {
+        return match random.below(3) {
+            0 => json!({}),
+            1 => json!({ "tcp": { "destinationPort": { "number": 0 } } }),
+            _ => json!({ "udp": { "destinationPort": { "range": { "start": 9, "end": 8 } } } }),
+        };
+    }
     if chance(random, 1, 4) {
         return json!({ "destinationNamedPort": random.one_of(&PORT_NAMES) });
     }

@@ -94,15 +94,15 @@ fn covers(port: &NetworkPolicyPort, traffic: &Traffic<'_>) -> bool {
     }
     match (&port.port, port.end_port) {
         (None, None) => true,
-        (Some(IntOrString::Int(first)), None) => is_between(*first, *first, traffic.port),
-        (Some(IntOrString::Int(first)), Some(last)) => is_between(*first, last, traffic.port),
+        (Some(IntOrString::Int(first)), None) => is_between(*first, *first, traffic.port) == Some(true),
+        (Some(IntOrString::Int(first)), Some(last)) => is_between(*first, last, traffic.port) == Some(true),
         (Some(IntOrString::String(name)), None) => traffic.is_named(name),
         (None | Some(IntOrString::String(_)), Some(_)) => false,
     }
 }
 
-/// Whether the port is in a range, both of whose ends are ports.
-pub(super) fn is_between(first: i32, last: i32, port: u16) -> bool {
+/// Whether the port is in a range; `None` if its ends are no ports, or in the wrong order.
+pub(super) fn is_between(first: i32, last: i32, port: u16) -> Option<bool> {
     let is_range = 1 <= first && first <= last && last <= 65_535;
-    is_range && (first..=last).contains(&i32::from(port))
+    is_range.then(|| (first..=last).contains(&i32::from(port)))
 }

@@ -56,11 +56,13 @@ struct Rule {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Peer {
     #[serde(flatten)]
     selected: Selected,
     nodes: Option<LabelSelector>,
     networks: Option<Vec<String>>,
+    domain_names: Option<Vec<String>>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -103,7 +105,7 @@ pub(super) enum Decision {
 pub(super) fn decide(policies: &[ClusterNetworkPolicy], tier: &str, traffic: &Traffic<'_>) -> Decision {
     let mut concerned: Vec<&ClusterNetworkPolicy> = policies
         .iter()
-        .filter(|policy| policy.spec.tier == tier && (0..=1000).contains(&policy.spec.priority))
+        .filter(|policy| policy.spec.tier == tier)
         .filter(|policy| policy.spec.subject.holds(&traffic.subject) == Some(true))
         .collect();
     concerned.sort_by_key(|policy| (policy.spec.priority, policy.metadata.name.clone()));
@@ -135,12 +137,15 @@ impl Rule {
         matches.then_some(action)
     }
 
-    /// Whether the rule matches; `None` if a part of it can't be understood.
+    /// Whether the rule matches; `None` if a part of it can't be understood, or if it is about nobody.
     fn matches(&self, traffic: &Traffic<'_>) -> Option<bool> {
         let peers = match traffic.direction {
             Direction::Ingress => &self.from,
             Direction::Egress => &self.to,
         };
+        if peers.is_empty() {
+            return None;
+        }
         let mut is_peer = false;
         for peer in peers {
             is_peer |= peer.holds(traffic)?;
@@ -179,28 +184,22 @@ impl Selected {
 }
 
 impl Peer {
-    /// Whether the traffic's peer is one of these; `None` if they can't be understood. Ingress knows pods only.
+    /// Whether the traffic's peer is one of these; `None` if they can't be understood: names of domains never are, and
+    /// ingress knows pods only.
     fn holds(&self, traffic: &Traffic<'_>) -> Option<bool> {
-        let selects_pods = self.selected.namespaces.is_some() || self.selected.pods.is_some();
-        let (nodes, networks) = match traffic.direction {
-            Direction::Ingress => (&None, &None),
-            Direction::Egress => (&self.nodes, &self.networks),
-        };
-        match (selects_pods, nodes, networks) {
-            (true, None, None) if self.selected.is_understood() => {
-                Some(traffic.peer.pods.iter().any(|bearer| self.selected.holds(bearer) == Some(true)))
+        let Self { selected, nodes, networks, domain_names } = self;
+        let selects_pods = selected.namespaces.is_some() || selected.pods.is_some();
+        let is_egress = traffic.direction == Direction::Egress;
+        match (selects_pods, nodes, networks, domain_names) {
+            (true, None, None, None) if selected.is_understood() => {
+                Some(traffic.peer.pods.iter().any(|bearer| selected.holds(bearer) == Some(true)))
             }
-            (false, Some(selector), None) => {
+            (false, Some(selector), None, None) if is_egress => {
                 matches(selector, &None)?;
-                Some(
-                    traffic
-                        .peer
-                        .nodes
-                        .iter()
-                        .any(|node| matches(selector, &node.metadata.labels) == Some(true)),
-                )
+                let mut nodes = traffic.peer.nodes.iter();
+                Some(nodes.any(|node| matches(selector, &node.metadata.labels) == Some(true)))
             }
-            (false, None, Some(networks)) => {
+            (false, None, Some(networks), None) if is_egress && !networks.is_empty() => {
                 let networks: Result<Vec<IpNet>, _> = networks.iter().map(|text| text.parse()).collect();
                 Some(networks.ok()?.iter().any(|network| network.contains(&traffic.peer.address)))
             }
@@ -220,14 +219,13 @@ impl Protocol {
             (None, None, None, Some(name)) => return Some(traffic.is_named(name)),
             _ => return None,
         };
-        let is_port = match &ports.destination_port {
-            None => true,
-            Some(Port { number: Some(number), range: None }) => is_between(*number, *number, traffic.port),
-            Some(Port { number: None, range: Some(range) }) => {
-                is_between(range.start, range.end, traffic.port)
-            }
+        let (first, last) = match &ports.destination_port {
+            None => (1, 65_535),
+            Some(Port { number: Some(number), range: None }) => (*number, *number),
+            Some(Port { number: None, range: Some(range) }) => (range.start, range.end),
             Some(_) => return None,
         };
+        let is_port = is_between(first, last, traffic.port)?;
         Some(is_port && super::number(name) == Some(traffic.protocol))
     }
 }
