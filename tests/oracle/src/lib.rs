@@ -23,6 +23,7 @@ pub mod cluster;
 pub mod compare;
 pub mod generate;
 pub mod kept;
+pub mod kernel;
 pub mod maps;
 pub mod oracle;
 pub mod shrink;

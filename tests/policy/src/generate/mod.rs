@@ -191,6 +191,6 @@ mod tests {
         println!("{counts:?}");
         let all: usize = counts.values().sum();
         assert_eq!(counts.len(), 9, "{counts:?}");
-        assert!(counts.values().all(|count| (all / 100..all * 2 / 3).contains(count)), "{counts:?}");
+        assert!(counts.values().all(|count| (all / 250..all * 3 / 4).contains(count)), "{counts:?}");
     }
 }
