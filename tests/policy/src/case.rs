@@ -9,6 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::oracle;
+
 /// Everything that a run needs, as it is kept in `found/`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,13 +28,13 @@ pub struct Case {
 }
 
 impl Case {
-    /// Whether the API and the node could tell all of this: every object has a name, the endpoints at one time have
-    /// different indexes and addresses, and the node has an address.
+    /// Whether the API and the node could tell all of this: objects have a name and what their kind requires, and the
+    /// endpoints at one time have different indexes and addresses.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         let mut endpoints: Vec<&Endpoint> = Vec::new();
         self.history.iter().chain(&self.later).all(|step| match step {
-            Step::Apply(object) | Step::Delete(object) => object.has_name(),
+            Step::Apply(object) | Step::Delete(object) => object.is_one(),
             Step::Attach(endpoint) => {
                 let is_apart = endpoints.iter().all(|other| other.is_apart(endpoint));
                 endpoints.push(endpoint);
@@ -126,9 +128,15 @@ impl Object {
         }
     }
 
-    fn has_name(&self) -> bool {
+    /// Whether the API would take it for an object of its kind.
+    fn is_one(&self) -> bool {
         let (namespace, name) = self.name();
-        !name.is_empty() && namespace.is_empty() == !matches!(self, Self::Pod(_) | Self::NetworkPolicy(_))
+        let is_whole = match self {
+            Self::ClusterNetworkPolicy(policy) => oracle::can_read(policy),
+            _ => true,
+        };
+        let is_namespaced = matches!(self, Self::Pod(_) | Self::NetworkPolicy(_));
+        is_whole && !name.is_empty() && namespace.is_empty() != is_namespaced
     }
 }
 

@@ -29,6 +29,9 @@ pub struct Cluster {
     pub endpoints: BTreeMap<u32, Endpoint>,
     /// The addresses of the node's interfaces.
     pub addresses: Vec<IpAddr>,
+    /// What the agent, when it last looked, knew of the Pods of the local pods. One whose Pod is deleted stays who it
+    /// was while it is there.
+    pub known: BTreeMap<u32, Pod>,
 }
 
 impl Cluster {
@@ -37,6 +40,7 @@ impl Cluster {
     pub fn after(history: &[Step]) -> Self {
         let mut cluster = Self::default();
         history.iter().for_each(|step| cluster.take(step));
+        cluster.look();
         cluster
     }
 
@@ -45,11 +49,35 @@ impl Cluster {
         match step {
             Step::Apply(object) => self.set(object, true),
             Step::Delete(object) => self.set(object, false),
-            Step::Attach(endpoint) => drop(self.endpoints.insert(endpoint.index, endpoint.clone())),
-            Step::Detach(index) => drop(self.endpoints.remove(index)),
+            Step::Attach(endpoint) => {
+                self.known.remove(&endpoint.index);
+                self.endpoints.insert(endpoint.index, endpoint.clone());
+            }
+            Step::Detach(index) => {
+                self.known.remove(index);
+                self.endpoints.remove(index);
+            }
             Step::Addresses(addresses) => self.addresses.clone_from(addresses),
-            Step::Reconcile | Step::Restart => {}
+            Step::Reconcile => self.look(),
+            Step::Restart => self.known.clear(),
         }
+    }
+
+    /// The agent brings the maps up to date.
+    pub fn look(&mut self) {
+        let pods = self
+            .endpoints
+            .iter()
+            .filter_map(|(index, endpoint)| Some((*index, self.pod_of(endpoint)?.clone())));
+        let pods: Vec<(u32, Pod)> = pods.collect();
+        self.known.extend(pods);
+    }
+
+    /// The Pod that the endpoint is of: one of the same name is another if it has another UID.
+    #[must_use]
+    pub fn pod_of(&self, endpoint: &Endpoint) -> Option<&Pod> {
+        let pod = self.pods.get(&(endpoint.namespace.clone(), endpoint.name.clone()))?;
+        (endpoint.uid.is_empty() || pod.metadata.uid.as_ref() == Some(&endpoint.uid)).then_some(pod)
     }
 
     fn set(&mut self, object: &Object, there: bool) {

@@ -30,6 +30,7 @@ fn the_interpreter_says_what_every_script_says() {
         let mut cluster = Cluster::default();
         for (number, part) in (1..).zip(&script.parts) {
             part.steps.iter().for_each(|step| cluster.take(step));
+            cluster.look();
             let oracle = Oracle::new(&cluster);
             for expected in &part.expected {
                 count += 1;

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use fairlead_abi::protocol;
 use k8s_openapi::api::core::v1::{Container, ContainerPort, Namespace, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use serde_json::Value;
 
 use self::tiers::{ClusterNetworkPolicy, Decision};
 use crate::case::{Endpoint, Probe};
@@ -68,6 +69,12 @@ impl fmt::Display for Verdict {
     }
 }
 
+/// Whether the value has all that a ClusterNetworkPolicy must have.
+#[must_use]
+pub fn can_read(cluster_policy: &Value) -> bool {
+    tiers::read(cluster_policy).is_some()
+}
+
 /// The interpreter of one cluster.
 #[derive(Clone, Debug)]
 pub struct Oracle<'a> {
@@ -81,8 +88,8 @@ struct Party<'a> {
     address: IpAddr,
     /// The local pod that has the address.
     endpoint: Option<&'a Endpoint>,
-    /// The Pods that have the address, and can be selected.
-    pods: Vec<Bearer<'a>>,
+    /// The Pod that has the address, if it can be selected.
+    pod: Option<Bearer<'a>>,
     /// The Nodes that have it.
     nodes: Vec<&'a Node>,
     is_own_node: bool,
@@ -110,8 +117,7 @@ impl<'a> Oracle<'a> {
     #[must_use]
     pub fn new(cluster: &'a Cluster) -> Self {
         let policies = cluster.cluster_policies.values();
-        // What is no ClusterNetworkPolicy at all says nothing.
-        let policies = policies.filter_map(|policy| serde_json::from_value(policy.clone()).ok());
+        let policies = policies.filter_map(tiers::read);
         Self { cluster, cluster_policies: policies.collect() }
     }
 
@@ -172,11 +178,8 @@ impl<'a> Oracle<'a> {
     fn party(&self, address: IpAddr) -> Party<'_> {
         let endpoint = self.cluster.endpoint_at(address);
         let pods = match endpoint {
-            Some(endpoint) => self.pod_of(endpoint).into_iter().collect(),
-            None => {
-                let pods = self.cluster.pods.values().filter(|pod| addresses(pod).contains(&address));
-                pods.map(|pod| self.bearer(pod)).collect::<Vec<_>>()
-            }
+            Some(endpoint) => self.cluster.pod_of(endpoint).into_iter().collect::<Vec<_>>(),
+            None => self.cluster.pods.values().filter(|pod| addresses(pod).contains(&address)).collect(),
         };
         let has = |node: &&Node| {
             let listed = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
@@ -186,7 +189,11 @@ impl<'a> Oracle<'a> {
         let nodes: Vec<&Node> = self.cluster.nodes.values().filter(has).collect();
         let is_own = |node: &&Node| node.metadata.name.as_deref() == Some(NODE);
         let is_own_node = self.cluster.addresses.contains(&address) || nodes.iter().any(is_own);
-        Party { address, endpoint, pods: selectable(pods), nodes, is_own_node }
+        // Of several that say so it is one that stays, the newest.
+        let pods = pods.into_iter().filter(|pod| is_selectable(pod));
+        let pod = pods.max_by_key(|pod| (pod.metadata.deletion_timestamp.is_none(), created(pod)));
+        let pod = pod.map(|pod| self.bearer(pod));
+        Party { address, endpoint, pod, nodes, is_own_node }
     }
 
     fn bearer(&self, pod: &'a Pod) -> Bearer<'a> {
@@ -194,18 +201,11 @@ impl<'a> Oracle<'a> {
         Bearer { pod, namespace: self.cluster.namespaces.get(&(String::new(), name)) }
     }
 
-    /// The Pod that the endpoint is of: one of the same name is another if it has another UID.
-    fn pod_of(&self, endpoint: &Endpoint) -> Option<Bearer<'_>> {
-        let pod = self.cluster.pods.get(&(endpoint.namespace.clone(), endpoint.name.clone()))?;
-        let is_it = endpoint.uid.is_empty() || pod.metadata.uid.as_ref() == Some(&endpoint.uid);
-        is_it.then(|| self.bearer(pod))
-    }
-
     fn standing(&self, endpoint: &Endpoint) -> Standing<'_> {
         if endpoint.name.is_empty() {
             return Standing::Free;
         }
-        match self.pod_of(endpoint) {
+        match self.cluster.known.get(&endpoint.index).map(|pod| self.bearer(pod)) {
             None | Some(Bearer { namespace: None, .. }) => Standing::Unknown,
             Some(bearer) if !is_selectable(bearer.pod) => Standing::Free,
             Some(bearer) => Standing::Subject(bearer),
@@ -244,11 +244,11 @@ impl Bearer<'_> {
 impl Traffic<'_> {
     /// Whether the traffic goes to a port of the destination's that has this name, and the traffic's protocol.
     fn is_named(&self, name: &str) -> bool {
-        let destinations = match self.direction {
+        let destination = match self.direction {
             Direction::Ingress => std::slice::from_ref(&self.subject),
-            Direction::Egress => &self.peer.pods[..],
+            Direction::Egress => self.peer.pod.as_slice(),
         };
-        destinations.iter().flat_map(Bearer::ports).any(|port| {
+        destination.iter().flat_map(Bearer::ports).any(|port| {
             let protocol = number(port.protocol.as_deref().unwrap_or("TCP"));
             port.name.as_deref() == Some(name)
                 && protocol == Some(self.protocol)
@@ -257,16 +257,16 @@ impl Traffic<'_> {
     }
 }
 
-/// The Pods among these that selectors may match.
-fn selectable(pods: Vec<Bearer<'_>>) -> Vec<Bearer<'_>> {
-    pods.into_iter().filter(|bearer| is_selectable(bearer.pod)).collect()
-}
-
 /// Pods of the host's network are their node to others, and those that are over are nothing.
 fn is_selectable(pod: &Pod) -> bool {
     let on_host = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     !on_host && !matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// When the Pod was made, in seconds of the Unix epoch.
+fn created(pod: &Pod) -> i64 {
+    pod.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second())
 }
 
 /// The addresses that a Pod says it has.

@@ -66,7 +66,7 @@ fn is_of(peer: &NetworkPolicyPeer, policy: &NetworkPolicy, traffic: &Traffic<'_>
     match (&peer.ip_block, &peer.namespace_selector, &peer.pod_selector) {
         (Some(block), None, None) => is_in(block, traffic.peer.address),
         (None, None, None) | (Some(_), _, _) => false,
-        (None, namespaces, pods) => traffic.peer.pods.iter().any(|bearer| {
+        (None, namespaces, pods) => traffic.peer.pod.is_some_and(|bearer| {
             let in_namespace = match namespaces {
                 None => bearer.pod.metadata.namespace == policy.metadata.namespace,
                 Some(selector) => bearer.is_in_namespace(selector) == Some(true),

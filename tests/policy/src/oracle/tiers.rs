@@ -5,6 +5,7 @@
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::network::is_between;
 use super::selector::matches;
@@ -90,6 +91,11 @@ struct Port {
 struct PortRange {
     start: i32,
     end: i32,
+}
+
+/// The policy; none if the value lacks what one must have.
+pub(super) fn read(value: &Value) -> Option<ClusterNetworkPolicy> {
+    serde_json::from_value(value.clone()).ok()
 }
 
 /// What a tier decides.
@@ -192,7 +198,7 @@ impl Peer {
         let is_egress = traffic.direction == Direction::Egress;
         match (selects_pods, nodes, networks, domain_names) {
             (true, None, None, None) if selected.is_understood() => {
-                Some(traffic.peer.pods.iter().any(|bearer| selected.holds(bearer) == Some(true)))
+                Some(traffic.peer.pod.is_some_and(|bearer| selected.holds(&bearer) == Some(true)))
             }
             (false, Some(selector), None, None) if is_egress => {
                 matches(selector, &None)?;
