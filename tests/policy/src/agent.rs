@@ -53,7 +53,9 @@ impl Agent {
                 step => feed(&mut self.engine, step)?,
             }
         }
-        self.settle(maps)
+        self.settle(maps)?;
+        self.cluster.look();
+        Ok(())
     }
 
     fn reconcile(&mut self, maps: &mut impl PolicyMaps) {

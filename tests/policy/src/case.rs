@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use crate::oracle;
 
+/// The label that every Namespace has of its name.
+const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
 /// Everything that a run needs, as it is kept in `found/`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -133,6 +136,10 @@ impl Object {
         let (namespace, name) = self.name();
         let is_whole = match self {
             Self::ClusterNetworkPolicy(policy) => oracle::can_read(policy),
+            Self::Namespace(namespace) => {
+                let label = namespace.metadata.labels.as_ref().and_then(|labels| labels.get(NAME_LABEL));
+                label == namespace.metadata.name.as_ref()
+            }
             _ => true,
         };
         let is_namespaced = matches!(self, Self::Pod(_) | Self::NetworkPolicy(_));

@@ -10,8 +10,7 @@ use fairlead_oracle::kept;
 use fairlead_oracle::shrink::shrink;
 use fairlead_policy_oracle::case::Case;
 use fairlead_policy_oracle::generate::{self, Course};
-use fairlead_policy_oracle::memory;
-use fairlead_policy_oracle::memory as programs;
+use fairlead_policy_oracle::{memory, programs};
 use fairlead_prog_tests::random::{Random, SEED};
 
 /// The environment's variable that says how many random clusters there are, in each test.
@@ -19,6 +18,7 @@ const CLUSTERS: &str = "FAIRLEAD_POLICY_CLUSTERS";
 /// How many there are otherwise: so many that at least 100,000 packets are judged by maps in memory.
 const STRAIGHT: usize = 1_400;
 const EVENTFUL: usize = 500;
+const WATCHED: usize = 60;
 const THROUGH_PROGRAMS: usize = 150;
 
 /// What a run has seen.
@@ -35,7 +35,9 @@ fn every_case_that_is_kept_says_what_it_is_about() {
 
 #[test]
 fn cases_that_once_failed_do_not_fail_again() {
-    retry(memory::run);
+    for run in [memory::run, memory::run_with_failures, memory::run_watched] {
+        retry(run);
+    }
 }
 
 #[test]
@@ -51,7 +53,12 @@ fn maps_judge_packets_in_random_clusters_as_the_interpreter_does() {
 
 #[test]
 fn maps_judge_so_whatever_happened_and_failed_before() {
-    try_many(EVENTFUL, Course::Eventful, memory::run);
+    try_many(EVENTFUL, Course::Eventful, memory::run_with_failures);
+}
+
+#[test]
+fn maps_judge_by_the_old_state_or_the_new_one_at_every_moment() {
+    try_many(WATCHED, Course::Eventful, memory::run_watched);
 }
 
 #[test]

@@ -124,14 +124,18 @@ impl<'a> Oracle<'a> {
     /// What becomes of the flow that this packet begins.
     #[must_use]
     pub fn judge(&self, probe: &Probe) -> Verdict {
+        let denied = |direction| Some(Verdict::Denied(direction, self.side(direction, probe)?));
+        denied(Direction::Egress).or_else(|| denied(Direction::Ingress)).unwrap_or(Verdict::Allowed)
+    }
+
+    /// Why one side's policies deny the flow that this packet begins, if they do.
+    #[must_use]
+    pub fn side(&self, direction: Direction, probe: &Probe) -> Option<Cause> {
         let (client, server) = (self.party(probe.from.ip()), self.party(probe.to.ip()));
-        if let Some(cause) = self.denies(Direction::Egress, &client, &server, probe) {
-            return Verdict::Denied(Direction::Egress, cause);
+        match direction {
+            Direction::Ingress => self.denies(direction, &server, &client, probe),
+            Direction::Egress => self.denies(direction, &client, &server, probe),
         }
-        if let Some(cause) = self.denies(Direction::Ingress, &server, &client, probe) {
-            return Verdict::Denied(Direction::Ingress, cause);
-        }
-        Verdict::Allowed
     }
 
     /// Why the policies of the party that is `subject` in this direction deny the flow, if they do.
