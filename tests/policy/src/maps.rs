@@ -7,7 +7,7 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData};
 use fairlead_abi::{Address, Cell, CellKey, Endpoint, Isolation, PeerKey, PolicyState, RowKey, maps};
 use fairlead_core::dataplane::{MapAction, MapError, PolicyMaps, RangeKey, RowPrefix};
 use fairlead_oracle::kernel::{array, failed, gone, hash, trie, typed, unread};
-use fairlead_prog_tests::Node;
+use fairlead_prog_tests::{Family, Node, Pod};
 
 use crate::case;
 use crate::world;
@@ -143,28 +143,40 @@ pub fn clear(node: &mut Node) {
 pub const POLICIES: u32 = 128;
 const ENDPOINTS: u32 = 16;
 
-/// Makes these the local pods.
+/// The policies of the local pod with this index.
+///
+/// # Panics
+/// When there is no such place.
+#[must_use]
+pub fn isolation(node: &Node, index: u32) -> Isolation {
+    let map: Array<&MapData, Isolation> = typed(node, maps::ISOLATION);
+    map.get(&index, 0).expect("read an isolation")
+}
+
+/// The interfaces of the pods that a new node has: there may be more pods than these.
+///
+/// # Panics
+/// When a pod lacks its own.
+#[must_use]
+pub fn interfaces(node: &Node) -> [Endpoint; 2] {
+    let map: HashMap<&MapData, Address, Endpoint> = typed(node, maps::ENDPOINTS);
+    Pod::ALL.map(|pod| map.get(&Address::from(pod.ip(Family::V4)), 0).expect("the pod's interface"))
+}
+
+/// Makes these the local pods, on the interfaces in turn.
 ///
 /// # Panics
 /// When the map refuses.
-pub fn place_pods(node: &mut Node, endpoints: &BTreeMap<u32, case::Endpoint>) {
+pub fn place_pods(node: &mut Node, interfaces: [Endpoint; 2], endpoints: &BTreeMap<u32, case::Endpoint>) {
     let mut map = hash::<Address, Endpoint>(node, maps::ENDPOINTS);
-    let taken: Vec<(Address, Endpoint)> = map.iter().map(|entry| entry.expect("read an endpoint")).collect();
-    // Two of them have the interfaces that there are.
-    let lent: Vec<Endpoint> = [0, 1]
-        .map(|index| {
-            let pod = world::interface(index);
-            let found = taken.iter().find(|(_, endpoint)| endpoint.pod_mac == pod.pod_mac());
-            found.expect("an endpoint of each interface").1
-        })
-        .to_vec();
-    for (address, _) in &taken {
+    let taken: Vec<Address> = map.keys().map(|key| key.expect("read an endpoint")).collect();
+    for address in &taken {
         map.remove(address).expect("remove an endpoint");
     }
     for endpoint in endpoints.values() {
-        let interface = &lent[endpoint.index as usize % lent.len()];
+        let pod = world::interface(endpoint.index);
         for address in &endpoint.addresses {
-            let value = Endpoint { index: endpoint.index, ..*interface };
+            let value = Endpoint { index: endpoint.index, ..interfaces[pod as usize] };
             map.insert(Address::from(*address), value, 0).expect("insert an endpoint");
         }
     }

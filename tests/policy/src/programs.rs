@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::MutexGuard;
 
 use anyhow::Result;
-use fairlead_abi::{Config, DropEvent, Reason, event_flags, maps as names, policies, verdicts};
+use fairlead_abi::{
+    Config, DropEvent, Endpoint, Isolation, Reason, event_flags, maps as names, policies, verdicts,
+};
 use fairlead_core::policy::Capacity;
 use fairlead_oracle::case::Kind;
 use fairlead_oracle::compare::Mismatch;
@@ -52,6 +54,7 @@ fn outside(error: anyhow::Error) -> Mismatch {
 /// The programs, their maps, and the agent.
 pub struct Subject {
     node: MutexGuard<'static, Node>,
+    interfaces: [Endpoint; 2],
     agent: Agent,
 }
 
@@ -69,7 +72,8 @@ impl Subject {
             peers: room(names::PEERS),
         };
         node.set_config(Config { places: PLACES, ..Node::config() });
-        Self { node, agent: Agent::start(capacity) }
+        let interfaces = maps::interfaces(&node);
+        Self { node, interfaces, agent: Agent::start(capacity) }
     }
 
     /// The programs.
@@ -83,7 +87,7 @@ impl Subject {
     /// When a map refuses, or something stays undone.
     pub fn live_through(&mut self, history: &[Step]) -> Result<Cluster> {
         self.agent.live_through(history, &mut NodeMaps(&mut self.node))?;
-        maps::place_pods(&mut self.node, &self.agent.cluster().endpoints);
+        maps::place_pods(&mut self.node, self.interfaces, &self.agent.cluster().endpoints);
         Ok(self.agent.cluster().clone())
     }
 
@@ -109,8 +113,8 @@ impl Subject {
                 let first = wire::first(probe.kind, probe.from, probe.to);
                 self.send(way.client, first, verdict).map_err(|what| of(probe, &what))?;
                 if verdict == "+" {
-                    open.push(*probe);
                     self.follow(probe, &way)?;
+                    open.extend((!self.is_entered_in_reverse(probe)).then_some(*probe));
                 } else {
                     denied.push((*probe, verdict.to_owned()));
                 }
@@ -142,14 +146,34 @@ impl Subject {
         })
     }
 
-    /// The server answers, and the client goes on: all of that passes.
+    /// The server answers, and the client goes on: all of that passes. What the node sends by UDP may be an answer
+    /// itself, so that what the pod sends then is judged as if it began a flow.
     fn follow(&self, probe: &Probe, way: &Way) -> Result<(), Mismatch> {
+        if matches!(way.client, Hook::ToPod(_)) && probe.kind == Kind::Udp {
+            return Ok(());
+        }
         let answer = wire::answer(probe.kind, probe.to, probe.from);
         let sent = self.send(way.server, answer, "+");
         sent.map_err(|what| of(probe, &format!("the answer: {what}")))?;
         let next = wire::later(probe.kind, probe.from, probe.to);
         let sent = self.send(way.client, next, "+");
         sent.map_err(|what| of(probe, &format!("the next packet: {what}")))
+    }
+
+    /// Whether it is the answer that the programs enter in the table, as if it began a flow: see `open/`.
+    fn is_entered_in_reverse(&self, probe: &Probe) -> bool {
+        let needs_entry = |client: IpAddr, server: IpAddr| {
+            self.isolation(server).egress != policies::OPEN
+                || self.isolation(client).ingress != policies::OPEN
+        };
+        let (client, server) = (probe.from.ip(), probe.to.ip());
+        !needs_entry(client, server) && needs_entry(server, client)
+    }
+
+    fn isolation(&self, address: IpAddr) -> Isolation {
+        let open = Isolation { ingress: policies::OPEN, egress: policies::OPEN };
+        let endpoint = self.agent.cluster().endpoint_at(address);
+        endpoint.map_or(open, |endpoint| maps::isolation(&self.node, endpoint.index))
     }
 
     fn send(&self, hook: Hook, packet: Packet, verdict: &str) -> Result<(), String> {
