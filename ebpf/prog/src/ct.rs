@@ -16,7 +16,7 @@ use fairlead_flow::life;
 
 use crate::lb::{self, Choice, Client};
 use crate::packet::{Fragment, Packet, is_of_ports};
-use crate::policy::{self, reading};
+use crate::policy::{self, Admission, reading};
 use crate::room::Findings;
 use crate::table::{self, Claim};
 use crate::verdict::Outcome;
@@ -175,9 +175,7 @@ extern "C" fn fairlead_begin(
         }
         let reading = if packet.is_opaque() { reading::OPAQUE } else { reading::WHOLE };
         match policy::judge(trial, reading) {
-            Ok(admission) => {
-                is_entered = admission.needs_entry() && reading == reading::WHOLE && !packet.tcp.resets();
-            }
+            Ok(admission) => is_entered = is_plain && needs_entry(packet, admission, trial),
             Err(reason) => {
                 events::tell(trial);
                 return Outcome::from(reason).0;
@@ -192,6 +190,36 @@ extern "C" fn fairlead_begin(
         return Outcome::SOMETHING.0;
     }
     chosen.0
+}
+
+/// Whether the packet, which is for no frontend and which policies have just admitted by `trial`, must be entered as the
+/// first of a flow, so that its replies pass.
+///
+/// It might itself be a reply, of a flow that has no entry since policies admit its replies by themselves. Taken for the
+/// first of a flow, it would open a way back for good. Connections and echo requests say which they are. Of a datagram
+/// only one whose replies would be denied is entered: what it might be a reply to is denied then.
+///
+/// Out of line for the stack's sake.
+#[inline(never)]
+fn needs_entry(packet: &Packet, admission: Admission, trial: &mut DropEvent) -> bool {
+    if !admission.is_guarded() || packet.is_opaque() {
+        return false;
+    }
+    if packet.tcp.opens() {
+        return true;
+    }
+    if packet.is_icmp() || packet.tcp.resets() {
+        return false;
+    }
+    if admission.is_kept() {
+        return true;
+    }
+    if life::is_of_connections(packet.tuple.protocol) {
+        return false;
+    }
+    trial.tuple = trial.tuple.reversed();
+    trial.flags = 0;
+    policy::judge(trial, reading::AGAIN).is_err()
 }
 
 /// Enters the flow to the choice: see [`open`].
