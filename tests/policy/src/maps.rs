@@ -143,16 +143,6 @@ pub fn clear(node: &mut Node) {
 pub const POLICIES: u32 = 128;
 const ENDPOINTS: u32 = 16;
 
-/// The policies of the local pod with this index.
-///
-/// # Panics
-/// When there is no such place.
-#[must_use]
-pub fn isolation(node: &Node, index: u32) -> Isolation {
-    let map: Array<&MapData, Isolation> = typed(node, maps::ISOLATION);
-    map.get(&index, 0).expect("read an isolation")
-}
-
 /// The interfaces of the pods that a new node has: there may be more pods than these.
 ///
 /// # Panics
