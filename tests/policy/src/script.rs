@@ -64,6 +64,8 @@ pub struct Script {
 /// Events, and what becomes of packets after them.
 #[derive(Clone, Debug, Default)]
 pub struct Part {
+    /// The line of the script that it begins after.
+    pub line: usize,
     /// What happens.
     pub steps: Vec<Step>,
     /// The packets.
@@ -94,14 +96,16 @@ impl Script {
         for line in sections.next().into_iter().flat_map(str::lines) {
             script.option(line).with_context(|| format!("line {line:?}"))?;
         }
-        let mut part = Part { steps: script.base()?, expected: Vec::new() };
+        let mut part = Part { line: 1, steps: script.base()?, expected: Vec::new() };
+        let mut line = text.split("\n-- ").next().map_or(0, |header| header.matches('\n').count() + 1);
         for section in sections {
             let (title, body) = section.split_once('\n').unwrap_or((section, ""));
             let title = title.trim_end_matches([' ', '-']);
             let is_event = !title.starts_with("reach");
             if is_event && !part.expected.is_empty() {
-                script.parts.push(std::mem::take(&mut part));
+                script.parts.push(std::mem::replace(&mut part, Part { line, ..Part::default() }));
             }
+            line += section.matches('\n').count() + 1;
             script.section(title, body, &mut part).with_context(|| format!("in section {title:?}"))?;
         }
         ensure!(!part.expected.is_empty(), "nothing is expected in the end");
