@@ -24,8 +24,8 @@ pub struct Explanation {
     pub client: PartyView,
     /// Who serves it.
     pub server: PartyView,
-    /// The protocol.
-    pub protocol: Protocol,
+    /// The protocol; none for one without ports, such as ICMP.
+    pub protocol: Option<Protocol>,
     /// The server's port.
     pub port: u16,
     /// Whether it passes.
@@ -74,4 +74,10 @@ pub struct Side {
     /// Of rules that might have decided otherwise: why each did not.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub misses: Vec<String>,
+}
+
+impl std::fmt::Display for Explanation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("stub")
+    }
 }

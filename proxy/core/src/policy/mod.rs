@@ -2,6 +2,7 @@
 
 pub mod api;
 mod explain;
+mod known;
 pub mod model;
 mod objects;
 pub mod selector;
@@ -17,10 +18,10 @@ use crate::dataplane::{MapError, PolicyMaps};
 use crate::model::{ObjectName, Problem, Protocol};
 
 use api::ClusterNetworkPolicy;
-use model::Direction;
 use objects::Objects;
 
 pub use explain::{Explanation, Party, PartyView, Side};
+pub use model::Direction;
 pub use view::{
     Applied, Capacity, CompiledView, EndpointState, Failure, PeerView, PodId, PolicyView, Report, RuleView,
 };
@@ -171,7 +172,7 @@ impl Engine {
     }
 
     /// What becomes of a flow from `client` to `port` of `server`, and why.
-    pub fn why(&self, client: &Party, server: &Party, protocol: Protocol, port: u16) -> Explanation {
+    pub fn why(&self, client: &Party, server: &Party, protocol: Option<Protocol>, port: u16) -> Explanation {
         let view = |party: &Party| match party {
             Party::Pod(name) => PartyView { pod: Some(name.to_string()), ..PartyView::default() },
             Party::Address(address) => PartyView { address: Some(*address), ..PartyView::default() },
