@@ -1,5 +1,10 @@
 //! NetworkPolicies and ClusterNetworkPolicies: what is filled in, what is refused, and by which field.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use fairlead_apiserver::ALL;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -238,4 +243,35 @@ async fn the_first_of_a_pods_addresses_is_in_both_fields() {
     assert_eq!(alone.pod_ips.unwrap()[0].ip, "10.244.0.2");
     let both = write(json!({"podIPs": [{"ip": "10.244.0.3"}, {"ip": "fd00::3"}]})).await;
     assert_eq!(both.pod_ip.as_deref(), Some("10.244.0.3"));
+}
+
+#[tokio::test]
+async fn the_example_manifests_are_accepted() {
+    let (_server, client) = start().await;
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/examples");
+    let mut texts: Vec<_> = fs::read_dir(directory).unwrap().map(|file| file.unwrap().path()).collect();
+    // Namespaces before what is in them.
+    texts.sort_by_key(|path| !path.ends_with("network-policies.yaml"));
+    let mut accepted = BTreeSet::new();
+    for path in texts {
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&fs::read_to_string(&path).unwrap()).unwrap();
+        for document in documents {
+            let kind = document["kind"].as_str().unwrap().to_owned();
+            let resource = ALL.into_iter().find(|resource| resource.kind == kind).unwrap();
+            let gvk = GroupVersionKind::gvk(resource.group, resource.version, resource.kind);
+            let as_named = ApiResource::from_gvk_with_plural(&gvk, resource.plural);
+            let api: Api<DynamicObject> = if resource.namespaced {
+                let namespace = document["metadata"]["namespace"].as_str().unwrap_or("default");
+                Api::namespaced_with(client.clone(), namespace, &as_named)
+            } else {
+                Api::all_with(client.clone(), &as_named)
+            };
+            let made = api.create(&PostParams::default(), &object(document)).await;
+            made.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            accepted.insert(kind);
+        }
+    }
+    for kind in ["NetworkPolicy", "ClusterNetworkPolicy", "Service"] {
+        assert!(accepted.contains(kind), "{accepted:?}");
+    }
 }
