@@ -10,7 +10,8 @@ use crate::resource::Resource;
 use crate::service::{self, Claims};
 use crate::status::{ApiError, FieldError};
 use crate::store::Store;
-use crate::{ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICE_CIDRS, SERVICES, clock};
+use crate::{ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICE_CIDRS, SERVICES};
+use crate::{clock, custom, labels, network_policy};
 
 /// Completes and checks `object`, which is about to replace `before`.
 ///
@@ -29,6 +30,7 @@ pub(crate) fn admit(
     if before.is_none() {
         check_name(resource, &name, &mut errors);
     }
+    labels::check(object, "metadata.labels", &mut errors);
     if resource == &SERVICES {
         if let Err(more) = service::admit(object, before, claims) {
             errors.extend(more);
@@ -47,9 +49,14 @@ pub(crate) fn admit(
     } else if resource == &ENDPOINT_SLICES {
         check_slice(object, before, &mut errors);
     } else if resource == &NETWORK_POLICIES {
-        complete_policy(object);
+        network_policy::complete(object);
+        network_policy::check(object, &mut errors);
+        count_generation(object, before);
     } else if resource == &SERVICE_CIDRS {
         check_service_cidr(object, before, &mut errors);
+    } else if resource.custom {
+        custom::check(resource, object, &mut errors);
+        count_generation(object, before);
     }
     if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(resource, &name, &errors)) }
 }
@@ -79,6 +86,18 @@ fn check_name(resource: &Resource, name: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
+/// `metadata.generation`: how often what is wanted was written, metadata and status aside.
+fn count_generation(object: &mut Value, before: Option<&Value>) {
+    let generation = match before {
+        None => 1,
+        Some(before) => {
+            let earlier = before["metadata"]["generation"].as_u64().unwrap_or_default();
+            earlier + u64::from(before["spec"] != object["spec"])
+        }
+    };
+    object["metadata"]["generation"] = json!(generation);
+}
+
 fn complete_pod(pod: &mut Value) {
     let spec = map_mut(pod, "spec");
     default_to(spec, "restartPolicy", "Always");
@@ -102,6 +121,12 @@ fn complete_pod(pod: &mut Value) {
     let status = map_mut(pod, "status");
     default_to(status, "phase", "Pending");
     default_to(status, "qosClass", "BestEffort");
+    // The first of a pod's addresses is in both fields, whichever of them was written.
+    if let Some(first) = status.get("podIPs").and_then(|ips| ips.get(0)?.get("ip")).cloned() {
+        status.insert("podIP".to_owned(), first);
+    } else if let Some(only) = status.get("podIP").filter(|ip| ip.is_string()).cloned() {
+        status.insert("podIPs".to_owned(), json!([{"ip": only}]));
+    }
 }
 
 /// Gives a Node the first subnets of the cluster's ranges that no other Node has: /24 of IPv4, /64 of IPv6. In a
@@ -139,19 +164,6 @@ fn give_pod_cidrs(node: &mut Value, store: &Store, cluster_cidrs: &[IpNet]) {
     }
     if let Some(first) = node.pointer("/spec/podCIDRs/0").cloned() {
         node["spec"]["podCIDR"] = first;
-    }
-}
-
-fn complete_policy(policy: &mut Value) {
-    let egress = !items(policy, "/spec/egress").is_empty();
-    let spec = map_mut(policy, "spec");
-    default_to(spec, "policyTypes", if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) });
-    for direction in ["ingress", "egress"] {
-        let rules = spec.get_mut(direction).and_then(Value::as_array_mut).into_iter().flatten();
-        let ports = rules.filter_map(|rule| rule.get_mut("ports")?.as_array_mut()).flatten();
-        for port in ports.filter_map(Value::as_object_mut) {
-            default_to(port, "protocol", "TCP");
-        }
     }
 }
 
