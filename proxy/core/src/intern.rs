@@ -38,7 +38,7 @@ impl Interned {
 
 /// Values of one kind.
 #[derive(Debug)]
-struct Pool<T: ?Sized> {
+pub(crate) struct Pool<T: ?Sized> {
     known: HashSet<Arc<T>>,
     /// How many there may be before those that nobody else has are forgotten.
     limit: usize,
@@ -51,6 +51,14 @@ impl<T: ?Sized> Default for Pool<T> {
 }
 
 impl<T: ?Sized + Eq + std::hash::Hash> Pool<T> {
+    /// This value, shared.
+    pub(crate) fn share(&mut self, value: Arc<T>) -> Arc<T> {
+        match self.known.get(&value) {
+            Some(known) => Arc::clone(known),
+            None => self.keep(value),
+        }
+    }
+
     fn keep(&mut self, value: Arc<T>) -> Arc<T> {
         if self.known.len() >= self.limit {
             self.known.retain(|known| Arc::strong_count(known) > 1);

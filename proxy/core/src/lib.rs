@@ -21,6 +21,7 @@ pub mod index;
 pub mod intern;
 pub mod maglev;
 pub mod model;
+pub mod policy;
 pub mod reconcile;
 pub mod settings;
 pub mod small;

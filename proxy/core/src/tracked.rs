@@ -33,6 +33,11 @@ impl<K: Clone + Ord, V: PartialEq> Tracked<K, V> {
         self.version
     }
 
+    /// The value of `key`.
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+        self.entries.get(key)
+    }
+
     /// The keys that have a value, in order.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
         self.entries.keys()

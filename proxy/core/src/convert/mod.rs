@@ -1,9 +1,13 @@
 //! API objects to the trimmed model: bad parts are left out and named, good parts kept.
 //!
-//! Called by [`crate::index::Index`] for every object that a watch delivers. The rules for addresses are
+//! Called by [`crate::index::Index`] and [`crate::policy::Engine`] for every object that a watch delivers. The rules for addresses are
 //! those of the API server's own validation, because a stand-in or an old object may have passed less.
 
+mod cluster_policy;
+mod network_policy;
 mod node;
+mod pod;
+mod selector;
 mod service;
 mod slice;
 
@@ -15,6 +19,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::intern::Interned;
 use crate::model::{EndpointSlice, Node, ObjectName, Problem, Protocol, Service};
+use crate::policy::api::ClusterNetworkPolicy;
+use crate::policy::model::{ClusterPolicy, Namespace, NetworkPolicy, Pod, PolicyNode};
+
+pub use pod::{CONFIG_HASH_ANNOTATION, NAMESPACE_NAME_LABEL};
 
 /// Names the proxy that a Service is left to.
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -54,6 +62,41 @@ pub fn slice(object: &discovery::EndpointSlice, interned: &mut Interned) -> Conv
 pub fn node(object: &core::Node) -> Converted<Node> {
     let mut notes = Notes::new("Node", &object.metadata);
     let value = node::convert(object, &mut notes);
+    notes.finish(value)
+}
+
+/// Converts a Pod.
+pub fn pod(object: &core::Pod) -> Converted<Pod> {
+    let mut notes = Notes::new("Pod", &object.metadata);
+    let value = pod::convert(object, &mut notes);
+    notes.finish(value)
+}
+
+/// Converts a Namespace.
+pub fn namespace(object: &core::Namespace) -> Converted<Namespace> {
+    let mut notes = Notes::new("Namespace", &object.metadata);
+    let value = pod::namespace(object, &mut notes);
+    notes.finish(value)
+}
+
+/// Converts a Node to what policies ask of it.
+pub fn policy_node(object: &core::Node) -> Converted<PolicyNode> {
+    let mut notes = Notes::new("Node", &object.metadata);
+    let value = pod::node(object, &mut notes);
+    notes.finish(value)
+}
+
+/// Converts a NetworkPolicy.
+pub fn network_policy(object: &networking::NetworkPolicy) -> Converted<NetworkPolicy> {
+    let mut notes = Notes::new("NetworkPolicy", &object.metadata);
+    let value = network_policy::convert(object, &mut notes);
+    notes.finish(value)
+}
+
+/// Converts a ClusterNetworkPolicy. One whose tier is not known is `None`.
+pub fn cluster_policy(object: &ClusterNetworkPolicy) -> Converted<ClusterPolicy> {
+    let mut notes = Notes::new("ClusterNetworkPolicy", &object.metadata);
+    let value = cluster_policy::convert(object, &mut notes);
     notes.finish(value)
 }
 
