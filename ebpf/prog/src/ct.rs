@@ -11,7 +11,9 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Address, Backend, Counter, DropEvent, Flow, FlowKey, Reason, event_flags, flow_flags};
+use fairlead_abi::{
+    Address, Backend, Counter, DropEvent, Flow, FlowKey, Reason, event_flags, flow_flags, identities,
+};
 use fairlead_flow::life;
 
 use crate::lb::{self, Choice, Client};
@@ -48,6 +50,8 @@ pub(crate) mod may {
     pub(crate) const ENTER: u32 = 128;
     /// Believe an ICMP error only of the quoted packet's receiver: pods are no routers.
     pub(crate) const OWN_SOURCE: u32 = 256;
+    /// Believe nobody who claims to be the node: the packet came over an uplink.
+    pub(crate) const OUTSIDE: u32 = 1024;
     /// Begin none: the packet's tuple is that of another flow's answers.
     pub(super) const ANOTHER: u32 = 512;
 }
@@ -176,6 +180,7 @@ extern "C" fn fairlead_begin(
     if may & may::JUDGE != 0 && !(is_plain && may & may::PASS_PLAIN != 0) {
         trial.tuple = packet.tuple;
         trial.flags = 0;
+        trial.identity = identities::UNKNOWN;
         if !is_plain {
             // SAFETY: whoever has chosen has filled it in.
             let backend = unsafe { &choice.assume_init_ref().backend };
@@ -184,6 +189,10 @@ extern "C" fn fairlead_begin(
         }
         let reading = if packet.is_opaque() { reading::OPAQUE } else { reading::WHOLE };
         match policy::judge(trial, reading) {
+            // The kernel would call it martian.
+            Ok(_) if may & may::OUTSIDE != 0 && trial.identity & identities::OWN_NODE != 0 => {
+                return Outcome::from(Reason::SpoofedSource).0;
+            }
             Ok(admission) => is_entered = is_plain && needs_entry(packet, admission, trial),
             Err(reason) => {
                 let is_late = is_plain && !is_another && !packet.tcp.opens();

@@ -1,10 +1,13 @@
 //! Connections that are older than the policies: the pod's own sockets tell which end began them.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
 
 use fairlead_abi::{Counter, DropEvent, Reason, event_flags, policies, verdicts};
 use fairlead_prog_tests::packet::tcp::{ACK, FIN_ACK, RST_ACK, SYN};
 use fairlead_prog_tests::{Case, FAMILIES, Family, Hook, Node, Packet, Pod, Then};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
 
 use crate::at;
 use crate::policy_plain::{A, POLICY};
@@ -59,8 +62,6 @@ type Sockets = (Option<TcpListener>, [TcpStream; 2]);
 
 /// A connection from this address.
 fn connect_from(client: IpAddr, server: SocketAddr) -> TcpStream {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
-    use std::os::fd::AsRawFd as _;
     let family = if client.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("make a socket");
     bind(socket.as_raw_fd(), &SockaddrStorage::from(at(client, 0))).expect("bind");
