@@ -8,7 +8,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock_tuple as SocketTuple};
 use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
-use fairlead_abi::{FlowKey, protocol};
+use fairlead_abi::{Address, FlowKey, protocol};
 
 use crate::endpoint;
 
@@ -123,22 +123,21 @@ fn state(skb: *mut __sk_buff, netns: u32, tuple: &FlowKey, from: From) -> u32 {
     let mut room = MaybeUninit::<SocketTuple>::uninit();
     let wanted = room.as_mut_ptr();
     let size = if tuple.source.is_v4() { V4 } else { V6 };
-    let known = from == From::Source;
-    let source = if known { tuple.source.words() } else { [0; 4] };
-    let port = if known { tuple.source_port.wire() } else { 0 };
+    let is_known = from == From::Source;
     // SAFETY: the fields lie within the struct, and those of the family that counts are all written.
     unsafe {
         if size == V4 {
             let v4 = &raw mut (*wanted).__bindgen_anon_1.ipv4;
-            (&raw mut (*v4).saddr).write_volatile(source[3]);
+            (&raw mut (*v4).saddr).write_volatile(if is_known { tuple.source.v4_word() } else { 0 });
             (&raw mut (*v4).daddr).write_volatile(tuple.destination.v4_word());
-            (&raw mut (*v4).sport).write_volatile(port);
+            (&raw mut (*v4).sport).write_volatile(if is_known { tuple.source_port.wire() } else { 0 });
             (&raw mut (*v4).dport).write_volatile(tuple.destination_port.wire());
         } else {
             let v6 = &raw mut (*wanted).__bindgen_anon_1.ipv6;
-            (&raw mut (*v6).saddr).write_volatile(source);
-            (&raw mut (*v6).daddr).write_volatile(tuple.destination.words());
-            (&raw mut (*v6).sport).write_volatile(port);
+            let (source, destination) = ((&raw mut (*v6).saddr).cast(), (&raw mut (*v6).daddr).cast());
+            write(source, if is_known { &tuple.source } else { &Address::UNSPECIFIED });
+            write(destination, &tuple.destination);
+            (&raw mut (*v6).sport).write_volatile(if is_known { tuple.source_port.wire() } else { 0 });
             (&raw mut (*v6).dport).write_volatile(tuple.destination_port.wire());
         }
     }
@@ -152,5 +151,21 @@ fn state(skb: *mut __sk_buff, netns: u32, tuple: &FlowKey, from: From) -> u32 {
         let state = (&raw const (*socket).state).read_volatile();
         bpf_sk_release(socket.cast());
         state
+    }
+}
+
+/// Writes an address word by word: as one value it would lie on the stack twice.
+///
+/// # Safety
+/// `place` must be one of four words.
+#[inline(always)]
+unsafe fn write(place: *mut u32, address: &Address) {
+    let [first, second, third, fourth] = address.words();
+    // SAFETY: the caller's promise.
+    unsafe {
+        place.write_volatile(first);
+        place.add(1).write_volatile(second);
+        place.add(2).write_volatile(third);
+        place.add(3).write_volatile(fourth);
     }
 }

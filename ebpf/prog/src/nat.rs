@@ -22,13 +22,16 @@ const SCTP_CHECKSUM: usize = 8;
 /// Gives the packet the flow's tuple, unless it has that: a protocol without ports is in no other flows.
 #[inline(always)]
 pub(crate) fn follow(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Result<(), Reason> {
+    if changes(packet, flow) { translate(ctx, packet, flow) } else { Ok(()) }
+}
+
+/// Whether the flow's tuple is another than the packet's. Out of line for the stack's sake.
+#[inline(never)]
+fn changes(packet: &Packet, flow: &Flow) -> bool {
     let tuple = &packet.tuple;
     let ports = tuple.source_port != flow.source_port || tuple.destination_port != flow.destination_port;
     let has_ports = packet.fragment != Fragment::Later;
-    if tuple.source == flow.source && tuple.destination == flow.destination && !(ports && has_ports) {
-        return Ok(());
-    }
-    translate(ctx, packet, flow)
+    tuple.source != flow.source || tuple.destination != flow.destination || ports && has_ports
 }
 
 /// Gives the packet the flow's tuple; of a later fragment, the addresses, which are all that it has. Pointers into
