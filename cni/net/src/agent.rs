@@ -71,6 +71,28 @@ pub enum Request {
     Status,
     /// The programmed Services, as `fairlead-proxy services -o json` prints them.
     Services,
+    /// The policies, as `fairlead-proxy policies -o json` prints them.
+    Policies,
+    /// What policies dropped, as far as it is kept, as `fairlead-proxy flows --drops -o json` prints it.
+    Drops {
+        /// Only events with a greater number; 0 for all.
+        after: u64,
+    },
+    /// What becomes of a packet, and why, as `fairlead-proxy why -o json` prints it.
+    Why(Question),
+}
+
+/// The first packet of a flow, as `fairlead-proxy why` asks about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// `namespace/pod`, or an address.
+    pub from: String,
+    /// `namespace/pod`, `namespace/service`, or an address; `pod:` or `service:` before it where both have the name.
+    pub to: String,
+    /// "tcp", "udp", "sctp" or "icmp".
+    pub protocol: String,
+    /// The port that is dialled; 0 for ICMP.
+    pub port: u16,
 }
 
 /// The agent's answer.

@@ -2,19 +2,25 @@
 //!
 //! Everything a plan makes hangs on the pair: addresses, routes, neighbours and settings go with the
 //! interface, and the pod's end goes with the host's. So undoing is removing one link.
+//!
+//! It is made in two stages. [`wire`] makes the pair and all of the pod's side, with the host's end down: the pod's end
+//! has no carrier, and nothing passes. [`Wiring::open`] sets the host's end up.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use futures::TryStreamExt;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use crate::netlink::Kernel;
 use crate::netns::{Netns, NetnsError};
-use crate::plan::{End, Plan, Step};
+use crate::plan::{Plan, Step};
 use crate::routes::route_message;
 
 /// What went wrong while wiring a pod.
@@ -48,6 +54,9 @@ impl WireError {
     }
 }
 
+/// How long the pod's end may take to notice its carrier. It takes milliseconds; what the pod sends before is lost.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(1);
+
 /// A pod's veth pair. Dropping it removes the pair, unless it is kept.
 #[must_use]
 pub struct Wiring {
@@ -62,6 +71,16 @@ impl Wiring {
     #[must_use]
     pub fn host_ifindex(&self) -> u32 {
         self.host_ifindex
+    }
+
+    /// Carries out the opening of `plan`, the one that the pair was made by, and waits for the carrier at the pod's end.
+    ///
+    /// # Errors
+    /// When the pod can't be entered or the kernel refuses a step; the pair is removed then.
+    pub fn open(self, plan: &Plan, pod: &Netns) -> Result<Self, WireError> {
+        apply(&self.kernel, &plan.host.ifname, &plan.opening, self.host_ifindex)?;
+        pod.run(|| await_carrier(&plan.pod.ifname))??;
+        Ok(self)
     }
 
     /// Leaves the pair in place.
@@ -80,7 +99,7 @@ impl Drop for Wiring {
     }
 }
 
-/// Carries out `plan` between the calling thread's namespace and `pod`.
+/// Carries out `plan` between the calling thread's namespace and `pod`, but for its opening.
 ///
 /// # Errors
 /// When either interface exists already, the pod can't be entered, or the kernel refuses a step; nothing
@@ -93,9 +112,9 @@ pub fn wire(plan: &Plan, pod: &Netns) -> Result<Wiring, WireError> {
     let wiring = Wiring { kernel, host_ifname: plan.host.ifname.clone(), host_ifindex: index, kept: false };
     pod.run(|| {
         let kernel = Kernel::open().map_err(WireError::step("open rtnetlink in the pod"))?;
-        apply(&kernel, &plan.pod, index_of(&plan.pod.ifname)?)
+        apply(&kernel, &plan.pod.ifname, &plan.pod.steps, index_of(&plan.pod.ifname)?)
     })??;
-    apply(&wiring.kernel, &plan.host, index)?;
+    apply(&wiring.kernel, &plan.host.ifname, &plan.host.steps, index)?;
     Ok(wiring)
 }
 
@@ -159,15 +178,38 @@ fn delete(kernel: &Kernel, index: u32) -> io::Result<bool> {
     }
 }
 
-fn apply(kernel: &Kernel, end: &End, index: u32) -> Result<(), WireError> {
-    for step in &end.steps {
-        take(kernel, &end.ifname, index, step).map_err(WireError::step(format!(
-            "{}: {}",
-            end.ifname,
-            describe(step)
-        )))?;
+fn apply(kernel: &Kernel, ifname: &str, steps: &[Step], index: u32) -> Result<(), WireError> {
+    for step in steps {
+        take(kernel, ifname, index, step)
+            .map_err(WireError::step(format!("{ifname}: {}", describe(step))))?;
     }
     Ok(())
+}
+
+/// The kernel tells an interface of its carrier in its own time, and drops what it is to send until then.
+fn await_carrier(ifname: &str) -> Result<(), WireError> {
+    let failed = || WireError::step(format!("{ifname}: wait for its carrier"));
+    let kernel = Kernel::open().map_err(failed())?;
+    let index = index_of(ifname)?;
+    let deadline = Instant::now() + CARRIER_PATIENCE;
+    while !is_operational(&kernel, index).map_err(failed())? {
+        if Instant::now() > deadline {
+            tracing::warn!(ifname, "no carrier yet");
+            break;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Whether the interface sends what it is given (RFC 2863, ifOperStatus).
+fn is_operational(kernel: &Kernel, index: u32) -> io::Result<bool> {
+    let link = kernel.ask(async |handle| {
+        let mut links = handle.link().get().match_index(index).execute();
+        links.try_next().await
+    })?;
+    let up = LinkAttribute::OperState(State::Up);
+    Ok(link.is_some_and(|link| link.attributes.contains(&up)))
 }
 
 fn take(kernel: &Kernel, ifname: &str, index: u32, step: &Step) -> io::Result<()> {

@@ -11,7 +11,8 @@
 //! There is no bridge and no subnet: the pod sends everything to a next hop that only exists as a permanent
 //! neighbour entry, so it never asks (ARP, neighbour discovery) and nobody has to answer.
 //!
-//! [`crate::exec`] carries the steps out, in this order.
+//! The host's end is made down and comes up last: until then no packet gets into the pod or out of it, and the agent has
+//! that time to say which may. [`crate::exec`] carries the steps out, in this order.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -39,7 +40,7 @@ pub struct End {
     pub ifname: String,
     /// Its Ethernet address.
     pub mac: Mac,
-    /// What is done to it once the pair exists.
+    /// What is done to it once the pair exists, while the host's end is down.
     pub steps: Vec<Step>,
 }
 
@@ -77,6 +78,8 @@ pub struct Plan {
     pub host: End,
     /// The pod's end.
     pub pod: End,
+    /// What is done to the host's end at last: it comes up, and the host knows the way to the pod.
+    pub opening: Vec<Step>,
     /// Both ends' MTU in bytes; the kernel's default if None.
     pub mtu: Option<u32>,
 }
@@ -103,13 +106,13 @@ impl Plan {
                     .map(|(key, value)| Step::Sysctl { family: "ipv6", key, value }),
             );
         }
-        host.push(Step::Up);
+        let mut opening = vec![Step::Up];
         pod.push(Step::Up);
         for &address in addresses {
             let own = IpNet::from(address);
             let hop = next_hop(address);
-            host.push(Step::Neighbour { address, mac: pod_mac });
-            host.push(Step::Route(Route { destination: own, gateway: None }));
+            opening.push(Step::Neighbour { address, mac: pod_mac });
+            opening.push(Step::Route(Route { destination: own, gateway: None }));
             pod.push(Step::Address(address));
             pod.push(Step::Neighbour { address: hop, mac: host_mac });
             if address.is_ipv4() {
@@ -121,6 +124,7 @@ impl Plan {
         Self {
             host: End { ifname: attachment.host_ifname(), mac: host_mac, steps: host },
             pod: End { ifname: attachment.ifname().into(), mac: pod_mac, steps: pod },
+            opening,
             mtu,
         }
     }
@@ -143,50 +147,61 @@ mod tests {
         Plan::new(&Attachment::new("pod", "eth0").expect("valid"), &addresses, Some(1450))
     }
 
-    fn routes(end: &End) -> Vec<String> {
+    fn routes(steps: &[Step]) -> Vec<String> {
         let text = |step: &Step| match step {
             Step::Route(route) => Some(route.to_string()),
             _ => None,
         };
-        end.steps.iter().filter_map(text).collect()
+        steps.iter().filter_map(text).collect()
     }
 
     #[test]
     fn a_dual_stack_pod_has_one_route_on_the_host_and_a_default_inside_for_each_address() {
         let plan = plan(&["10.244.1.2", "fd00::2"]);
-        assert_eq!(routes(&plan.host), ["10.244.1.2/32", "fd00::2/128"]);
-        assert_eq!(routes(&plan.pod), ["169.254.1.1/32", "0.0.0.0/0 via 169.254.1.1", "::/0 via fe80::1"]);
+        assert_eq!(routes(&plan.opening), ["10.244.1.2/32", "fd00::2/128"]);
+        assert_eq!(
+            routes(&plan.pod.steps),
+            ["169.254.1.1/32", "0.0.0.0/0 via 169.254.1.1", "::/0 via fe80::1"]
+        );
     }
 
     #[test]
     fn each_end_knows_the_others_ethernet_address() {
         let plan = plan(&["10.244.1.2", "fd00::2"]);
-        let neighbours = |end: &End| -> Vec<(String, Mac)> {
+        let neighbours = |steps: &[Step]| -> Vec<(String, Mac)> {
             let text = |step: &Step| match step {
                 Step::Neighbour { address, mac } => Some((address.to_string(), *mac)),
                 _ => None,
             };
-            end.steps.iter().filter_map(text).collect()
+            steps.iter().filter_map(text).collect()
         };
         let (host, pod) = (plan.host.mac, plan.pod.mac);
-        assert_eq!(neighbours(&plan.host), [("10.244.1.2".into(), pod), ("fd00::2".into(), pod)]);
-        assert_eq!(neighbours(&plan.pod), [("169.254.1.1".into(), host), ("fe80::1".into(), host)]);
+        assert_eq!(neighbours(&plan.opening), [("10.244.1.2".into(), pod), ("fd00::2".into(), pod)]);
+        assert_eq!(neighbours(&plan.pod.steps), [("169.254.1.1".into(), host), ("fe80::1".into(), host)]);
     }
 
     #[test]
     fn a_pod_without_ipv6_leaves_ipv6_settings_alone() {
         let plan = plan(&["10.244.1.2"]);
-        let steps = plan.host.steps.iter().chain(&plan.pod.steps);
+        let steps = plan.host.steps.iter().chain(&plan.pod.steps).chain(&plan.opening);
         let touched = steps.filter(|s| matches!(s, Step::Sysctl { family: "ipv6", .. })).count();
         assert_eq!(touched, 0);
     }
 
     #[test]
     fn duplicate_address_detection_is_off_before_the_link_comes_up() {
-        for end in [plan(&["fd00::2"]).host, plan(&["fd00::2"]).pod] {
-            let at = |wanted: &dyn Fn(&Step) -> bool| end.steps.iter().position(wanted).expect("step");
+        let plan = plan(&["fd00::2"]);
+        for steps in [[plan.host.steps, plan.opening].concat(), plan.pod.steps] {
+            let at = |wanted: &dyn Fn(&Step) -> bool| steps.iter().position(wanted).expect("step");
             let off = at(&|s| matches!(s, Step::Sysctl { key: "accept_dad", value: "0", .. }));
-            assert!(off < at(&|s| *s == Step::Up), "{}", end.ifname);
+            assert!(off < at(&|s| *s == Step::Up), "{steps:?}");
         }
+    }
+
+    #[test]
+    fn before_the_opening_the_hosts_end_is_down_and_the_host_knows_no_way_to_the_pod() {
+        let plan = plan(&["10.244.1.2", "fd00::2"]);
+        assert!(plan.host.steps.iter().all(|step| matches!(step, Step::Sysctl { .. })));
+        assert_eq!(plan.opening[0], Step::Up);
     }
 }

@@ -31,8 +31,6 @@ pub(crate) enum Code {
     Exists = 100,
     /// Every address of the node's ranges is in use.
     NoAddress = 101,
-    /// The agent would not program the pod.
-    AgentRefused = 102,
 }
 
 /// A failed verb.
@@ -113,7 +111,8 @@ impl From<AgentError> for Failure {
             AgentError::Talk { .. } | AgentError::Answer(_) => {
                 Self::new(Code::TryAgainLater, format!("agentSocket: {error}"))
             }
-            AgentError::Refused(_) => Self::new(Code::AgentRefused, error.to_string()),
+            // What it lacks comes (the pod's policies), or can be made room for (a map that is full).
+            AgentError::Refused(_) => Self::new(Code::TryAgainLater, error.to_string()),
         }
     }
 }

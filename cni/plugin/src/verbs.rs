@@ -1,11 +1,12 @@
 //! The CNI verbs: ADD, DEL and VERSION.
 //!
-//! ADD takes four steps, each undone when a later one fails: reserve addresses, wire the veth pair, tell the
-//! agent, commit the addresses. What a killed ADD leaves behind (a reservation that was never committed, and
-//! perhaps the pair) is taken over by the next ADD of the same attachment, or removed by its DEL.
+//! ADD takes five steps, each undone when a later one fails: reserve addresses, wire the veth pair with the host's end
+//! down, tell the agent, set the host's end up, commit the addresses. So no packet gets into the pod or out of it before
+//! the agent has said which may. What a killed ADD leaves behind (a reservation that was never committed, and perhaps
+//! the pair) is taken over by the next ADD of the same attachment, or removed by its DEL.
 //!
 //! DEL removes whatever it finds, from a record or without one; it needs neither the pod's namespace, nor
-//! the agent, nor the node file.
+//! the agent, nor the node file. The pair goes before the agent forgets the pod, so that the pod's rules hold to the end.
 
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -75,7 +76,7 @@ fn add(environment: &Environment, conf: &NetConf) -> Result<Value, Failure> {
     let netns = environment.netns()?;
     let node = NodeFile::read(&conf.node_file)?;
 
-    // Each of the three undoes itself when dropped, the last first.
+    // Each undoes itself when dropped, the last first: an open pair goes before the agent forgets the pod.
     let store = Store::open(&conf.data_dir, &conf.name)?;
     let mut reserved = store.reserve(&attachment, &node.pod_cidrs)?;
     if reserved.resumed() {
@@ -102,6 +103,7 @@ fn add(environment: &Environment, conf: &NetConf) -> Result<Value, Failure> {
         }
         None => None,
     };
+    let wiring = wiring.open(&plan, &netns)?;
 
     reserved.commit()?;
     wiring.keep();
@@ -114,13 +116,13 @@ fn add(environment: &Environment, conf: &NetConf) -> Result<Value, Failure> {
 
 fn delete(environment: &Environment, conf: &NetConf) -> Result<(), Failure> {
     let attachment = environment.attachment()?;
+    exec::unwire(&attachment.host_ifname())?;
     if let Some(socket) = &conf.agent_socket
         && let Err(error) = forget(socket, &attachment)
     {
         // An agent that starts later finds the interface gone, and forgets the endpoint by itself.
         tracing::warn!(%error, %attachment, "the agent was not told");
     }
-    exec::unwire(&attachment.host_ifname())?;
     // Last, so that no other pod gets an address while something of this one still answers to it.
     Store::open(&conf.data_dir, &conf.name)?.release(&attachment)?;
     Ok(())

@@ -13,6 +13,9 @@ pub struct Address([u32; 4]);
 layout!(Address, 16);
 
 impl Address {
+    /// How many bits it has: those that count of a key that is looked up.
+    pub const BITS: u32 = 128;
+
     /// `::`, which no pod and no Service has.
     pub const UNSPECIFIED: Self = Self([0; 4]);
 

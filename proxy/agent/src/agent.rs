@@ -10,15 +10,17 @@ use fairlead_core::reconcile::Reconciler;
 use fairlead_net::agent::{Registration, Request};
 use serde_json::Value;
 
-use crate::dataplane::DataplaneError;
 use crate::dataplane::clients::Clients;
 use crate::dataplane::counters::Counters;
-use crate::dataplane::endpoints::Endpoints;
+use crate::dataplane::endpoints::{Endpoints, label};
 use crate::dataplane::sizes::MapSize;
+use crate::dataplane::{DataplaneError, Pins};
 use crate::errors::chain;
 use crate::exposition::Page;
 use crate::health::{Answers, stamp};
-use crate::pods::PodSockets;
+use crate::pods::{PodApi, PodSockets};
+use crate::policy::drops::Drops;
+use crate::policy::{Policies, why};
 use crate::progress::Progress;
 use crate::service_health::CheckViews;
 use crate::socket::Answer;
@@ -50,6 +52,8 @@ pub struct Facts {
 pub struct Agent {
     /// What does not change.
     pub facts: Facts,
+    /// Where maps are pinned.
+    pub pins: Pins,
     /// Services and what is programmed of them.
     pub reconciler: Arc<Mutex<Reconciler>>,
     /// How the loop is doing.
@@ -60,6 +64,12 @@ pub struct Agent {
     pub watches: Arc<Watches>,
     /// Local pods.
     pub endpoints: Arc<Mutex<Endpoints>>,
+    /// What passes to and from them.
+    pub policies: Arc<Policies>,
+    /// What policies dropped.
+    pub drops: Arc<Drops>,
+    /// Asks for single Pods.
+    pub api: PodApi,
     /// Which pods' sockets are translated; none if only the host's are.
     pub pods: Option<PodSockets>,
     /// Network namespaces whose sockets are translated.
@@ -82,7 +92,7 @@ impl Answer for Agent {
         };
         match request {
             Request::AddEndpoint(registration) => {
-                let pod = format!("{}/{}", registration.pod.namespace, registration.pod.name);
+                let pod = label(&registration.pod);
                 let addresses = registration.addresses.clone();
                 done(self.add(registration).inspect_err(|e| tracing::warn!(pod, "{}", chain(e))))
                     .inspect(|_| tracing::info!(pod, ?addresses, "endpoint added"))
@@ -97,6 +107,14 @@ impl Answer for Agent {
                 let services = lock(&self.reconciler).services();
                 serde_json::to_value(services).map_err(|e| e.to_string())
             }
+            Request::Policies => serde_json::to_value(self.policies.views()).map_err(|e| e.to_string()),
+            Request::Drops { after } => {
+                serde_json::to_value(self.drops.since(after)).map_err(|e| e.to_string())
+            }
+            Request::Why(question) => {
+                let answer = why::answer(self, &question)?;
+                serde_json::to_value(answer).map_err(|e| e.to_string())
+            }
         }
     }
 }
@@ -109,9 +127,12 @@ impl Agent {
 
     /// Programs a pod's endpoint, and has its sockets translated if that is asked for.
     fn add(&self, registration: Registration) -> Result<(), DataplaneError> {
+        // Before the lock: this may take a while, and the API may have to be asked.
+        self.policies
+            .await_pod(&registration.pod, &self.api)
+            .map_err(|why| DataplaneError::new("learn the labels of", label(&registration.pod), why))?;
         let Some(pods) = &self.pods else { return lock(&self.endpoints).add(registration) };
         let pod = registration.pod.clone();
-        // Before the lock: the API may have to be asked.
         let asked = pods.ask(&pod);
         let mut endpoints = lock(&self.endpoints);
         endpoints.add(registration)?;
@@ -145,9 +166,11 @@ impl Agent {
         let Facts { node_name, started, attachment, pins, cgroup, programs, .. } = self.facts.clone();
         let reconciler = lock(&self.reconciler);
         let services = reconciler.index().services().count();
-        let pending = reconciler.pending().map(|(name, error)| format!("Service {name}: {error}")).collect();
-        let problems = reconciler.problems();
+        let services_pending = reconciler.pending().map(|(name, error)| format!("Service {name}: {error}"));
+        let pending = services_pending.chain(self.policies.pending()).collect();
+        let mut problems = reconciler.problems();
         drop(reconciler);
+        problems.extend(self.policies.problems());
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node_name,
@@ -160,6 +183,7 @@ impl Agent {
             node: lock(&self.node).clone(),
             watches: self.watches.states(),
             services,
+            policies: self.policies.status(),
             pending,
             problems: problems
                 .into_iter()
@@ -216,7 +240,7 @@ impl Agent {
             .sample(&[("result", "failed")], progress.failed_writes);
         page.gauge("fairlead_services_pending", "Services that are not as their objects ask.")
             .sample(&[], progress.pending);
-        let problems = lock(&self.reconciler).problems().len();
+        let problems = lock(&self.reconciler).problems().len() + self.policies.problems().len();
         page.gauge("fairlead_object_problems", "Parts of objects that were left out.").sample(&[], problems);
         page.gauge("fairlead_endpoints", "Local pods.").sample(&[], lock(&self.endpoints).len());
         page.gauge("fairlead_socket_clients", "Network namespaces whose sockets are translated.")
@@ -229,6 +253,7 @@ impl Agent {
         .sample(&[("state", "listening")], checks.iter().filter(|check| check.error.is_none()).count())
         .sample(&[("state", "failed")], checks.iter().filter(|check| check.error.is_some()).count());
         self.flow_metrics(page);
+        self.policy_metrics(page);
         let watches = self.watches.states();
         page.gauge("fairlead_watch_connected", "Whether a watch's last answer was a good one.");
         for (kind, state) in &watches {
@@ -263,6 +288,30 @@ impl Agent {
         page.counter("fairlead_flow_table_swept_total", "Entries of ended connections that sweeps removed.")
             .sample(&[], sweeps.removed);
         page.histogram("fairlead_flow_table_sweep_seconds", "How long sweeps took.", &sweeps.durations);
+    }
+
+    fn policy_metrics(&self, page: &mut Page) {
+        let status = self.policies.status();
+        page.gauge("fairlead_policies_synced", "Whether every list that policies depend on is done.")
+            .sample(&[], u8::from(status.synced));
+        page.gauge("fairlead_policy_objects", "NetworkPolicies and ClusterNetworkPolicies in the API.")
+            .sample(&[], status.objects);
+        page.gauge("fairlead_policies_compiled", "Compiled policies that pods of this node are under.")
+            .sample(&[], status.compiled);
+        page.gauge("fairlead_policies_pending", "Policies and endpoints that are not as their objects ask.")
+            .sample(&[], self.policies.pending().len());
+        page.counter(
+            "fairlead_policy_dropped_packets_total",
+            "Packets dropped at pods that the object selects, each counted for all objects that its pod is under.",
+        );
+        for ((object, direction), count) in &self.policies.drop_totals() {
+            page.sample(&[("policy", object), ("direction", &direction.to_string())], count);
+        }
+        page.histogram(
+            "fairlead_policy_reconcile_seconds",
+            "How long it took to compile and program what changed of policies.",
+            &self.policies.durations(),
+        );
     }
 
     /// What dashboards made for kube-proxy read.
@@ -351,6 +400,6 @@ fn seconds(time: Option<SystemTime>) -> f64 {
 }
 
 /// A panic elsewhere leaves these as they were between two steps, which is a state like any other.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,16 +6,20 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use fairlead_net::agent::{Request, ask};
-use fairlead_proxy::cli::{Ask, Cli, Command, Output};
+use fairlead_net::agent::{Question, Request, ask};
+use fairlead_proxy::cli::{Ask, Cli, Command, Flows, Output, Why};
 use fairlead_proxy::dataplane::links;
 use fairlead_proxy::errors::chain;
+use fairlead_proxy::policy::drops::Drop;
+use fairlead_proxy::policy::why::Answer;
 use fairlead_proxy::run;
-use fairlead_proxy::status::{Services, Status};
+use fairlead_proxy::status::{Policies, Services, Status};
 use tracing_subscriber::EnvFilter;
 
 /// How long the running agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is asked for what is new.
+const POLL: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
     // The watches report their failures themselves, each once.
@@ -49,7 +53,37 @@ fn perform(command: Command) -> Result<()> {
             let services = answer(&options, &Request::Services)?;
             show(&options, &services, || Ok(Services(&services).to_string()))
         }
+        Command::Policies(options) => {
+            let policies = answer(&options, &Request::Policies)?;
+            show(&options, &policies, || Ok(Policies(&policies).to_string()))
+        }
+        Command::Why(Why { from, to, port: (protocol, port), ask }) => {
+            let question = Question { from, to, protocol, port };
+            let why = answer(&ask, &Request::Why(question))?;
+            show(&ask, &why, || Ok(serde_json::from_value::<Answer>(why.clone())?.to_string()))
+        }
+        Command::Flows(options) => flows(&options),
         Command::Cleanup(options) => Ok(links::cleanup(&options.bpffs)?),
+    }
+}
+
+/// Prints drops: those that are kept, and then those to come.
+fn flows(options: &Flows) -> Result<()> {
+    let mut after = 0;
+    loop {
+        let new = answer(&options.ask, &Request::Drops { after })?;
+        let drops: Vec<Drop> = serde_json::from_value(new)?;
+        for drop in &drops {
+            match options.ask.output {
+                Output::Json => println!("{}", serde_json::to_string(drop)?),
+                Output::Text => println!("{drop}"),
+            }
+            after = drop.number;
+        }
+        if !options.follow {
+            return Ok(());
+        }
+        std::thread::sleep(POLL);
     }
 }
 

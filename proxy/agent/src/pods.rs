@@ -20,10 +20,36 @@ use crate::watch::{Change, Pod, SOCKET_LB_ANNOTATION, STATIC_POD_ANNOTATION, Wat
 /// How long a CNI ADD may wait for its Pod.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The pods of the node, as far as their sockets are concerned.
-pub struct PodSockets {
+/// Asks the API for single Pods.
+#[derive(Clone)]
+pub struct PodApi {
     client: Client,
     runtime: Handle,
+}
+
+impl PodApi {
+    /// Over a client of the API. Called on a thread of the runtime that is to talk to it.
+    pub fn new(client: Client) -> Self {
+        Self { client, runtime: Handle::current() }
+    }
+
+    /// The Pod of that name, if there is one. Not for an asynchronous thread.
+    ///
+    /// # Errors
+    /// When the API refuses, or does not answer in time.
+    pub fn get(&self, pod: &PodRef, patience: Duration) -> Result<Option<Pod>, String> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let asked = async { tokio::time::timeout(patience, api.get_opt(&pod.name)).await };
+        match self.runtime.block_on(asked) {
+            Ok(answer) => answer.map_err(|e| e.to_string()),
+            Err(_) => Err("the API did not answer in time".to_owned()),
+        }
+    }
+}
+
+/// The pods of the node, as far as their sockets are concerned.
+pub struct PodSockets {
+    api: PodApi,
     known: Mutex<HashMap<ObjectName, Wish>>,
 }
 
@@ -54,9 +80,9 @@ impl Wish {
 }
 
 impl PodSockets {
-    /// Over a client of the API. Called on a thread of the runtime that is to talk to it.
-    pub fn new(client: Client) -> Self {
-        Self { client, runtime: Handle::current(), known: Mutex::default() }
+    /// None known yet.
+    pub fn new(api: PodApi) -> Self {
+        Self { api, known: Mutex::default() }
     }
 
     /// Whether the pod's sockets are to be translated, as far as is known.
@@ -71,17 +97,11 @@ impl PodSockets {
 
     /// The same, asking the API where it is not known. Not for an asynchronous thread.
     pub fn ask(&self, pod: &PodRef) -> Option<bool> {
-        self.wanted(pod).or_else(|| {
-            let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
-            let asked =
-                self.runtime.block_on(async { tokio::time::timeout(PATIENCE, api.get(&pod.name)).await });
-            match asked {
-                Ok(Ok(object)) => Wish::of(&object).for_pod(pod),
-                Ok(Err(e)) => {
-                    tracing::debug!(pod = pod.name, "ask for the Pod: {e}");
-                    None
-                }
-                Err(_) => None,
+        self.wanted(pod).or_else(|| match self.api.get(pod, PATIENCE) {
+            Ok(found) => Wish::of(&found?).for_pod(pod),
+            Err(why) => {
+                tracing::debug!(pod = pod.name, "ask for the Pod: {why}");
+                None
             }
         })
     }
@@ -97,7 +117,7 @@ impl PodSockets {
             }
             true
         };
-        follow_pods(&self.client, watches, node, take).await;
+        follow_pods(&self.api.client, watches, node, take).await;
     }
 
     /// Notes a change, and returns whether it is one for sockets. A Pod that is gone says nothing about the pod, which
@@ -157,7 +177,7 @@ mod tests {
     #[tokio::test]
     async fn what_the_watch_brings_counts_until_it_is_gone() {
         let config = kube::Config::new("http://127.0.0.1:1".parse().expect("an address"));
-        let pods = PodSockets::new(Client::try_from(config).expect("a client"));
+        let pods = PodSockets::new(PodApi::new(Client::try_from(config).expect("a client")));
         assert_eq!(pods.wanted(&registered("1")), None);
         let off = pod("1", json!({SOCKET_LB_ANNOTATION: "off"}));
         assert!(pods.take(Change::Found(Box::new(off.clone()))));

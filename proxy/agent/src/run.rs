@@ -6,12 +6,14 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use axum::Router;
+use aya::maps::{MapData, RingBuf};
 use fairlead_abi::maps;
 use fairlead_core::reconcile::{Capacity, Reconciler};
 use fairlead_core::settings::{NodePortAddresses, Settings};
@@ -23,19 +25,21 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::{Agent, Facts};
-use crate::cli::{Listen, Run, SocketLb};
+use crate::cli::{Established, Listen, Run, SocketLb};
 use crate::dataplane::clients::Clients;
 use crate::dataplane::endpoints::Endpoints;
+use crate::dataplane::events::DropEvents;
 use crate::dataplane::links::{self, Links};
 use crate::dataplane::services::KernelMaps;
 use crate::dataplane::{Pins, load};
-use crate::pods::PodSockets;
+use crate::pods::{PodApi, PodSockets};
+use crate::policy::{Policies, PolicyLoop, drops};
 use crate::progress::Progress;
 use crate::service_health::{CheckViews, Checks};
 use crate::sync::Sync;
 use crate::uplinks::{Fixed, Uplinks};
-use crate::watch::{Update, Watches};
-use crate::{health, interfaces, metrics, node, service_health, socket, sweep, watch};
+use crate::watch::{PolicyUpdate, Update, Watches};
+use crate::{health, interfaces, metrics, node, pace, service_health, socket, sweep, watch};
 
 /// How often the agent looks for interfaces that came or went without a word.
 const PATROL: Duration = Duration::from_secs(30);
@@ -59,8 +63,8 @@ pub async fn run(options: Run) -> Result<()> {
         None => cgroup_root()?,
     };
 
-    let pods = (options.socket_lb == SocketLb::All).then(|| PodSockets::new(client.clone()));
-    let Parts { agent, uplinks, services } = program(&options, &node_name, &cgroup, settings, pods)?;
+    let api = PodApi::new(client.clone());
+    let Parts { agent, uplinks, services, events } = program(&options, &node_name, &cgroup, settings, api)?;
     let listener = socket::listen(&options.socket())
         .with_context(|| format!("listen at {}", options.socket().display()))?;
     let agent = Arc::new(agent);
@@ -69,17 +73,26 @@ pub async fn run(options: Run) -> Result<()> {
     let (checks, checked) = tokio::sync::watch::channel(Checks::default());
     let sync = {
         let mut uplinks = uplinks;
-        let node = move |addresses: &[std::net::IpAddr]| uplinks.apply(addresses);
+        let node = move |addresses: &[IpAddr]| uplinks.apply(addresses);
         Sync::new(Arc::clone(&agent.reconciler), services, node, Arc::clone(&agent.progress), checks)
     };
     let ended = Arc::new(tokio::sync::Notify::new());
     let notify = Arc::clone(&ended);
     std::thread::Builder::new().name("sync".into()).spawn(move || {
         let _ended = NotifyOnDrop(notify);
-        sync.run(&received);
+        pace::run(&received, sync);
     })?;
-    let changed = updates.clone();
-    interfaces::follow(move |addresses| changed.send(Update::Interfaces(addresses)).is_ok())
+    let (policy_updates, policies_received) = mpsc::channel();
+    let policies = PolicyLoop(Arc::clone(&agent.policies));
+    let notify = Arc::clone(&ended);
+    std::thread::Builder::new().name("policy".into()).spawn(move || {
+        let _ended = NotifyOnDrop(notify);
+        pace::run(&policies_received, policies);
+    })?;
+    tokio::spawn(follow_drops(events, Arc::clone(&agent)));
+    let everybody = Everybody { services: updates, policies: policy_updates };
+    let changed = everybody.clone();
+    interfaces::follow(move |addresses| changed.interfaces(addresses))
         .unwrap_or_else(|e| tracing::warn!("follow the interfaces: {e}; they are looked at now and then"));
 
     tokio::spawn(socket::serve(listener, Arc::clone(&agent)));
@@ -90,12 +103,15 @@ pub async fn run(options: Run) -> Result<()> {
         tokio::spawn(serve(listener, metrics::router(Arc::clone(&agent))));
     }
     tokio::spawn(service_health::serve(checked, Arc::clone(&agent.progress), agent.checks.clone()));
-    tokio::spawn(patrol(Arc::clone(&agent), updates.clone()));
+    tokio::spawn(patrol(Arc::clone(&agent), everybody.clone()));
     tokio::spawn(follow_pods(Arc::clone(&agent)));
     let watches = Arc::clone(&agent.watches);
     let service_cidrs = options.service_cidr.is_empty();
     tokio::spawn(async move {
-        watch::follow_all(&client, &watches, service_cidrs, |update| updates.send(update).is_ok()).await;
+        futures::join!(
+            watch::follow_all(&client, &watches, service_cidrs, |update| everybody.update(update)),
+            watch::follow_policies(&client, &watches, |update| everybody.policies.send(update).is_ok()),
+        );
     });
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -103,7 +119,7 @@ pub async fn run(options: Run) -> Result<()> {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        () = ended.notified() => bail!("the sync thread ended by itself"),
+        () = ended.notified() => bail!("a thread that keeps the maps ended by itself"),
     }
     tracing::info!("ending; programs and maps stay in place");
     let _ = fs::remove_file(options.socket());
@@ -126,16 +142,12 @@ struct Parts {
     agent: Agent,
     uplinks: Uplinks,
     services: KernelMaps,
+    events: RingBuf<MapData>,
 }
 
 /// Brings programs and maps into the kernel, or adopts those that are there, and reads back what they hold.
-fn program(
-    options: &Run,
-    node_name: &str,
-    cgroup: &Path,
-    settings: Settings,
-    pods: Option<PodSockets>,
-) -> Result<Parts> {
+fn program(options: &Run, node_name: &str, cgroup: &Path, settings: Settings, api: PodApi) -> Result<Parts> {
+    let pods = (options.socket_lb == SocketLb::All).then(|| PodSockets::new(api.clone()));
     let pins = Pins::new(&options.bpffs);
     load::mount_bpffs(&options.bpffs)?;
     let memory = node::memory().context("read how much memory there is")?;
@@ -162,10 +174,14 @@ fn program(
     let (attachment, verified) = (links.attachment().to_string(), links.programs().verified());
     let (links, clients) = (Arc::new(Mutex::new(links)), Arc::new(Mutex::new(maps.clients)));
     let directory = options.state_dir.join("endpoints");
+    let keep = options.policy_established == Established::Keep;
+    let policies = Arc::new(Policies::new(node_name, maps.policies, maps.drop_counts, keep));
     let endpoints = {
         let (links, clients) = (Arc::clone(&links), Arc::clone(&clients));
-        Endpoints::restore(maps.endpoints, maps.marks, clients, links, directory)?
+        let guard = Box::new(Arc::clone(&policies));
+        Endpoints::restore(maps.endpoints, maps.marks, clients, links, guard, directory)?
     };
+    policies.adopt(interfaces::local_addresses())?;
     forget_clients(&clients, host_netns, pods.is_some().then_some(&endpoints))?;
     let mut reconciler = Reconciler::new(node_name, capacity, settings);
     reconciler.index_mut().set_local_addresses(interfaces::local_addresses());
@@ -194,11 +210,15 @@ fn program(
             programs: verified,
             sizes,
         },
+        pins,
         reconciler: Arc::new(Mutex::new(reconciler)),
         progress: Arc::new(Mutex::new(Progress::default())),
         node: uplinks.view(),
         watches: Arc::new(Watches::default()),
         endpoints: Arc::new(Mutex::new(endpoints)),
+        policies,
+        drops: Arc::default(),
+        api,
         pods,
         clients,
         checks: CheckViews::default(),
@@ -206,7 +226,7 @@ fn program(
         sweeps: sweep::start(maps.flows).context("start to sweep the flow table")?,
         answers: health::Answers::default(),
     };
-    Ok(Parts { agent, uplinks, services: maps.services })
+    Ok(Parts { agent, uplinks, services: maps.services, events: maps.events })
 }
 
 /// Removes socket clients that an earlier agent left and nobody asks for: all but the host, and the pods' where pods
@@ -215,6 +235,41 @@ fn forget_clients(clients: &Mutex<Clients>, host: u64, pods: Option<&Endpoints>)
     let mut keep = pods.map_or_else(BTreeSet::new, Endpoints::cookies);
     keep.insert(host);
     Ok(clients.lock().unwrap_or_else(PoisonError::into_inner).retain(&keep)?)
+}
+
+/// The loops that hear of changes.
+#[derive(Clone)]
+struct Everybody {
+    services: mpsc::Sender<Update>,
+    policies: mpsc::Sender<PolicyUpdate>,
+}
+
+impl Everybody {
+    /// Tells of the addresses of the node's interfaces; false when nobody hears.
+    fn interfaces(&self, addresses: Vec<IpAddr>) -> bool {
+        let heard = self.policies.send(PolicyUpdate::Interfaces(addresses.clone())).is_ok();
+        heard && self.services.send(Update::Interfaces(addresses)).is_ok()
+    }
+
+    /// Tells of a change of what Services are made of; Nodes matter to policies too.
+    fn update(&self, update: Update) -> bool {
+        let heard = match &update {
+            Update::Node(change) => self.policies.send(PolicyUpdate::Node(change.clone())).is_ok(),
+            _ => true,
+        };
+        heard && self.services.send(update).is_ok()
+    }
+}
+
+/// Takes up what the programs tell of drops, for ever.
+async fn follow_drops(events: RingBuf<MapData>, agent: Arc<Agent>) {
+    let followed = match DropEvents::new(events) {
+        Ok(events) => drops::follow(events, Arc::clone(&agent.policies), Arc::clone(&agent.drops)).await,
+        Err(e) => Err(e),
+    };
+    if let Err(e) = followed {
+        tracing::error!("follow what policies drop: {e}; drops are only counted");
+    }
 }
 
 /// Follows the node's Pods, where their sockets are translated.
@@ -234,7 +289,7 @@ impl Drop for NotifyOnDrop {
 }
 
 /// Removes endpoints of pods that ended without a word, and has the interfaces looked at again.
-async fn patrol(agent: Arc<Agent>, updates: mpsc::Sender<Update>) {
+async fn patrol(agent: Arc<Agent>, everybody: Everybody) {
     let mut rounds = tokio::time::interval(PATROL);
     rounds.tick().await;
     loop {
@@ -247,7 +302,7 @@ async fn patrol(agent: Arc<Agent>, updates: mpsc::Sender<Update>) {
                     Ok(count) => tracing::info!("{count} endpoints removed whose interface is gone"),
                     Err(e) => tracing::warn!("look for endpoints whose interface is gone: {e}"),
                 }
-                if updates.send(Update::Interfaces(addresses)).is_err() {
+                if !everybody.interfaces(addresses) {
                     return;
                 }
             }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::dataplane::endpoints::EndpointView;
 use crate::dataplane::sizes::MapSize;
+use crate::policy::PolicyStatus;
 use crate::service_health::CheckView;
 use crate::uplinks::NodeView;
 use crate::watch::WatchState;
@@ -38,6 +39,9 @@ pub struct Status {
     pub watches: BTreeMap<String, WatchState>,
     /// How many Services are the agent's business.
     pub services: usize,
+    /// How policies are doing.
+    #[serde(default)]
+    pub policies: PolicyStatus,
     /// What is not as its object asks, and why.
     pub pending: Vec<String>,
     /// What was left out of objects.
@@ -94,6 +98,9 @@ impl Display for Status {
         writeln!(f, "  pins         {}", self.pins)?;
         writeln!(f, "  cgroup       {}", self.cgroup)?;
         writeln!(f, "  services     {}, {} pending", self.services, pending.len())?;
+        let PolicyStatus { synced, objects, compiled } = self.policies;
+        let policies = if synced { "in force" } else { "not known yet: no pod is added" };
+        writeln!(f, "  policies     {objects} objects, {compiled} compiled here, {policies}")?;
         writeln!(f, "  writes       {}, {} failed", self.writes, self.failed_writes)?;
         let rows = watches.iter().map(|(kind, state)| {
             let doing = match (state.listed, state.connected) {
@@ -175,6 +182,35 @@ impl Display for Services<'_> {
             }
         }
         table(f, ["SERVICE", "PORT", "KIND", "FRONTEND", "PROGRAMMED", "BACKENDS"], rows)
+    }
+}
+
+/// The agent's answer to [`fairlead_net::agent::Request::Policies`], for people.
+pub struct Policies<'a>(pub &'a Value);
+
+impl Display for Policies<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts =
+            |value: &Value| -> Vec<String> { value.as_array().into_iter().flatten().map(text).collect() };
+        let rows = self.0.as_array().into_iter().flatten().map(|policy| {
+            let name = match policy["namespace"].as_str() {
+                Some(namespace) => format!("{namespace}/{}", text(&policy["name"])),
+                None => text(&policy["name"]),
+            };
+            let place = match policy["priority"].as_i64() {
+                Some(priority) => format!("{} {priority}", text(&policy["tier"])),
+                None => text(&policy["tier"]),
+            };
+            let directions = list(&texts(&policy["directions"]), "none");
+            let pods = list(&texts(&policy["pods"]), "none here");
+            let note = match (policy["pending"].as_str(), policy["problems"].as_u64()) {
+                (Some(pending), _) => pending.to_owned(),
+                (None, Some(1..)) => format!("{} problems: see status", policy["problems"]),
+                _ => String::new(),
+            };
+            [text(&policy["kind"]), name, place, directions, pods, note]
+        });
+        table(f, ["KIND", "NAME", "TIER", "DIRECTIONS", "PODS OF THIS NODE", ""], rows)
     }
 }
 

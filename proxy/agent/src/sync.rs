@@ -1,9 +1,7 @@
-//! The loop that keeps the maps programmed, on a thread of its own: updates in, a short pause so that what
-//! comes together is done together, a reconcile, and again when something failed.
+//! The loop that keeps the maps of Services programmed, at the [`pace`](crate::pace) of such loops.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,16 +13,10 @@ use kube::ResourceExt;
 use tokio::sync::watch;
 
 use crate::dataplane::trim_memory;
+use crate::pace::Work;
 use crate::progress::Progress;
 use crate::service_health::Checks;
 use crate::watch::{Change, Update};
-
-/// The shortest time between two reconciles.
-const MIN_INTERVAL: Duration = Duration::from_millis(3);
-/// How many updates are taken up at most before the loop looks whether a reconcile is due.
-const BATCH: usize = 1024;
-/// How long the loop waits when nothing asks for anything.
-const IDLE: Duration = Duration::from_secs(3600);
 
 /// The loop's state. `maps` are the kernel's, or others in tests; `node` is told the node's addresses.
 pub struct Sync<M, N> {
@@ -60,6 +52,29 @@ impl Listed {
     }
 }
 
+impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Work<Update> for Sync<M, N> {
+    fn take(&mut self, updates: impl Iterator<Item = Update>) {
+        let (reconciler, progress) = (Arc::clone(&self.reconciler), Arc::clone(&self.progress));
+        let mut reconciler = lock(&reconciler);
+        let mut progress = lock(&progress);
+        for update in updates {
+            self.take_one(update, reconciler.index_mut(), &mut progress);
+        }
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        lock(&self.reconciler).next_deadline()
+    }
+
+    fn work(&mut self, now: Instant) {
+        self.reconcile(now);
+    }
+}
+
 impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
     /// A loop over these. What load balancers may ask about Services is sent through `checks`.
     pub fn new(
@@ -86,36 +101,6 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
             problems: BTreeSet::new(),
             problems_version: None,
             failures: BTreeSet::new(),
-        }
-    }
-
-    /// Runs until nobody can send updates any more.
-    pub fn run(mut self, updates: &Receiver<Update>) {
-        let mut earliest = Instant::now();
-        loop {
-            let deadline = if self.dirty { Some(earliest) } else { lock(&self.reconciler).next_deadline() };
-            let wait = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
-            match updates.recv_timeout(wait) {
-                Ok(update) => self.take(std::iter::once(update).chain(updates.try_iter()).take(BATCH)),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-            let now = Instant::now();
-            let due = lock(&self.reconciler).next_deadline().is_some_and(|deadline| deadline <= now);
-            if due || self.dirty && earliest <= now {
-                self.reconcile(now);
-                earliest = Instant::now() + MIN_INTERVAL;
-            }
-        }
-    }
-
-    /// Takes up updates.
-    fn take(&mut self, updates: impl IntoIterator<Item = Update>) {
-        let (reconciler, progress) = (Arc::clone(&self.reconciler), Arc::clone(&self.progress));
-        let mut reconciler = lock(&reconciler);
-        let mut progress = lock(&progress);
-        for update in updates {
-            self.take_one(update, reconciler.index_mut(), &mut progress);
         }
     }
 
@@ -289,6 +274,7 @@ mod tests {
     use crate::watch::{EndpointSlice, Node, Service, TRIGGER_ANNOTATION};
 
     use super::*;
+    use crate::pace;
 
     /// What is told the node's addresses.
     type Tell = Box<dyn FnMut(&[IpAddr])>;
@@ -320,7 +306,7 @@ mod tests {
         }
 
         fn after(&mut self, updates: impl IntoIterator<Item = Update>) -> &mut Self {
-            self.sync.take(updates);
+            self.sync.take(updates.into_iter());
             self.sync.reconcile(Instant::now());
             self
         }
@@ -474,7 +460,7 @@ mod tests {
         assert_eq!(bench.progress().programming.count(), 0, "a list says nothing of when");
         let stamp = Timestamp::now().to_string();
         let update = Update::Slice(Change::Apply(Box::new(slice(json!({TRIGGER_ANNOTATION: stamp})))));
-        bench.sync.take([update]);
+        bench.sync.take(std::iter::once(update));
         assert_eq!(bench.progress().endpoint_changes, Changes { total: 2, pending: 1 });
         assert!(bench.progress().queued_since.is_some());
         bench.after([]);
@@ -492,7 +478,7 @@ mod tests {
         }
         drop(sender);
         let progress = Arc::clone(&bench.sync.progress);
-        bench.sync.run(&receiver);
+        pace::run(&receiver, bench.sync);
         assert!(progress.lock().expect("not poisoned").first_programmed.is_some());
     }
 }

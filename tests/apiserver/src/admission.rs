@@ -10,7 +10,8 @@ use crate::resource::Resource;
 use crate::service::{self, Claims};
 use crate::status::{ApiError, FieldError};
 use crate::store::Store;
-use crate::{ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICE_CIDRS, SERVICES, clock};
+use crate::{ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICE_CIDRS, SERVICES};
+use crate::{clock, custom, labels, network_policy, pod};
 
 /// Completes and checks `object`, which is about to replace `before`.
 ///
@@ -29,12 +30,14 @@ pub(crate) fn admit(
     if before.is_none() {
         check_name(resource, &name, &mut errors);
     }
+    labels::check(object, "metadata.labels", &mut errors);
     if resource == &SERVICES {
         if let Err(more) = service::admit(object, before, claims) {
             errors.extend(more);
         }
     } else if resource == &PODS {
-        complete_pod(object);
+        pod::complete(object);
+        pod::check(object, &mut errors);
     } else if resource == &NODES {
         give_pod_cidrs(object, store, cluster_cidrs);
     } else if resource == &NAMESPACES {
@@ -47,9 +50,14 @@ pub(crate) fn admit(
     } else if resource == &ENDPOINT_SLICES {
         check_slice(object, before, &mut errors);
     } else if resource == &NETWORK_POLICIES {
-        complete_policy(object);
+        network_policy::complete(object);
+        network_policy::check(object, &mut errors);
+        count_generation(object, before);
     } else if resource == &SERVICE_CIDRS {
         check_service_cidr(object, before, &mut errors);
+    } else if resource.custom {
+        custom::check(resource, object, &mut errors);
+        count_generation(object, before);
     }
     if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(resource, &name, &errors)) }
 }
@@ -79,29 +87,16 @@ fn check_name(resource: &Resource, name: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn complete_pod(pod: &mut Value) {
-    let spec = map_mut(pod, "spec");
-    default_to(spec, "restartPolicy", "Always");
-    default_to(spec, "terminationGracePeriodSeconds", 30);
-    default_to(spec, "dnsPolicy", "ClusterFirst");
-    default_to(spec, "enableServiceLinks", true);
-    default_to(spec, "serviceAccountName", "default");
-    default_to(spec, "securityContext", json!({}));
-    for list in ["containers", "initContainers"] {
-        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-            if let Some(container) = container.as_object_mut() {
-                default_to(container, "imagePullPolicy", "IfNotPresent");
-                default_to(container, "resources", json!({}));
-            }
-            let ports = container.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten();
-            for port in ports.filter_map(Value::as_object_mut) {
-                default_to(port, "protocol", "TCP");
-            }
+/// `metadata.generation`: how often what is wanted was written, metadata and status aside.
+fn count_generation(object: &mut Value, before: Option<&Value>) {
+    let generation = match before {
+        None => 1,
+        Some(before) => {
+            let earlier = before["metadata"]["generation"].as_u64().unwrap_or_default();
+            earlier + u64::from(before["spec"] != object["spec"])
         }
-    }
-    let status = map_mut(pod, "status");
-    default_to(status, "phase", "Pending");
-    default_to(status, "qosClass", "BestEffort");
+    };
+    object["metadata"]["generation"] = json!(generation);
 }
 
 /// Gives a Node the first subnets of the cluster's ranges that no other Node has: /24 of IPv4, /64 of IPv6. In a
@@ -139,19 +134,6 @@ fn give_pod_cidrs(node: &mut Value, store: &Store, cluster_cidrs: &[IpNet]) {
     }
     if let Some(first) = node.pointer("/spec/podCIDRs/0").cloned() {
         node["spec"]["podCIDR"] = first;
-    }
-}
-
-fn complete_policy(policy: &mut Value) {
-    let egress = !items(policy, "/spec/egress").is_empty();
-    let spec = map_mut(policy, "spec");
-    default_to(spec, "policyTypes", if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) });
-    for direction in ["ingress", "egress"] {
-        let rules = spec.get_mut(direction).and_then(Value::as_array_mut).into_iter().flatten();
-        let ports = rules.filter_map(|rule| rule.get_mut("ports")?.as_array_mut()).flatten();
-        for port in ports.filter_map(Value::as_object_mut) {
-            default_to(port, "protocol", "TCP");
-        }
     }
 }
 

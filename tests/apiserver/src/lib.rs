@@ -1,7 +1,8 @@
 //! A stand-in for the Kubernetes API server, for Fairlead's demo and tests.
 //!
 //! **This is not Kubernetes.** It keeps objects in memory, over plain HTTP, for anyone who asks: no authentication,
-//! authorisation, encryption, quotas, webhooks, custom resources or schema validation, and nothing survives its end.
+//! authorisation, encryption, quotas, webhooks, installing of custom resources or pruning of fields, and nothing
+//! survives its end.
 //! It serves the kinds that a network data plane works with, to kubectl and to client libraries, as the real one
 //! would: discovery, list and watch (bookmarks, streamed lists, 410 Gone), create, update, patch and delete, status.
 //! Wherever a real `kube-apiserver` can be had, the cluster tests run on that instead.
@@ -20,6 +21,7 @@
 //! - `POST /-/compact` forgets the history, so that watches end with 410 Gone.
 //! - `POST /-/outage` ends all watches and refuses all requests with 503, until `DELETE /-/outage`.
 //! - `POST /-/break` ends all watches.
+//! - `POST /-/undefine` ends all watches and makes the kinds of custom resources unknown, until `DELETE /-/undefine`.
 //! - `POST /-/duplicate` makes watches tell each change twice, the second time after the changes that came with it,
 //!   as to a client that resumes from an earlier revision; until `DELETE /-/duplicate`.
 //! - `POST /-/delay?ms=100` makes watches late, so that they tell many changes at once; with `&kind=services` only those
@@ -31,9 +33,13 @@ mod admission;
 mod clock;
 mod cluster;
 mod controllers;
+mod custom;
 mod http;
+mod labels;
+mod network_policy;
 mod object;
 mod patch;
+mod pod;
 mod resource;
 mod selector;
 mod server;

@@ -24,6 +24,8 @@ pub struct Resource {
     pub short_names: &'static [&'static str],
     /// Groups of kinds that kubectl knows it by, as in `kubectl get all`.
     pub categories: &'static [&'static str],
+    /// Whether a CustomResourceDefinition stands behind it, whose schema its objects must keep.
+    pub custom: bool,
 }
 
 impl Resource {
@@ -42,6 +44,12 @@ impl Resource {
     pub fn qualified_plural(&self) -> String {
         if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
+
+    /// `Service`, or `EndpointSlice.discovery.k8s.io`: how the refusal of an object names it.
+    #[must_use]
+    pub fn qualified_kind(&self) -> String {
+        if self.group.is_empty() { self.kind.to_owned() } else { format!("{}.{}", self.kind, self.group) }
+    }
 }
 
 const CORE: Resource = Resource {
@@ -54,6 +62,7 @@ const CORE: Resource = Resource {
     has_status: false,
     short_names: &[],
     categories: &[],
+    custom: false,
 };
 
 /// Namespaces.
@@ -142,12 +151,25 @@ pub static SERVICE_CIDRS: Resource = Resource {
     has_status: true,
     ..CORE
 };
+/// ClusterNetworkPolicies.
+pub static CLUSTER_NETWORK_POLICIES: Resource = Resource {
+    group: "policy.networking.k8s.io",
+    version: "v1alpha2",
+    plural: "clusternetworkpolicies",
+    singular: "clusternetworkpolicy",
+    kind: "ClusterNetworkPolicy",
+    namespaced: false,
+    has_status: true,
+    short_names: &["cnp"],
+    custom: true,
+    ..CORE
+};
 /// Leases.
 pub static LEASES: Resource =
     Resource { group: "coordination.k8s.io", plural: "leases", singular: "lease", kind: "Lease", ..CORE };
 
 /// Every kind this server knows.
-pub static ALL: [&Resource; 13] = [
+pub static ALL: [&Resource; 14] = [
     &NAMESPACES,
     &NODES,
     &PODS,
@@ -160,6 +182,7 @@ pub static ALL: [&Resource; 13] = [
     &ENDPOINT_SLICES,
     &NETWORK_POLICIES,
     &SERVICE_CIDRS,
+    &CLUSTER_NETWORK_POLICIES,
     &LEASES,
 ];
 
@@ -169,11 +192,16 @@ pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resourc
     ALL.into_iter().find(|r| r.group == group && r.version == version && r.plural == plural)
 }
 
-/// The groups other than the core one with their single version, in the order of [`ALL`].
+/// The kinds served where the CustomResourceDefinitions are installed, or aren't, in the order of [`ALL`].
+pub(crate) fn served(custom: bool) -> impl Iterator<Item = &'static Resource> {
+    ALL.into_iter().filter(move |resource| custom || !resource.custom)
+}
+
+/// The groups of the kinds [`served`], but for the core one, with their single version.
 #[must_use]
-pub fn groups() -> Vec<(&'static str, &'static str)> {
+pub(crate) fn groups(custom: bool) -> Vec<(&'static str, &'static str)> {
     let mut groups: Vec<(&str, &str)> = Vec::new();
-    for resource in ALL {
+    for resource in served(custom) {
         if !resource.group.is_empty() && !groups.contains(&(resource.group, resource.version)) {
             groups.push((resource.group, resource.version));
         }

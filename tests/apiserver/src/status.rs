@@ -59,6 +59,18 @@ impl FieldError {
         }
     }
 
+    /// The list or map has more elements than it may.
+    pub fn too_many(field: impl Into<String>, count: usize, most: u64) -> Self {
+        let message = format!("Too many: {count}: must have at most {most} items");
+        Self { field: field.into(), reason: "FieldValueTooMany", message }
+    }
+
+    /// The text is longer than it may be.
+    pub fn too_long(field: impl Into<String>, most: u64) -> Self {
+        let message = format!("Too long: may not be more than {most} bytes");
+        Self { field: field.into(), reason: "FieldValueTooLong", message }
+    }
+
     /// The field may not be set here.
     pub fn forbidden(field: impl Into<String>, why: impl AsRef<str>) -> Self {
         let message = format!("Forbidden: {}", why.as_ref());
@@ -157,7 +169,8 @@ impl ApiError {
     pub fn invalid(resource: &Resource, name: &str, errors: &[FieldError]) -> Self {
         let mut listed: Vec<String> = errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect();
         let listed = if listed.len() == 1 { listed.remove(0) } else { format!("[{}]", listed.join(", ")) };
-        let mut error = Self::new(422, "Invalid", format!("{} {name:?} is invalid: {listed}", resource.kind));
+        let kind = resource.qualified_kind();
+        let mut error = Self::new(422, "Invalid", format!("{kind} {name:?} is invalid: {listed}"));
         let causes: Vec<Value> = errors
             .iter()
             .map(|e| json!({"reason": e.reason, "message": e.message, "field": e.field}))

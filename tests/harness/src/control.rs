@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::ResourceExt;
+use kube::api::PostParams;
 use serde_json::json;
 
 use crate::api::Api;
@@ -20,6 +23,8 @@ use crate::process::{Process, binary, wait_for};
 
 /// Where kubebuilder keeps its binaries if nobody says otherwise.
 const USUAL_ASSETS: &str = "/usr/local/kubebuilder/bin";
+/// The definition of ClusterNetworkPolicies.
+const CLUSTER_POLICIES: &str = include_str!("../../../manifests/crds/clusternetworkpolicies.yaml");
 const TOKEN: &str = "fairlead";
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -91,6 +96,7 @@ impl ControlPlane {
             ]);
             let log = layout.log("kube-controller-manager");
             processes.push(Process::spawn("kube-controller-manager", &mut manager, &log)?);
+            define_cluster_policies(&api)?;
         }
         Ok((api, port, processes))
     }
@@ -114,6 +120,20 @@ impl ControlPlane {
         fs::write(file, serde_json::to_vec_pretty(&kubeconfig)?)
             .with_context(|| format!("write {}", file.display()))
     }
+}
+
+/// Installs what the stand-in knows by itself, and waits until it is served.
+fn define_cluster_policies(api: &Api) -> Result<()> {
+    let definition: CustomResourceDefinition =
+        serde_saphyr::from_str(CLUSTER_POLICIES).context("read the definition of ClusterNetworkPolicies")?;
+    let definitions = kube::Api::<CustomResourceDefinition>::all(api.client());
+    let name = api.block_on(definitions.create(&PostParams::default(), &definition))?.name_any();
+    wait_for(&format!("the definition {name}"), PATIENCE, || {
+        let status = api.block_on(definitions.get(&name))?.status.unwrap_or_default();
+        let conditions = status.conditions.unwrap_or_default();
+        let served = conditions.iter().any(|c| c.type_ == "Established" && c.status == "True");
+        Ok(served.then_some(()))
+    })
 }
 
 fn relay(layout: &Layout) -> Result<(Process, SocketAddr)> {

@@ -1,5 +1,7 @@
-//! A stand-in for the agent: it listens on the socket, records every request and answers as it is told.
+//! A stand-in for the agent: it listens on the socket, records every request and how the host was at that moment, and
+//! answers as it is told.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -8,6 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use fairlead_net::agent::{Reply, Request};
+use fairlead_net::netns::Netns;
+
+use crate::host::kernel_state;
 
 /// How the stand-in answers an AddEndpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,18 +25,25 @@ pub(crate) enum Mood {
     Breaking,
 }
 
+/// A request, and what was in the host's kernel when it came.
+#[derive(Clone, Debug)]
+pub(crate) struct Heard {
+    pub(crate) request: Request,
+    pub(crate) host: BTreeSet<String>,
+}
+
 /// The listening stand-in; it stops when dropped.
 pub(crate) struct FakeAgent {
     socket: PathBuf,
-    requests: Arc<Mutex<Vec<Request>>>,
+    heard: Arc<Mutex<Vec<Heard>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl FakeAgent {
-    pub(crate) fn listen(socket: &Path, mood: Mood) -> Self {
+    pub(crate) fn listen(socket: &Path, host: &Netns, mood: Mood) -> Self {
         let listener = UnixListener::bind(socket).expect("bind the agent's socket");
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let recorded = Arc::clone(&requests);
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let (recorded, host) = (Arc::clone(&heard), host.clone());
         let thread = thread::spawn(move || {
             for stream in listener.incoming() {
                 let stream = stream.expect("accept");
@@ -42,9 +54,12 @@ impl FakeAgent {
                 }
                 let request: Request = serde_json::from_str(&line).expect("a request");
                 let add = matches!(request, Request::AddEndpoint(_));
-                recorded.lock().expect("requests").push(request);
+                let heard = Heard { request, host: kernel_state(&host) };
+                recorded.lock().expect("requests").push(heard);
                 let reply = match mood {
-                    Mood::Refusing if add => Reply::Error("the map is full".into()),
+                    Mood::Refusing if add => {
+                        Reply::Error("the policies of shop/web are not known yet".into())
+                    }
                     Mood::Breaking if add => continue,
                     _ => Reply::Ok(serde_json::Value::Null),
                 };
@@ -52,12 +67,17 @@ impl FakeAgent {
                 writeln!(&stream, "{reply}").expect("answer");
             }
         });
-        Self { socket: socket.into(), requests, thread: Some(thread) }
+        Self { socket: socket.into(), heard, thread: Some(thread) }
     }
 
     /// Everything asked so far.
     pub(crate) fn requests(&self) -> Vec<Request> {
-        self.requests.lock().expect("requests").clone()
+        self.heard().into_iter().map(|heard| heard.request).collect()
+    }
+
+    /// The same, with what was in the host's kernel.
+    pub(crate) fn heard(&self) -> Vec<Heard> {
+        self.heard.lock().expect("requests").clone()
     }
 }
 

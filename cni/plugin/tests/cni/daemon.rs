@@ -52,7 +52,7 @@ fn uplink(host: &Host, outside: &Pod) -> Wiring {
     let route =
         |text: &str| Step::Route(Route { destination: text.parse().expect("destination"), gateway: None });
     let address = |text: &str| Step::Address(text.parse().expect("address"));
-    let steps = vec![
+    let opening = vec![
         Step::Up,
         address("192.0.2.1"),
         route("192.0.2.0/24"),
@@ -60,11 +60,13 @@ fn uplink(host: &Host, outside: &Pod) -> Wiring {
         route("2001:db8::/64"),
     ];
     let plan = Plan {
-        host: End { ifname: "up0".into(), mac: Mac([2, 0, 0, 0, 0, 1]), steps },
+        host: End { ifname: "up0".into(), mac: Mac([2, 0, 0, 0, 0, 1]), steps: Vec::new() },
         pod: End { ifname: "up1".into(), mac: Mac([2, 0, 0, 0, 0, 2]), steps: vec![Step::Up] },
+        opening,
         mtu: Some(1400),
     };
-    host.netns.run(|| exec::wire(&plan, &outside.netns)).expect("enter").expect("wire the uplink")
+    let wire = || exec::wire(&plan, &outside.netns)?.open(&plan, &outside.netns);
+    host.netns.run(wire).expect("enter").expect("wire the uplink")
 }
 
 fn routes(host: &Host) -> BTreeSet<String> {

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use fairlead_net::netns::{NamedNetns, Netns};
 use fairlead_net::node;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -72,7 +74,7 @@ impl Host {
     }
 
     pub(crate) fn agent(&self, mood: Mood) -> FakeAgent {
-        FakeAgent::listen(&self.socket(), mood)
+        FakeAgent::listen(&self.socket(), &self.netns, mood)
     }
 
     /// A configuration with the agent's socket.
@@ -170,7 +172,8 @@ impl Pod {
     }
 }
 
-/// The interfaces, addresses, routes and neighbours of a namespace, one line each, without counters.
+/// The interfaces and whether they are up, the addresses, routes and neighbours of a namespace, one line each, without
+/// counters.
 pub(crate) fn kernel_state(netns: &Netns) -> BTreeSet<String> {
     let tables: [(&str, usize, &[usize]); 5] = [
         ("dev", 2, &[0]),
@@ -187,6 +190,11 @@ pub(crate) fn kernel_state(netns: &Netns) -> BTreeSet<String> {
                 let fields: Vec<&str> = line.split_whitespace().collect();
                 let kept: Vec<&str> = columns.iter().filter_map(|n| fields.get(*n).copied()).collect();
                 state.insert(format!("{table} {}", kept.join(" ")));
+            }
+        }
+        for interface in getifaddrs().expect("interfaces") {
+            if interface.flags.contains(InterfaceFlags::IFF_UP) {
+                state.insert(format!("up {}", interface.interface_name));
             }
         }
         state

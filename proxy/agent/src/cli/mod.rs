@@ -31,6 +31,12 @@ pub enum Command {
     Status(Ask),
     /// Show the Services that the running agent has programmed.
     Services(Ask),
+    /// Show the policies, and which pods of this node each selects.
+    Policies(Ask),
+    /// Say what becomes of a packet, and by which objects and rules.
+    Why(Why),
+    /// Show packets that policies dropped.
+    Flows(Flows),
     /// Detach every program and remove every map of this node; connections through Services end.
     Cleanup(Cleanup),
 }
@@ -112,6 +118,23 @@ pub struct Run {
     /// Room for so many loadBalancerSourceRanges, each counted for each port of its Service.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_source_ranges: u32,
+    /// What becomes of flows that policies admitted when the policies change: judged again, or kept. To keep them, every
+    /// flow of a pod needs a place in the flow table.
+    #[arg(long, value_enum, default_value_t = Established::Recheck)]
+    pub policy_established: Established,
+    /// Room for so many compiled policies: different sets of policies that pods of this node are under, each direction
+    /// by itself.
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_policies: u32,
+    /// Room for so many pairs of a compiled policy and an identity that it says something special to.
+    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_policy_cells: u32,
+    /// Room for so many ranges of ports in policies.
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_policy_ports: u32,
+    /// Room for so many addresses and ranges that policies name.
+    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_peers: u32,
     /// How programs are attached to interfaces.
     #[arg(long, value_enum, default_value_t = Datapath::Auto)]
     pub datapath: Datapath,
@@ -127,6 +150,15 @@ pub enum SocketLb {
     Host,
     /// Those of pods too.
     All,
+}
+
+/// What becomes of flows when policies change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Established {
+    /// Their next packet is judged again.
+    Recheck,
+    /// They go on.
+    Keep,
 }
 
 /// How clients outside the cluster get a backend.
@@ -151,6 +183,10 @@ impl Run {
             places: places.unwrap_or_else(|| sizes::places_of_memory(memory)),
             affinities: self.max_affinities,
             source_ranges: self.max_source_ranges,
+            policies: self.max_policies,
+            cells: self.max_policy_cells,
+            rows: self.max_policy_ports,
+            peers: self.max_peers,
         }
     }
 
@@ -194,6 +230,38 @@ pub struct Ask {
     /// How the answer is printed.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+}
+
+/// Options of `why`.
+#[derive(Clone, Debug, Args)]
+pub struct Why {
+    /// Who sends: a pod as namespace/name, or an address.
+    #[arg(long, value_name = "NAMESPACE/POD|ADDRESS")]
+    pub from: String,
+    /// Whom it is sent to: a pod or a Service as namespace/name, or an address; pod: or service: before a name that
+    /// both have.
+    #[arg(long, value_name = "NAMESPACE/NAME|ADDRESS")]
+    pub to: String,
+    /// What is dialled, as in tcp/80; icmp has no port.
+    #[arg(long, value_name = "PROTOCOL/PORT", value_parser = values::protocol_and_port)]
+    pub port: (String, u16),
+    /// Where and how it is asked.
+    #[command(flatten)]
+    pub ask: Ask,
+}
+
+/// Options of `flows`.
+#[derive(Clone, Debug, Args)]
+pub struct Flows {
+    /// Those that policies dropped: the last thousand of which the programs told, at most ten a second for each pod.
+    #[arg(long, required = true)]
+    pub drops: bool,
+    /// Go on with those to come.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Where and how it is asked.
+    #[command(flatten)]
+    pub ask: Ask,
 }
 
 /// Options of `cleanup`.

@@ -84,6 +84,20 @@ impl fmt::Display for Listen {
     }
 }
 
+/// A protocol and its port, as in `tcp/80`; `icmp` has none.
+pub(super) fn protocol_and_port(text: &str) -> Result<(String, u16), String> {
+    let wanted = "not PROTOCOL/PORT, as in tcp/80, udp/53, sctp/3868, or icmp";
+    let (protocol, port) = match text.split_once('/') {
+        Some((protocol, port)) => (protocol, port.parse().map_err(|_| wanted.to_owned())?),
+        None => (text, 0),
+    };
+    let protocol = protocol.to_lowercase();
+    match (protocol.as_str(), port) {
+        ("tcp" | "udp" | "sctp", 1..) | ("icmp", 0) => Ok((protocol, port)),
+        _ => Err(wanted.to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,5 +135,14 @@ mod tests {
         let error = "0.0.0.0".parse::<Listen>().expect_err("refused");
         assert!(error.contains("0.0.0.0:10256"), "{error}");
         assert_eq!("[::]:80".parse::<Listen>().expect("an address").to_string(), "[::]:80");
+    }
+
+    #[test]
+    fn a_port_is_named_with_its_protocol() {
+        assert_eq!(protocol_and_port("TCP/80"), Ok(("tcp".to_owned(), 80)));
+        assert_eq!(protocol_and_port("icmp"), Ok(("icmp".to_owned(), 0)));
+        for text in ["80", "tcp", "tcp/0", "tcp/65536", "icmp/8", "gre/1", "tcp/http", ""] {
+            assert!(protocol_and_port(text).is_err(), "{text}");
+        }
     }
 }

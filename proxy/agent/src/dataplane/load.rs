@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, RingBuf};
 use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
@@ -21,6 +21,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use super::clients::Clients;
 use super::counters::Counters;
 use super::flows::FlowTable;
+use super::policies::{DropCounts, KernelPolicyMaps, PolicyCapacity};
 use super::services::{Batched, CapacityOf, KernelMaps};
 use super::sizes::{MapSize, Sizes};
 use super::{DataplaneError, Pins};
@@ -41,6 +42,12 @@ pub struct Maps {
     pub clients: Clients,
     /// [`maps::FLOWS`].
     pub flows: FlowTable,
+    /// The maps of policies.
+    pub policies: KernelPolicyMaps,
+    /// How many packets each policy dropped.
+    pub drop_counts: DropCounts,
+    /// [`maps::EVENTS`].
+    pub events: RingBuf<MapData>,
 }
 
 /// The programs, accepted by the verifier and attached nowhere yet.
@@ -199,8 +206,28 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
         counters: Counters::new(map(&mut ebpf, maps::COUNTERS)?, map(&mut ebpf, maps::DROPS)?),
         clients: Clients::new(map(&mut ebpf, maps::CLIENTS)?),
         flows: FlowTable::new(flows, capacity(&reported, maps::PLACES)),
+        policies: policy_maps(&mut ebpf, &reported)?,
+        drop_counts: DropCounts(map(&mut ebpf, maps::POLICY_DROPS)?),
+        events: map(&mut ebpf, maps::EVENTS)?,
     };
     Ok(Loaded { maps, programs: Programs { ebpf }, sizes: reported })
+}
+
+fn policy_maps(ebpf: &mut Ebpf, sizes: &[MapSize]) -> Result<KernelPolicyMaps, DataplaneError> {
+    Ok(KernelPolicyMaps {
+        isolation: map(ebpf, maps::ISOLATION)?,
+        policies: map(ebpf, maps::POLICIES)?,
+        peers: map(ebpf, maps::PEERS)?,
+        cells: Batched { fd: descriptor(ebpf, maps::CELLS)?, map: map(ebpf, maps::CELLS)? },
+        rows: map(ebpf, maps::ROWS)?,
+        state: map(ebpf, maps::POLICY_STATE)?,
+        capacity: PolicyCapacity {
+            policies: capacity(sizes, maps::POLICIES),
+            cells: capacity(sizes, maps::CELLS),
+            rows: capacity(sizes, maps::ROWS),
+            peers: capacity(sizes, maps::PEERS),
+        },
+    })
 }
 
 /// Refuses a pinned map that the programs could not use.

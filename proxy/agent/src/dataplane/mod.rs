@@ -13,6 +13,8 @@
 //! | [`services`] | frontends, slots, backends, source ranges and the ranges of ClusterIPs |
 //! | [`endpoints`] | local pods |
 //! | [`clients`] | network namespaces whose sockets are translated |
+//! | [`policies`] | what policies say, and what they dropped |
+//! | [`events`] | what the programs tell of drops |
 //! | [`flows`] | the sweep of the flow table |
 //! | [`counters`] | what the programs counted |
 //!
@@ -21,9 +23,11 @@
 pub mod clients;
 pub mod counters;
 pub mod endpoints;
+pub mod events;
 pub mod flows;
 pub mod links;
 pub mod load;
+pub mod policies;
 pub mod services;
 pub mod sizes;
 mod sys;

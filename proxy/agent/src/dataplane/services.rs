@@ -4,11 +4,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, MapError as KernelError};
-use fairlead_abi::{Address, Backend, Frontend, FrontendKey, Region, SourceRange};
+use aya::maps::{Array, HashMap, Map, MapData, MapError as KernelError};
+use fairlead_abi::{Address, Backend, Frontend, FrontendKey, Region, SourceRange, maps};
 use fairlead_core::dataplane::{MapAction, MapCause, MapError, RangeKey, ServiceMaps, SourceRangeKey};
 
-use super::{is, removed, sys};
+use super::{DataplaneError, Pins, is, removed, sys};
 use crate::errors::chain;
 
 /// A map, and its descriptor for the calls that aya lacks.
@@ -137,16 +137,55 @@ impl ServiceMaps for KernelMaps {
     }
 }
 
+/// What the programs find at a frontend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundFrontend {
+    /// The entry.
+    pub frontend: Frontend,
+    /// The backends of clients inside the cluster, as the region of slots names them.
+    pub internal: Vec<Backend>,
+    /// The backends of clients outside the cluster.
+    pub external: Vec<Backend>,
+}
+
+/// Reads a frontend and its backends from the pinned maps; none if there is no entry.
+///
+/// # Errors
+/// When a pin is missing or the kernel refuses to read.
+pub fn look_up(pins: &Pins, key: &FrontendKey) -> Result<Option<FoundFrontend>, DataplaneError> {
+    let open = |name: &str| {
+        MapData::from_pin(pins.map(name)).map_err(|e| DataplaneError::new("open pinned map", name, e))
+    };
+    let of_type = |name: &'static str| move |e: KernelError| DataplaneError::new("read map", name, e);
+    let frontends: HashMap<_, FrontendKey, Frontend> =
+        Map::HashMap(open(maps::FRONTENDS)?).try_into().map_err(of_type(maps::FRONTENDS))?;
+    let frontend = match frontends.get(key, 0) {
+        Ok(frontend) if frontend.check == key.check() => frontend,
+        Ok(_) | Err(KernelError::KeyNotFound) => return Ok(None),
+        Err(e) => return Err(of_type(maps::FRONTENDS)(e)),
+    };
+    let slots: Array<_, u32> = Map::Array(open(maps::SLOTS)?).try_into().map_err(of_type(maps::SLOTS))?;
+    let backends: Array<_, Backend> =
+        Map::Array(open(maps::BACKENDS)?).try_into().map_err(of_type(maps::BACKENDS))?;
+    let backends_in = |region: Region| {
+        let slots = (region.base..region.base.saturating_add(region.len)).map(|slot| slots.get(&slot, 0));
+        let found = slots.map(|id| backends.get(&id?, 0));
+        found.collect::<Result<Vec<Backend>, KernelError>>().map_err(of_type(maps::SLOTS))
+    };
+    let (internal, external) = (backends_in(frontend.internal)?, backends_in(frontend.external)?);
+    Ok(Some(FoundFrontend { frontend, internal, external }))
+}
+
 /// Why a map with room for `capacity` entries took none more: a hash says E2BIG, a trie ENOSPC.
-fn full_or_failed(error: KernelError, capacity: u32) -> MapCause {
+pub(super) fn full_or_failed(error: KernelError, capacity: u32) -> MapCause {
     let full = is(&error, libc::E2BIG) || is(&error, libc::ENOSPC);
     if full { MapCause::Full(capacity) } else { failed(error) }
 }
 
-fn unread(what: &str, error: impl std::error::Error + 'static) -> MapError {
+pub(super) fn unread(what: &str, error: impl std::error::Error + 'static) -> MapError {
     MapError { action: MapAction::Read, object: what.to_owned(), cause: failed(error) }
 }
 
-fn failed(error: impl std::error::Error + 'static) -> MapCause {
+pub(super) fn failed(error: impl std::error::Error + 'static) -> MapCause {
     MapCause::Failed(chain(&error))
 }

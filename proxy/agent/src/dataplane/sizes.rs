@@ -35,11 +35,19 @@ pub struct Sizes {
     pub affinities: u32,
     /// Entries of [`maps::SOURCE_RANGES`].
     pub source_ranges: u32,
+    /// Compiled policies: entries of [`maps::POLICIES`].
+    pub policies: u32,
+    /// Entries of [`maps::CELLS`].
+    pub cells: u32,
+    /// Entries of [`maps::ROWS`].
+    pub rows: u32,
+    /// Entries of [`maps::PEERS`].
+    pub peers: u32,
 }
 
 impl Sizes {
     /// The wanted size of each map that has one.
-    pub(super) fn wanted(&self) -> [(&'static str, u32); 12] {
+    pub(super) fn wanted(&self) -> [(&'static str, u32); 18] {
         let flows = flow_entries(self.places);
         [
             (maps::FRONTENDS, self.frontends),
@@ -54,6 +62,12 @@ impl Sizes {
             (maps::CLIENTS, self.endpoints.saturating_add(1)),
             (maps::AFFINITY, self.affinities),
             (maps::SOURCE_RANGES, self.source_ranges),
+            (maps::ISOLATION, self.endpoints),
+            (maps::POLICIES, self.policies),
+            (maps::POLICY_DROPS, self.policies),
+            (maps::CELLS, self.cells),
+            (maps::ROWS, self.rows),
+            (maps::PEERS, self.peers),
             // Where the API has no ServiceCIDR, every ClusterIP has an entry of its own.
             (maps::SERVICE_CIDRS, self.frontends),
         ]
@@ -119,6 +133,10 @@ mod tests {
             places: places_for(1 << 20),
             affinities: 1,
             source_ranges: 1,
+            policies: 1,
+            cells: 1,
+            rows: 1,
+            peers: 1,
         };
         let wanted = std::collections::BTreeMap::from(sizes.wanted());
         assert!(wanted[maps::FLOWS] > 2 * wanted[maps::PLACES], "{wanted:?}");

@@ -259,6 +259,12 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }.map(owned)
 }
 
+/// The value that these bytes are, if they are as many as it has.
+pub(super) fn value_of<T: Pod>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: the bytes are there, and any bit pattern is a value of a `Pod`; the read needs no alignment.
+    (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
 /// Nanoseconds of the clock that the programs read: monotonic, to the last tick.
 pub(super) fn coarse_clock() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

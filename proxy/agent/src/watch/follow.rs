@@ -23,8 +23,6 @@ const SPAN: u32 = 290;
 const SILENCE: Duration = Duration::from_secs(295);
 /// An answer without a word that ends sooner counts as a failure: it would be asked for all the time.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// How long to wait before an API server is asked again for a kind that it does not have.
-const ABSENT: Duration = Duration::from_secs(300);
 /// The first pause after a failure, and the longest.
 const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(30)];
 
@@ -38,8 +36,17 @@ pub(super) struct Watch<'a> {
     pub(super) kind: &'static str,
     /// Which objects, by their fields; all if there is none.
     pub(super) selector: Option<String>,
-    /// Whether an API server that does not have, or not give, this kind is taken for one that holds no object of it.
-    pub(super) optional: bool,
+    /// What an API server is taken for that does not have this kind; none if it has to have it.
+    pub(super) optional: Option<Optional>,
+}
+
+/// A kind that an API server need not have: without it, it is taken for one that holds no object of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Optional {
+    /// How long to wait before it is asked again.
+    pub(super) pause: Duration,
+    /// Whether that the agent may not see the kind counts the same: its permissions may be older than the agent.
+    pub(super) or_forbidden: bool,
 }
 
 /// A kind that can be watched.
@@ -76,11 +83,10 @@ impl Broken {
         }
     }
 
-    /// Whether the API server answered that it has no such kind, or that the agent may not see it: its permissions may
-    /// be older than the agent.
-    fn is_absent(&self) -> bool {
+    /// Whether the API server answered that it has no such kind, or none that the agent may see.
+    fn is_absent(&self, optional: Optional) -> bool {
         let Self::List(ListError::Refused(kube::Error::Api(status))) = self else { return false };
-        matches!(status.code, 403 | 404)
+        status.code == 404 || optional.or_forbidden && status.code == 403
     }
 }
 
@@ -93,18 +99,19 @@ impl Watch<'_> {
         loop {
             let broken = follower.run().await;
             let watch = &follower.watch;
+            let absent = watch.optional.filter(|optional| broken.is_absent(*optional));
             match broken {
                 Broken::Unheard => return,
                 broken if broken.is_gone() => {
                     tracing::debug!("watch of {}: {broken}: listing anew", watch.kind);
                     follower.version = None;
                 }
-                broken if watch.optional && broken.is_absent() => {
+                broken if let Some(Optional { pause, .. }) = absent => {
                     watch.note_absent(&broken);
                     if follower.replace(HashSet::new()).is_err() {
                         return;
                     }
-                    sleep(ABSENT).await;
+                    sleep(pause).await;
                 }
                 broken => {
                     watch.note_broken(&broken);
@@ -339,7 +346,11 @@ mod tests {
     }
 
     /// What is handed on of these answers until `count` changes have come, and what the API server was asked for.
-    async fn follow(optional: bool, count: usize, answers: Vec<(u16, String)>) -> (Vec<String>, Vec<String>) {
+    async fn follow(
+        optional: Option<Optional>,
+        count: usize,
+        answers: Vec<(u16, String)>,
+    ) -> (Vec<String>, Vec<String>) {
         let script = Arc::new(Mutex::new(Script { answers: answers.into(), asked: Vec::new() }));
         let serving = Arc::clone(&script);
         let answer = async move |uri: Uri| -> Response {
@@ -391,7 +402,7 @@ mod tests {
     async fn a_watch_that_breaks_goes_on_where_it_was() {
         let bookmark = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"resourceVersion": "12"}});
         let (said, asked) = follow(
-            false,
+            None,
             6,
             vec![
                 listed(5, &["a", "b"]),
@@ -412,7 +423,7 @@ mod tests {
     async fn a_version_that_is_forgotten_is_listed_anew_and_what_went_meanwhile_is_deleted() {
         for gone in [changes(&[("ERROR", status(410))]), (410, status(410).to_string())] {
             let answers = vec![listed(5, &["a", "b"]), gone, listed(20, &["b", "c"])];
-            let (mut said, asked) = follow(false, 7, answers).await;
+            let (mut said, asked) = follow(None, 7, answers).await;
             assert_eq!(said.split_off(3), ["=b", "=c", "-a", "listed"]);
             assert!(!asked[2].contains("watch"), "{asked:?}");
         }
@@ -424,7 +435,7 @@ mod tests {
         text.truncate(text.len() - 30);
         let gone = (410, status(410).to_string());
         let answers = vec![listed(5, &["a"]), gone, (code, text), listed(21, &["a", "c"])];
-        let (said, _) = follow(false, 8, answers).await;
+        let (said, _) = follow(None, 8, answers).await;
         assert_eq!(said, ["=a", "listed", "=c", "=d", "=a", "=c", "-d", "listed"]);
     }
 
@@ -432,19 +443,23 @@ mod tests {
     async fn a_list_in_parts_is_one_list() {
         let mut first: Value = serde_json::from_str(&listed(5, &["a"]).1).expect("a list");
         first["metadata"]["continue"] = "more".into();
-        let (said, asked) = follow(false, 3, vec![(200, first.to_string()), listed(5, &["b"])]).await;
+        let (said, asked) = follow(None, 3, vec![(200, first.to_string()), listed(5, &["b"])]).await;
         assert_eq!(said, ["=a", "=b", "listed"]);
         assert!(asked[0].contains("limit=500") && asked[1].contains("continue=more"), "{asked:?}");
     }
 
     #[tokio::test]
     async fn a_kind_that_the_api_server_does_not_have_is_one_without_objects() {
-        for code in [404, 403] {
-            let (said, _) = follow(true, 1, vec![(code, status(code).to_string())]).await;
+        let optional = |or_forbidden| Some(Optional { pause: Duration::from_secs(60), or_forbidden });
+        for (code, or_forbidden) in [(404, true), (404, false), (403, true)] {
+            let (said, _) = follow(optional(or_forbidden), 1, vec![(code, status(code).to_string())]).await;
             assert_eq!(said, ["listed"]);
         }
+        let answers = vec![(403, status(403).to_string()), listed(1, &["a"])];
+        let (said, _) = follow(optional(false), 2, answers).await;
+        assert_eq!(said, ["=a", "listed"], "what is kept from the agent may hold objects");
         let answers = vec![(404, status(404).to_string()), listed(1, &["a"])];
-        let (said, _) = follow(false, 2, answers).await;
+        let (said, _) = follow(None, 2, answers).await;
         assert_eq!(said, ["=a", "listed"], "one that must be there is waited for");
     }
 

@@ -11,16 +11,17 @@ mod objects;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use fairlead_core::model::ObjectName;
 use kube::Client;
 use serde::{Deserialize, Serialize};
 
-use follow::Watch;
+use follow::{Optional, Watch};
 
 pub use objects::{
-    EndpointSlice, Node, Pod, SOCKET_LB_ANNOTATION, STATIC_POD_ANNOTATION, Service, ServiceCidr,
-    TRIGGER_ANNOTATION,
+    ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, SOCKET_LB_ANNOTATION,
+    STATIC_POD_ANNOTATION, Service, ServiceCidr, TRIGGER_ANNOTATION,
 };
 
 /// A change of what the API holds of one kind.
@@ -36,7 +37,7 @@ pub enum Change<K> {
     Listed,
 }
 
-/// What the watches deliver.
+/// What the watches deliver for Services.
 #[derive(Clone, Debug)]
 pub enum Update {
     /// Of Services.
@@ -48,6 +49,23 @@ pub enum Update {
     /// Of ServiceCIDRs.
     ServiceCidr(Change<ServiceCidr>),
     /// The node's interfaces have these addresses; what depends on interfaces is to be tried again.
+    Interfaces(Vec<IpAddr>),
+}
+
+/// What the watches deliver for policies.
+#[derive(Clone, Debug)]
+pub enum PolicyUpdate {
+    /// Of Pods, everywhere in the cluster.
+    Pod(Change<Pod>),
+    /// Of Namespaces.
+    Namespace(Change<Namespace>),
+    /// Of NetworkPolicies.
+    NetworkPolicy(Change<NetworkPolicy>),
+    /// Of ClusterNetworkPolicies.
+    ClusterPolicy(Change<ClusterNetworkPolicy>),
+    /// Of Nodes.
+    Node(Change<Node>),
+    /// The node's interfaces have these addresses.
     Interfaces(Vec<IpAddr>),
 }
 
@@ -94,22 +112,37 @@ pub async fn follow_all(
     send: impl Fn(Update) -> bool,
 ) {
     let send = &send;
-    let watch = |kind| Watch { client, watches, kind, selector: None, optional: false };
+    let watch = |kind| Watch { client, watches, kind, selector: None, optional: None };
     let services = watch("Service").follow(move |change| send(Update::Service(change)));
     let slices = watch("EndpointSlice").follow(move |change| send(Update::Slice(change)));
     let nodes = watch("Node").follow(move |change| send(Update::Node(change)));
     let cidrs = async {
         if service_cidrs {
             // The kind came with Kubernetes 1.33: without it, ClusterIPs are where Services say.
-            let watch = Watch { optional: true, ..watch("ServiceCIDR") };
+            let optional = Optional { pause: Duration::from_secs(300), or_forbidden: true };
+            let watch = Watch { optional: Some(optional), ..watch("ServiceCIDR") };
             watch.follow(move |change| send(Update::ServiceCidr(change))).await;
         }
     };
     futures::join!(services, slices, nodes, cidrs);
 }
 
+/// Follows Pods, Namespaces and policies for as long as `send` takes what they deliver. Nodes come by [`follow_all`].
+pub async fn follow_policies(client: &Client, watches: &Watches, send: impl Fn(PolicyUpdate) -> bool) {
+    let send = &send;
+    let watch = |kind| Watch { client, watches, kind, selector: None, optional: None };
+    let pods = watch("Pod").follow(move |change| send(PolicyUpdate::Pod(change)));
+    let namespaces = watch("Namespace").follow(move |change| send(PolicyUpdate::Namespace(change)));
+    let policies = watch("NetworkPolicy").follow(move |change| send(PolicyUpdate::NetworkPolicy(change)));
+    // The kind comes with a CustomResourceDefinition that not every cluster has.
+    let optional = Optional { pause: Duration::from_secs(10), or_forbidden: false };
+    let cluster = Watch { optional: Some(optional), ..watch("ClusterNetworkPolicy") };
+    let cluster = cluster.follow(move |change| send(PolicyUpdate::ClusterPolicy(change)));
+    futures::join!(pods, namespaces, policies, cluster);
+}
+
 /// Follows the Pods of a node for as long as `send` takes what they deliver.
 pub async fn follow_pods(client: &Client, watches: &Watches, node: &str, send: impl Fn(Change<Pod>) -> bool) {
     let selector = Some(format!("spec.nodeName={node}"));
-    Watch { client, watches, kind: "Pod", selector, optional: false }.follow(send).await;
+    Watch { client, watches, kind: "Pod (sockets)", selector, optional: None }.follow(send).await;
 }

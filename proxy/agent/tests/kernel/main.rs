@@ -3,6 +3,7 @@
 
 mod endpoints;
 mod node;
+mod policies;
 mod services;
 mod sockets;
 
@@ -24,7 +25,7 @@ use fairlead_net::agent::{PodRef, Registration};
 use fairlead_net::netns::{NamedNetns, current_cookie};
 use fairlead_proxy::dataplane::Pins;
 use fairlead_proxy::dataplane::clients::Clients;
-use fairlead_proxy::dataplane::endpoints::Endpoints;
+use fairlead_proxy::dataplane::endpoints::{Endpoints, Guard};
 use fairlead_proxy::dataplane::links::{Attachment, Datapath, Links, Place, cleanup};
 use fairlead_proxy::dataplane::load::{Loaded, load, mount_bpffs};
 use fairlead_proxy::dataplane::services::KernelMaps;
@@ -42,6 +43,10 @@ const SIZES: Sizes = Sizes {
     places: 512,
     affinities: 64,
     source_ranges: 4,
+    policies: 8,
+    cells: 64,
+    rows: 64,
+    peers: 64,
 };
 
 /// A bpf filesystem that goes with the test.
@@ -78,9 +83,15 @@ impl Room {
         let links = Arc::new(Mutex::new(Links::new(programs, &self.pins(), datapath).expect("links")));
         links.lock().expect("not poisoned").adopt().expect("adopted");
         let clients = Arc::new(Mutex::new(maps.clients));
-        let endpoints =
-            Endpoints::restore(maps.endpoints, maps.marks, clients, Arc::clone(&links), self.files())
-                .expect("restored");
+        let endpoints = Endpoints::restore(
+            maps.endpoints,
+            maps.marks,
+            clients,
+            Arc::clone(&links),
+            Box::new(Open),
+            self.files(),
+        )
+        .expect("restored");
         (links, endpoints)
     }
 
@@ -118,6 +129,19 @@ impl Drop for Room {
     fn drop(&mut self) {
         let _ = umount2(&self.bpffs(), MntFlags::MNT_DETACH);
     }
+}
+
+/// No policies: every pod is admitted.
+struct Open;
+
+impl Guard for Open {
+    fn restore(&mut self, _index: u32, _is_own: bool, _pod: &PodRef, _addresses: &[IpAddr]) {}
+
+    fn admit(&mut self, _index: u32, _pod: &PodRef, _addresses: &[IpAddr]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn release(&mut self, _index: u32) {}
 }
 
 /// Runs a test in a network namespace of its own, which goes with it.

@@ -68,8 +68,7 @@ impl Endpoint {
 
     /// Whether this is its Pod, rather than a former or later one of the same name.
     pub(super) fn is_of(&self, pod: &Pod) -> bool {
-        let uid = self.pod.uid.as_str();
-        uid.is_empty() || *pod.uid == *uid || pod.config_hash.as_deref() == Some(uid)
+        self.pod.is(pod)
     }
 
     pub(super) fn under(&self, direction: Direction) -> Under {

@@ -32,8 +32,8 @@ pub struct Explanation {
     pub client: PartyView,
     /// Who serves it.
     pub server: PartyView,
-    /// The protocol.
-    pub protocol: Protocol,
+    /// The protocol; none for one without ports, such as ICMP.
+    pub protocol: Option<Protocol>,
     /// The server's port.
     pub port: u16,
     /// Whether it passes.
@@ -100,7 +100,7 @@ struct Whois<'a> {
 impl Engine {
     /// What becomes of a flow from `client` to `port` of `server`, and why: by the objects as they are now, and for
     /// local pods also by what could not be written.
-    pub fn why(&self, client: &Party, server: &Party, protocol: Protocol, port: u16) -> Explanation {
+    pub fn why(&self, client: &Party, server: &Party, protocol: Option<Protocol>, port: u16) -> Explanation {
         let (mut client, mut server) = (self.whois(client), self.whois(server));
         let families = [true, false];
         let of =
@@ -165,7 +165,7 @@ impl Engine {
         direction: Direction,
         subject: &Whois<'_>,
         peer: &Whois<'_>,
-        packet: (Protocol, u16),
+        packet: (Option<Protocol>, u16),
     ) -> Side {
         let side = |allowed: bool, reason: &str| Side {
             direction,
@@ -208,7 +208,7 @@ impl Engine {
             .collect();
         let rules = program.matching(held.iter().copied());
         let named: &[NamedPort] = peer.member().map_or(&[], |pod| &pod.ports);
-        let decisions = program.decisions(&rules, named, Some(packet.0));
+        let decisions = program.decisions(&rules, named, packet.0);
         let place = decisions.partition_point(|(first, _)| *first <= packet.1).saturating_sub(1);
         let decision = decisions[place].1;
         let mut said = self.say(&program, decision, subject, peer);
@@ -296,7 +296,7 @@ fn rule_label(program: &Program, rule: u32) -> String {
 }
 
 /// Why no NetworkPolicy allows it: of each what came nearest.
-fn misses(program: &Program, matching: &[u32], (protocol, port): (Protocol, u16)) -> Vec<String> {
+fn misses(program: &Program, matching: &[u32], packet: (Option<Protocol>, u16)) -> Vec<String> {
     let mut said = Vec::new();
     for (place, policy) in program.policies.iter().enumerate() {
         let own: Vec<u32> = (0..)
@@ -316,12 +316,24 @@ fn misses(program: &Program, matching: &[u32], (protocol, port): (Protocol, u16)
                 let ports: Vec<String> = rule.ports.iter().flatten().map(ToString::to_string).collect();
                 let number = rule.index + 1;
                 let ports = if ports.is_empty() { "no port".to_owned() } else { ports.join(" ") };
-                format!("rule {number} names the peer, but {ports} rather than {protocol}/{port}")
+                format!("rule {number} names the peer, but {ports} rather than {}", Packet(packet))
             }
         };
         said.push(format!("{policy}: {miss}"));
     }
     said
+}
+
+/// Reads as `tcp/80`, or `icmp` where there are no ports.
+struct Packet((Option<Protocol>, u16));
+
+impl fmt::Display for Packet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            (Some(protocol), port) => write!(f, "{protocol}/{port}"),
+            (None, _) => f.write_str("icmp"),
+        }
+    }
 }
 
 impl fmt::Display for PartyView {
@@ -367,7 +379,8 @@ impl fmt::Display for Side {
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { client, server, protocol, port, allowed, egress, ingress } = self;
+        let packet = Packet((*protocol, *port));
         let word = if *allowed { "allowed" } else { "denied" };
-        write!(f, "{client} to {server} {protocol}/{port}: {word}\n  {egress}\n  {ingress}")
+        write!(f, "{client} to {server} {packet}: {word}\n  {egress}\n  {ingress}")
     }
 }

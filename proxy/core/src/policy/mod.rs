@@ -24,6 +24,7 @@ mod compiled;
 mod endpoints;
 mod explain;
 mod identity;
+mod known;
 mod ledger;
 pub mod model;
 mod objects;
@@ -57,6 +58,7 @@ use objects::Objects;
 use places::Places;
 
 pub use explain::{Explanation, Party, PartyView, Side};
+pub use model::Direction;
 pub use view::{
     Applied, Capacity, CompiledView, EndpointState, Failure, PeerView, PodId, PolicyView, Report, RuleView,
 };

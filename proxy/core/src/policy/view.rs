@@ -1,5 +1,6 @@
 //! What the command line, the status page, events and metrics show of policies.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use fairlead_abi::Isolation;
@@ -95,6 +96,19 @@ pub enum EndpointState {
     Failed(String),
     /// There is no such endpoint.
     NoEndpoint,
+}
+
+impl fmt::Display for EndpointState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Programmed => f.write_str("programmed"),
+            Self::NotSynced => f.write_str("the API has not been listed yet"),
+            Self::PodUnknown => f.write_str("the API has no such Pod"),
+            Self::NamespaceUnknown => f.write_str("the API has no such Namespace"),
+            Self::Failed(why) => f.write_str(why),
+            Self::NoEndpoint => f.write_str("there is no such endpoint"),
+        }
+    }
 }
 
 /// An object that policies are made of, as people see it.

@@ -305,8 +305,8 @@ impl Storm {
             let (own, peer) = (Party::Address(probe.own), Party::Address(probe.peer));
             let (protocol, port) = PORTS[probe.port];
             match probe.ingress {
-                true => self.engine.why(&peer, &own, protocol, port).ingress.allowed,
-                false => self.engine.why(&own, &peer, protocol, port).egress.allowed,
+                true => self.engine.why(&peer, &own, Some(protocol), port).ingress.allowed,
+                false => self.engine.why(&own, &peer, Some(protocol), port).egress.allowed,
             }
         })
     }

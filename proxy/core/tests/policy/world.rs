@@ -125,7 +125,7 @@ impl World {
 
     pub(crate) fn why(&self, client: &str, server: &str, port: &str) -> Explanation {
         let (protocol, number) = packet(port);
-        self.engine.why(&party(client), &party(server), protocol, number)
+        self.engine.why(&party(client), &party(server), Some(protocol), number)
     }
 
     fn side(&self, text: &str) -> FlowSide {

@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 
 use crate::resource::{self, Resource};
 
-/// The document at a fixed path, if it is one of these.
-pub(super) fn document(path: &str) -> Option<Value> {
+/// The document at a fixed path, if it is one of these, of a server with or without the kinds that CustomResourceDefinitions
+/// add.
+pub(super) fn document(path: &str, custom: bool) -> Option<Value> {
     let steps: Vec<&str> = path.split('/').skip(1).collect();
     match steps.as_slice() {
         [""] => Some(
@@ -19,26 +20,28 @@ pub(super) fn document(path: &str) -> Option<Value> {
             "serverAddressByClientCIDRs": [],
         })),
         ["apis"] => {
-            let groups: Vec<Value> =
-                resource::groups().into_iter().map(|(group, _)| group_document(group)).collect();
+            let groups: Vec<Value> = resource::groups(custom)
+                .into_iter()
+                .map(|(group, _)| group_document(group, custom))
+                .collect();
             Some(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}))
         }
-        ["api", "v1"] => Some(resources("", "v1")),
-        ["apis", group] if resource::groups().iter().any(|(g, _)| g == group) => {
-            let mut document = group_document(group);
+        ["api", "v1"] => Some(resources("", "v1", custom)),
+        ["apis", group] if resource::groups(custom).iter().any(|(g, _)| g == group) => {
+            let mut document = group_document(group, custom);
             document["kind"] = json!("APIGroup");
             document["apiVersion"] = json!("v1");
             Some(document)
         }
-        ["apis", group, version] if resource::groups().contains(&(*group, *version)) => {
-            Some(resources(group, version))
+        ["apis", group, version] if resource::groups(custom).contains(&(*group, *version)) => {
+            Some(resources(group, version, custom))
         }
         _ => None,
     }
 }
 
-fn group_document(group: &str) -> Value {
-    let versions: Vec<Value> = resource::groups()
+fn group_document(group: &str, custom: bool) -> Value {
+    let versions: Vec<Value> = resource::groups(custom)
         .into_iter()
         .filter(|(g, _)| *g == group)
         .map(|(g, version)| json!({"groupVersion": format!("{g}/{version}"), "version": version}))
@@ -46,8 +49,8 @@ fn group_document(group: &str) -> Value {
     json!({"name": group, "preferredVersion": versions[0], "versions": versions})
 }
 
-fn resources(group: &str, version: &str) -> Value {
-    let of_group = resource::ALL.into_iter().filter(|r| r.group == group && r.version == version);
+fn resources(group: &str, version: &str, custom: bool) -> Value {
+    let of_group = resource::served(custom).filter(|r| r.group == group && r.version == version);
     let listed: Vec<Value> = of_group.flat_map(entries).collect();
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
     json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": listed})

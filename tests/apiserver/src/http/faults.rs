@@ -22,6 +22,8 @@ pub(crate) struct Control {
     pub(crate) breaks: u64,
     /// Watches tell everything twice.
     pub(crate) duplicate: bool,
+    /// The kinds of CustomResourceDefinitions are unknown, as where nobody installed these.
+    pub(crate) undefined: bool,
     /// How late watches of each kind are, by its plural name.
     pub(crate) delays: BTreeMap<&'static str, Duration>,
 }
@@ -43,6 +45,11 @@ pub(super) fn order(api: &Api, method: &Method, fault: &str, query: &Parameters)
         (&Method::POST, "break") => change(&|control| control.breaks += 1),
         (&Method::POST, "duplicate") => change(&|control| control.duplicate = true),
         (&Method::DELETE, "duplicate") => change(&|control| control.duplicate = false),
+        (&Method::POST, "undefine") => change(&|control| {
+            control.undefined = true;
+            control.breaks += 1;
+        }),
+        (&Method::DELETE, "undefine") => change(&|control| control.undefined = false),
         (&Method::POST, "delay") => {
             let Some(delay) = query.get("ms").and_then(|ms| ms.parse().ok()).map(Duration::from_millis)
             else {

@@ -53,11 +53,13 @@ async fn serve(State(api): State<Api>, Query(query): Query<Parameters>, request:
     if let Some(fault) = parts.uri.path().strip_prefix("/-/") {
         return faults::order(&api, &parts.method, fault, &query);
     }
-    if api.control.borrow().outage {
+    let Control { outage, undefined, .. } = *api.control.borrow();
+    if outage {
         return refusal(&ApiError::outage());
     }
-    let asked = Asked { api: &api, method: &parts.method, headers: &parts.headers, query: &query, body };
-    let answer = match path::parse(parts.uri.path()) {
+    let (method, headers) = (&parts.method, &parts.headers);
+    let asked = Asked { api: &api, custom: !undefined, method, headers, query: &query, body };
+    let answer = match path::parse(parts.uri.path()).filter(|path| !undefined || !path.is_custom()) {
         Some(Path::Fixed(path)) => asked.fixed(&path),
         Some(Path::Collection(collection)) => asked.collection(&collection),
         Some(Path::Object(target)) => asked.object(&target),
@@ -69,6 +71,8 @@ async fn serve(State(api): State<Api>, Query(query): Query<Parameters>, request:
 /// One request, read completely.
 struct Asked<'a> {
     api: &'a Api,
+    /// Whether the CustomResourceDefinitions are installed.
+    custom: bool,
     method: &'a Method,
     headers: &'a HeaderMap,
     query: &'a Parameters,
@@ -87,9 +91,8 @@ impl Asked<'_> {
             let (media_type, document) = openapi::v2(self.header(header::ACCEPT));
             return Ok(raw(200, media_type, document));
         }
-        let document =
-            discovery::document(path).or_else(|| openapi::v3(path)).ok_or_else(ApiError::no_such_path)?;
-        Ok(answer(200, &document))
+        let document = discovery::document(path, self.custom).or_else(|| openapi::v3(path, self.custom));
+        Ok(answer(200, &document.ok_or_else(ApiError::no_such_path)?))
     }
 
     fn collection(&self, collection: &Collection) -> Result<Response, ApiError> {
@@ -163,6 +166,7 @@ impl Asked<'_> {
             Method::PATCH => {
                 let media_type = self.header(header::CONTENT_TYPE);
                 let kind = PatchKind::from_media_type(media_type)
+                    .filter(|kind| *kind != PatchKind::Strategic || !target.resource.custom)
                     .ok_or_else(|| ApiError::unsupported_media_type(media_type))?;
                 let patch = kind.parse(&self.body)?;
                 let manager = self.parameter("fieldManager");

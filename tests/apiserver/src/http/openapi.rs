@@ -21,10 +21,10 @@ pub(super) fn v2(accept: &str) -> (&'static str, Bytes) {
 }
 
 /// `/openapi/v3` and the documents of each group and version below it.
-pub(super) fn v3(path: &str) -> Option<Value> {
+pub(super) fn v3(path: &str, custom: bool) -> Option<Value> {
     let rest = path.strip_prefix("/openapi/v3")?;
     let mut prefixes = vec![("api/v1".to_owned(), "", "v1")];
-    prefixes.extend(resource::groups().into_iter().map(|(g, v)| (format!("apis/{g}/{v}"), g, v)));
+    prefixes.extend(resource::groups(custom).into_iter().map(|(g, v)| (format!("apis/{g}/{v}"), g, v)));
     if rest.is_empty() {
         let link = |prefix: &str| json!({"serverRelativeURL": format!("/openapi/v3/{prefix}")});
         let paths: Map<String, Value> =
@@ -32,7 +32,7 @@ pub(super) fn v3(path: &str) -> Option<Value> {
         return Some(json!({"paths": paths}));
     }
     let (prefix, group, version) = prefixes.into_iter().find(|(prefix, _, _)| *prefix == rest[1..])?;
-    let of_group = resource::ALL.into_iter().filter(|r| r.group == group && r.version == version);
+    let of_group = resource::served(custom).filter(|r| r.group == group && r.version == version);
     let paths: Map<String, Value> =
         of_group.map(|resource| (url(&prefix, resource), operations(resource))).collect();
     Some(json!({"openapi": "3.0.0", "info": info(), "paths": paths, "components": {"schemas": {}}}))

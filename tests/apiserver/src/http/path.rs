@@ -14,6 +14,17 @@ pub(super) enum Path {
     Object(Target),
 }
 
+impl Path {
+    /// Whether it names objects of a kind that a CustomResourceDefinition adds.
+    pub(super) fn is_custom(&self) -> bool {
+        match self {
+            Self::Fixed(_) => false,
+            Self::Collection(collection) => collection.resource.custom,
+            Self::Object(target) => target.resource.custom,
+        }
+    }
+}
+
 /// All objects of a kind, or those of one namespace.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Collection {

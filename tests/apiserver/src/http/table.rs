@@ -6,7 +6,9 @@ use super::format::{Include, metadata};
 use crate::clock;
 use crate::object::{Object, is_unset, items, text};
 use crate::resource::Resource;
-use crate::{ENDPOINT_SLICES, NAMESPACES, NODES, PODS, SERVICES};
+use crate::{
+    CLUSTER_NETWORK_POLICIES, ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICES, labels,
+};
 
 const NONE: &str = "<none>";
 
@@ -76,6 +78,10 @@ fn columns(resource: &Resource) -> &'static [Column] {
         ]
     } else if resource == &NAMESPACES {
         &[("Name", false), ("Status", false), ("Age", false)]
+    } else if resource == &NETWORK_POLICIES {
+        &[("Name", false), ("Pod-Selector", false), ("Age", false)]
+    } else if resource == &CLUSTER_NETWORK_POLICIES {
+        &[("Name", false), ("Tier", false), ("Priority", false), ("Age", false)]
     } else {
         &[("Name", false), ("Age", false)]
     }
@@ -98,6 +104,10 @@ fn cells(resource: &Resource, object: &Value) -> Vec<String> {
         node(object, name, age)
     } else if resource == &NAMESPACES {
         vec![name, text(object, "/status/phase").to_owned(), age]
+    } else if resource == &NETWORK_POLICIES {
+        vec![name, or_none(&labels::show_selector(&object["spec"]["podSelector"])), age]
+    } else if resource == &CLUSTER_NETWORK_POLICIES {
+        vec![name, text(object, "/spec/tier").to_owned(), object["spec"]["priority"].to_string(), age]
     } else {
         vec![name, age]
     }

@@ -22,6 +22,7 @@ pub(super) fn list_kind(kind: &str, path: &str) -> ListKind {
         (_, "metadata.finalizers") | ("Node", "spec.podCIDRs") => ListKind::Set,
         (_, "metadata.ownerReferences") => ListKind::Map("uid", None),
         (_, "status.conditions") => ListKind::Map("type", None),
+        ("ClusterNetworkPolicy", "spec.egress.to.networks" | "spec.egress.to.domainNames") => ListKind::Set,
         ("Service", "spec.ports") => ListKind::Map("port", Some("protocol")),
         ("Node", "status.addresses") => ListKind::Map("type", Some("address")),
         ("ServiceAccount", "secrets" | "imagePullSecrets") => BY_NAME,

@@ -11,6 +11,7 @@ mod validate;
 use serde_json::Value;
 
 pub(crate) use claims::{Claims, Ranges};
+pub(crate) use validate::{is_port, is_port_name};
 
 use crate::status::FieldError;
 

@@ -125,12 +125,13 @@ fn ports(errors: &mut Vec<FieldError>, service: &Value) {
     }
 }
 
-fn is_port(value: &Value) -> bool {
+/// Whether a number is one of a port.
+pub(crate) fn is_port(value: &Value) -> bool {
     value.as_u64().is_some_and(|port| (1..=65_535).contains(&port))
 }
 
 /// RFC 1123: a label of a domain name.
-pub(crate) fn is_label(name: &str) -> bool {
+fn is_label(name: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     (1..=63).contains(&name.len())
         && name.chars().all(inner)
@@ -139,7 +140,7 @@ pub(crate) fn is_label(name: &str) -> bool {
 }
 
 /// RFC 6335, section 5.1: at most 15 characters, at least one of them a letter.
-fn is_port_name(name: &str) -> bool {
+pub(crate) fn is_port_name(name: &str) -> bool {
     is_label(name)
         && name.len() <= 15
         && name.contains(|c: char| c.is_ascii_lowercase())

@@ -95,7 +95,7 @@ async fn create(api: &Api<ConfigMap>, name: &str) {
     api.create(&PostParams::default(), &map).await.unwrap();
 }
 
-async fn order(server: &Server, method: &str, fault: &str) {
+pub(crate) async fn order(server: &Server, method: &str, fault: &str) {
     assert_eq!(ask(server, method, fault).await, 200, "{method} {fault}");
 }
 

@@ -34,7 +34,16 @@ spec:
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: closed}
-spec: {podSelector: {}}
+spec: {podSelector: {matchLabels: {app: web}}}
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: guard}
+spec:
+  tier: Admin
+  priority: 7
+  subject: {namespaces: {}}
+  egress: [{action: Deny, to: [{networks: [192.0.2.0/24]}]}]
 ";
 
 /// kubectl with a kubeconfig of its own and nothing of the user's.
@@ -97,9 +106,9 @@ async fn kubectl_applies_prints_describes_and_deletes() {
     let kubectl = Kubectl::new().await;
     let file = kubectl.file(MANIFEST);
     let applied = kubectl.run(&["apply", "-f", &file]).await;
-    assert_eq!(applied.matches(" created").count(), 4, "{applied}");
+    assert_eq!(applied.matches(" created").count(), 5, "{applied}");
     let again = kubectl.run(&["apply", "-f", &file]).await;
-    assert_eq!(again.matches(" unchanged").count(), 4, "{again}");
+    assert_eq!(again.matches(" unchanged").count(), 5, "{again}");
 
     // Not by kubectl, whose older versions know no subresources.
     let status = json!({"phase": "Running", "podIP": "10.244.0.2", "podIPs": [{"ip": "10.244.0.2"}],
@@ -114,6 +123,8 @@ async fn kubectl_applies_prints_describes_and_deletes() {
     );
     assert_row(&kubectl.run(&["get", "svc"]).await, &["web", "NodePort", "80:30080/TCP"]);
     assert_row(&kubectl.run(&["get", "nodes"]).await, &["n1"]);
+    assert_row(&kubectl.run(&["get", "netpol"]).await, &["closed", "app=web"]);
+    assert_row(&kubectl.run(&["get", "cnp"]).await, &["guard", "Admin", "7"]);
     assert_row(&kubectl.run(&["get", "ns"]).await, &["kube-system", "Active"]);
     crate::common::eventually("the endpoint in a slice", async || {
         let slices = kubectl.run(&["get", "endpointslices", "-l", "kubernetes.io/service-name=web"]).await;

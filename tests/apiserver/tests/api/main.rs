@@ -4,6 +4,7 @@ mod common;
 mod faults;
 mod kubectl;
 mod objects;
+mod policies;
 mod scale;
 mod services;
 mod watches;

@@ -18,6 +18,7 @@ mod policy_drops;
 mod policy_flows;
 mod policy_parts;
 mod policy_plain;
+mod policy_sockets;
 mod ranges;
 mod refusals;
 mod sctp;

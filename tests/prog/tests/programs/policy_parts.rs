@@ -107,6 +107,19 @@ fn what_hides_behind_extension_headers_passes_only_where_everything_does() {
     judged(Case::new("all is admitted", A, hidden.clone(), Then::ToNode2(hidden))).check(&node);
 }
 
+/// No place in the flow table says that it is taken by a flow of protocol 0.
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn a_protocol_of_number_zero_has_no_flow() {
+    let mut node = Node::start();
+    node.set_policy(POLICY, verdicts::ALLOW);
+    node.set_isolation(Pod::A, STRICT, POLICY);
+    let family = Family::V4;
+    let (client, server) = (at(Pod::A.ip(family), CLIENT_PORT), at(family.remote_pod(), TARGET_PORT));
+    let packet = Packet::new(Transport::Bare(0), client, server);
+    judged(Case::new("admitted", A, packet.clone(), Then::ToNode2(packet))).check(&node);
+}
+
 /// The types of errors: unreachable, too big, time exceeded.
 fn errors(family: Family) -> [(u8, u8); 3] {
     if family == Family::V4 { [(3, 3), (3, 4), (11, 0)] } else { [(1, 4), (2, 0), (3, 0)] }

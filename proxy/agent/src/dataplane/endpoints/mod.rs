@@ -4,14 +4,15 @@
 //! Where the agent is asked to translate pods' sockets too, [`Endpoints::translate_sockets`] says which, and their
 //! network namespaces are [clients](super::clients). Without that, or where it fails, a pod's packets are translated.
 //!
-//! Fed by the CNI plugin over the agent's socket. The order of an addition is entries → programs → file →
-//! answer, so that whoever hears "done" has a working pod; an addition that fails is taken back.
+//! Fed by the CNI plugin over the agent's socket. The order of an addition is verdicts → programs → entries →
+//! file → answer, so that whoever hears "done" has a working pod; an addition that fails is taken back.
 
 mod files;
 mod indices;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -40,12 +41,28 @@ pub struct EndpointView {
     /// Its interface on the host.
     pub interface: String,
     /// Its addresses.
-    pub addresses: Vec<std::net::IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// Whether packets of it are, or were, translated.
     pub translated: bool,
     /// Whether its sockets are translated.
     #[serde(default)]
     pub sockets: bool,
+}
+
+/// Who says what may pass to and from pods, and puts it into the maps before a pod's own entries.
+pub trait Guard: Send {
+    /// An endpoint that an earlier agent left: what the maps say of its index holds until more is known; one whose
+    /// index is not its own from before is closed till then.
+    fn restore(&mut self, index: u32, is_own: bool, pod: &PodRef, addresses: &[IpAddr]);
+
+    /// Has the verdicts of a new endpoint in the maps when it returns.
+    ///
+    /// # Errors
+    /// When that can't be done now: the endpoint must not be added.
+    fn admit(&mut self, index: u32, pod: &PodRef, addresses: &[IpAddr]) -> Result<(), String>;
+
+    /// The endpoint is gone: its index closes.
+    fn release(&mut self, index: u32);
 }
 
 /// The pods of this node.
@@ -54,6 +71,7 @@ pub struct Endpoints {
     marks: Array<MapData, u32>,
     clients: Arc<Mutex<Clients>>,
     links: Arc<Mutex<Links>>,
+    guard: Box<dyn Guard>,
     directory: PathBuf,
     known: BTreeMap<EndpointId, Known>,
     indices: Indices,
@@ -77,11 +95,12 @@ impl Endpoints {
         marks: Array<MapData, u32>,
         clients: Arc<Mutex<Clients>>,
         links: Arc<Mutex<Links>>,
+        guard: Box<dyn Guard>,
         directory: PathBuf,
     ) -> Result<Self, DataplaneError> {
         let indices = Indices::new(marks.len());
         let known = BTreeMap::new();
-        let mut endpoints = Self { table, marks, clients, links, directory, known, indices };
+        let mut endpoints = Self { table, marks, clients, links, guard, directory, known, indices };
         let entries = endpoints.entries()?;
         endpoints.read_files(&entries)?;
         endpoints.remove_strangers(&entries)?;
@@ -108,7 +127,7 @@ impl Endpoints {
             }
             None => None,
         };
-        self.program(registration.clone(), index)?;
+        self.program(registration.clone(), index, false)?;
         files::write(&self.path(&id), &registration).or_else(|e| {
             self.delete(&id)?;
             Err(DataplaneError::new("write", self.path(&id).display().to_string(), e))
@@ -130,6 +149,7 @@ impl Endpoints {
             }
         }
         lock(&self.links).detach(Place::Pod, known.registration.host_ifindex)?;
+        self.guard.release(known.index);
         self.indices.free(known.index);
         match known.registration.netns_cookie {
             Some(cookie) if !self.cookies().contains(&cookie) => lock(&self.clients).remove(cookie),
@@ -224,7 +244,7 @@ impl Endpoints {
             let Registration { pod, host_ifname, addresses, netns_cookie, .. } = &known.registration;
             let marks = self.marks.get(&known.index, 0).unwrap_or(0);
             EndpointView {
-                pod: format!("{}/{}", pod.namespace, pod.name),
+                pod: label(pod),
                 interface: host_ifname.clone(),
                 addresses: addresses.clone(),
                 translated: marks & fairlead_abi::marks::TRANSLATED != 0,
@@ -257,34 +277,32 @@ impl Endpoints {
                 (entry.ifindex == registration.host_ifindex).then_some(entry.index)
             });
             let index = index.filter(|index| self.indices.claim(*index));
-            if let Err(e) = self.program(registration, index) {
+            if let Err(e) = self.program(registration, index, true) {
                 tracing::warn!("restore endpoint of {}: {e}", path.display());
             }
         }
         Ok(())
     }
 
-    /// Removes entries and links that belong to no endpoint.
+    /// Removes entries that belong to no endpoint. The programs at a pod's interface stay while it is there: without an
+    /// entry nothing passes, as it should where nobody knows the pod's policies.
     fn remove_strangers(&mut self, entries: &BTreeMap<Address, Endpoint>) -> Result<(), DataplaneError> {
-        let (mut addresses, mut interfaces) = (BTreeSet::new(), BTreeSet::new());
-        for Known { registration, .. } in self.known.values() {
-            addresses.extend(registration.addresses.iter().map(|address| Address::from(*address)));
-            interfaces.insert(registration.host_ifindex);
-        }
+        let registrations = self.known.values().flat_map(|known| &known.registration.addresses);
+        let addresses: BTreeSet<Address> = registrations.map(|address| Address::from(*address)).collect();
         for address in entries.keys().filter(|address| !addresses.contains(address)) {
             self.remove_entry(address)?;
         }
-        let mut links = lock(&self.links);
-        for ifindex in links.attached(Place::Pod)? {
-            if !interfaces.contains(&ifindex) {
-                links.detach(Place::Pod, ifindex)?;
-            }
-        }
-        Ok(())
+        lock(&self.links).collect().map(drop)
     }
 
-    /// Writes the entries and attaches the programs; `index` is the endpoint's own if it had one before.
-    fn program(&mut self, registration: Registration, index: Option<u32>) -> Result<(), DataplaneError> {
+    /// Writes the entries and attaches the programs; `index` is the endpoint's own if it had one before, and a
+    /// `restored` one is not waited for.
+    fn program(
+        &mut self,
+        registration: Registration,
+        index: Option<u32>,
+        restored: bool,
+    ) -> Result<(), DataplaneError> {
         let (index, fresh) = match index {
             Some(index) => (index, false),
             None => (self.fresh_index(&registration)?, true),
@@ -292,9 +310,15 @@ impl Endpoints {
         let id = id_of(&registration);
         let value = entry(&registration, index);
         let ifindex = registration.host_ifindex;
-        let addresses = registration.addresses.clone();
+        let (pod, addresses) = (registration.pod.clone(), registration.addresses.clone());
         self.known.insert(id.clone(), Known { registration, index });
         let mut apply = || {
+            match fresh && !restored {
+                true => self.guard.admit(index, &pod, &addresses).map_err(|why| {
+                    DataplaneError::new("put the pod under its policies:", label(&pod), why)
+                })?,
+                false => self.guard.restore(index, !fresh, &pod, &addresses),
+            }
             for address in &addresses {
                 self.table.insert(Address::from(*address), value, 0).map_err(|e| {
                     let what = format!("endpoint {address}");
@@ -336,6 +360,11 @@ impl Endpoints {
 
 fn id_of(registration: &Registration) -> EndpointId {
     (registration.container_id.clone(), registration.ifname.clone())
+}
+
+/// The pod as people write it.
+pub(crate) fn label(pod: &PodRef) -> String {
+    format!("{}/{}", pod.namespace, pod.name)
 }
 
 fn entry(registration: &Registration, index: u32) -> Endpoint {

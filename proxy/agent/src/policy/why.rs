@@ -1,0 +1,399 @@
+//! `fairlead-proxy why`: what becomes of a packet, and by which objects and rules.
+//!
+//! The answer comes from the code that fills the maps: [`fairlead_core::frontends`] for the choice of a backend,
+//! [`fairlead_core::policy`] for what passes. Then the maps are read for the same packet, as far as they are this node's
+//! to judge, and what they say is put beside it: a difference is a fault of Fairlead's, or a change under way.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use fairlead_abi::{policies, verdicts};
+use fairlead_core::dataplane::PolicyMaps as _;
+use fairlead_core::model::{ObjectName, Protocol, frontend_key};
+use fairlead_core::policy::{Direction, Explanation, Party, PartyView, Side};
+use fairlead_core::view::{FrontendView, WithoutBackend};
+use fairlead_net::agent::Question;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Policies;
+use crate::agent::{Agent, lock};
+use crate::dataplane::services;
+use crate::errors::chain;
+
+/// What becomes of the packet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    /// Who sends, as in `Pod shop/web`.
+    pub from: String,
+    /// What is dialled, as in `Service shop/api 10.96.0.10:80/tcp`.
+    pub to: String,
+    /// The Service's part, if it is to one.
+    pub service: Option<ServiceStep>,
+    /// What policies say: for each backend that may be chosen, or for the destination.
+    pub paths: Vec<Path>,
+    /// "allowed", "denied", "refused", "dropped", or "allowed to some backends".
+    pub verdict: String,
+}
+
+/// How a Service chooses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceStep {
+    /// The Service's namespace and name.
+    pub name: String,
+    /// What is dialled.
+    pub frontend: String,
+    /// Where its address comes from, as in `ClusterIP`.
+    pub kind: String,
+    /// The backends that may be chosen, at random or by the client's affinity.
+    pub backends: Vec<String>,
+    /// What becomes of the packet where there is no backend.
+    pub without_backend: String,
+    /// What the maps have.
+    pub maps: Check,
+}
+
+/// What policies say about one way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Path {
+    /// Who serves: the backend, or the destination.
+    pub server: String,
+    /// Whether it passes.
+    pub allowed: bool,
+    /// Each side's policies and the rule that decided.
+    pub explanation: Value,
+    /// The same in words.
+    pub words: Vec<String>,
+    /// What the maps say for each side that is a pod of this node.
+    pub maps: Vec<Check>,
+}
+
+/// A look into the maps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Check {
+    /// Whether they say the same.
+    pub agrees: bool,
+    /// What they say.
+    pub found: String,
+}
+
+/// Answers the question, of this node.
+///
+/// # Errors
+/// When it makes no sense, naming the part, or names an object that is not there.
+pub fn answer(agent: &Agent, question: &Question) -> Result<Answer, String> {
+    let protocol = protocol_of(question)?;
+    let policies = &agent.policies;
+    let client = policies.party(&question.from).map_err(|why| format!("--from {}: {why}", question.from))?;
+    let to = |why: String| format!("--to {}: {why}", question.to);
+    let dialled = protocol
+        .map(|protocol| dialled(agent, &question.to, protocol, question.port))
+        .transpose()
+        .map_err(to)?
+        .flatten();
+    let servers: Vec<(Party, u16)> = match &dialled {
+        Some(Dialled { view, .. }) => view.internal.iter().filter_map(|text| backend(text)).collect(),
+        None => vec![(policies.party(&question.to).map_err(to)?, question.port)],
+    };
+    let paths: Vec<Path> = servers
+        .iter()
+        .map(|(server, port)| policies.path(&client, server, protocol, *port))
+        .collect::<Result<_, _>>()?;
+    let service = dialled.as_ref().map(|dialled| step(agent, dialled));
+    let verdict = verdict(&paths, dialled.as_ref());
+    let port = match protocol {
+        Some(protocol) => format!(" {protocol}/{}", question.port),
+        None => " icmp".to_owned(),
+    };
+    Ok(Answer {
+        from: policies.label(&client),
+        to: match &service {
+            Some(step) => format!("Service {} at {} ({})", step.name, step.frontend, step.kind),
+            None => servers.first().map(|(server, _)| policies.label(server)).unwrap_or_default() + &port,
+        },
+        service,
+        paths,
+        verdict: verdict.to_owned(),
+    })
+}
+
+/// The protocol that is asked about; none for ICMP.
+fn protocol_of(question: &Question) -> Result<Option<Protocol>, String> {
+    match question.protocol.as_str() {
+        "tcp" => Ok(Some(Protocol::Tcp)),
+        "udp" => Ok(Some(Protocol::Udp)),
+        "sctp" => Ok(Some(Protocol::Sctp)),
+        "icmp" => Ok(None),
+        other => Err(format!("--port: {other:?} is none of tcp, udp, sctp, icmp")),
+    }
+}
+
+/// A frontend that the packet is for.
+struct Dialled {
+    name: ObjectName,
+    address: SocketAddr,
+    protocol: Protocol,
+    view: FrontendView,
+}
+
+/// The frontend that `to` and the port are, if they are one.
+fn dialled(agent: &Agent, to: &str, protocol: Protocol, port: u16) -> Result<Option<Dialled>, String> {
+    let reconciler = lock(&agent.reconciler);
+    let (wanted, name) = match (to.strip_prefix("service:"), to.strip_prefix("pod:")) {
+        (Some(name), _) => (true, name),
+        (None, Some(_)) => return Ok(None),
+        (None, None) => (false, to),
+    };
+    let views = match (name.parse::<IpAddr>(), name.split_once('/')) {
+        (Ok(_), _) => reconciler.services(),
+        (Err(_), Some((namespace, name))) => reconciler.service(&ObjectName::new(namespace, name)),
+        (Err(_), None) => Vec::new(),
+    };
+    drop(reconciler);
+    let address = name.parse::<IpAddr>().ok();
+    let is_named = address.is_none() && !views.is_empty();
+    if is_named && !wanted && agent.policies.has_pod(name) {
+        return Err("a Pod and a Service have this name: say pod: or service: before it".to_owned());
+    }
+    for service in views.into_iter().filter(|service| service.protocol == protocol) {
+        for view in service.frontends {
+            let Ok(frontend) = view.address.parse::<SocketAddr>() else { continue };
+            if frontend.port() == port && address.is_none_or(|address| address == frontend.ip()) {
+                let name = ObjectName::new(service.namespace.as_str(), service.name.as_str());
+                return Ok(Some(Dialled { name, address: frontend, protocol, view }));
+            }
+        }
+    }
+    match wanted || is_named {
+        true if is_named => Err(format!("the Service has no port {port}/{protocol}")),
+        true => Err("there is no such Service with a virtual address".to_owned()),
+        false => Ok(None),
+    }
+}
+
+fn backend(text: &str) -> Option<(Party, u16)> {
+    let address: SocketAddr = text.parse().ok()?;
+    Some((Party::Address(address.ip()), address.port()))
+}
+
+fn step(agent: &Agent, Dialled { name, address, protocol, view }: &Dialled) -> ServiceStep {
+    let key = frontend_key(address.ip(), address.port(), *protocol);
+    let maps = match services::look_up(&agent.pins, &key) {
+        Ok(Some(found)) => {
+            let mut in_maps: Vec<String> = found
+                .internal
+                .iter()
+                .map(|backend| SocketAddr::new(backend.address.into(), backend.port.number()).to_string())
+                .collect();
+            in_maps.sort();
+            let mut wanted = view.internal.clone();
+            wanted.sort();
+            Check { agrees: in_maps == wanted, found: format!("{} backends", in_maps.len()) }
+        }
+        Ok(None) => Check { agrees: false, found: "no such frontend".to_owned() },
+        Err(e) => Check { agrees: false, found: chain(&e) },
+    };
+    ServiceStep {
+        name: name.to_string(),
+        frontend: format!("{address}/{protocol}"),
+        kind: format!("{:?}", view.kind),
+        backends: view.internal.clone(),
+        without_backend: match view.without_backend {
+            WithoutBackend::Reject => "refused: the Service has no endpoint".to_owned(),
+            WithoutBackend::Drop => "dropped: no endpoint that its traffic policy admits here".to_owned(),
+        },
+        maps,
+    }
+}
+
+fn verdict(paths: &[Path], dialled: Option<&Dialled>) -> &'static str {
+    match (paths.iter().filter(|path| path.allowed).count(), dialled) {
+        (0, Some(dialled)) if paths.is_empty() => match dialled.view.without_backend {
+            WithoutBackend::Reject => "refused",
+            WithoutBackend::Drop => "dropped",
+        },
+        (0, _) => "denied",
+        (allowed, _) if allowed == paths.len() => "allowed",
+        _ => "allowed to some backends",
+    }
+}
+
+impl Policies {
+    /// Whom the text names: a pod, or an address.
+    fn party(&self, text: &str) -> Result<Party, String> {
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Party::Address(address));
+        }
+        let name = text.strip_prefix("pod:").unwrap_or(text);
+        let Some((namespace, pod)) = name.split_once('/') else {
+            return Err("neither an address nor namespace/name".to_owned());
+        };
+        if !self.has_pod(name) {
+            return Err("there is no such Pod".to_owned());
+        }
+        Ok(Party::Pod(ObjectName::new(namespace, pod)))
+    }
+
+    fn has_pod(&self, name: &str) -> bool {
+        let Some((namespace, name)) = name.split_once('/') else { return false };
+        self.lock().engine.has_pod(&ObjectName::new(namespace, name))
+    }
+
+    fn label(&self, party: &Party) -> String {
+        match party {
+            Party::Pod(name) => format!("Pod {name}"),
+            Party::Address(address) => match super::name_of(&self.lock().engine.who(*address)) {
+                Some(who) => format!("{address} ({who})"),
+                None => address.to_string(),
+            },
+        }
+    }
+
+    /// What policies say of a packet from `client` to `server`, and what the maps say of it.
+    fn path(
+        &self,
+        client: &Party,
+        server: &Party,
+        protocol: Option<Protocol>,
+        port: u16,
+    ) -> Result<Path, String> {
+        let server_label = self.label(server);
+        let state = self.lock();
+        let explanation = state.engine.why(client, server, protocol, port);
+        let Explanation { client, server, egress, ingress, .. } = &explanation;
+        let is_self = client.pod.is_some() && client.pod == server.pod;
+        let check = |side: &Side, own: &PartyView, peer: &PartyView| {
+            let (index, address) = (own.endpoint?, peer.address?);
+            let isolation = state.maps.isolation(index).ok()?;
+            let policy =
+                if side.direction == Direction::Egress { isolation.egress } else { isolation.ingress };
+            let number = protocol.map_or(fairlead_abi::protocol::ICMP, Protocol::number);
+            Some(match state.maps.look_up(policy, address, number, port) {
+                Ok(found) => Check {
+                    agrees: policy != policies::CLOSED
+                        && found.allows(is_self || peer.own_node) == side.allowed,
+                    found: format!("{}: {}", side.direction, found.words(policy)),
+                },
+                Err(e) => Check { agrees: false, found: e.to_string() },
+            })
+        };
+        let maps = [check(egress, client, server), check(ingress, server, client)];
+        Ok(Path {
+            server: match port {
+                0 => server_label,
+                port => format!("{server_label} port {port}"),
+            },
+            allowed: explanation.allowed,
+            words: words(&explanation),
+            maps: maps.into_iter().flatten().collect(),
+            explanation: serde_json::to_value(&explanation).map_err(|e| e.to_string())?,
+        })
+    }
+}
+
+/// What each side's policies say, a line each and one for each policy that might have allowed it.
+fn words(explanation: &Explanation) -> Vec<String> {
+    let sides = [&explanation.egress, &explanation.ingress].map(ToString::to_string);
+    sides.iter().flat_map(|side| side.lines()).map(str::to_owned).collect()
+}
+
+impl crate::dataplane::policies::Looked {
+    /// Whether the packet passes; what no NetworkPolicy may forbid is `exempt`.
+    fn allows(&self, exempt: bool) -> bool {
+        self.verdict == verdicts::ALLOW || exempt && self.verdict == verdicts::DENY_NETWORK
+    }
+
+    fn words(&self, policy: u32) -> String {
+        let verdict = match self.verdict {
+            verdicts::ALLOW => "allow",
+            verdicts::DENY_ADMIN => "deny (Admin)",
+            verdicts::DENY_BASELINE => "deny (Baseline)",
+            _ => "deny (NetworkPolicy)",
+        };
+        match policy {
+            policies::CLOSED => "closed".to_owned(),
+            policies::OPEN => "open".to_owned(),
+            _ => format!("policy {policy}, identity {}, row {}: {verdict}", self.identity, self.row),
+        }
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} → {}: {}", self.from, self.to, self.verdict)?;
+        if let Some(step) = &self.service {
+            match step.backends.as_slice() {
+                [] => writeln!(f, "  {}", step.without_backend)?,
+                backends => writeln!(f, "  translated to one of {}", backends.join(", "))?,
+            }
+            writeln!(f, "  maps: {}", step.maps)?;
+        }
+        for path in &self.paths {
+            writeln!(f, "  {}: {}", path.server, if path.allowed { "allowed" } else { "denied" })?;
+            for line in &path.words {
+                writeln!(f, "    {line}")?;
+            }
+            for check in &path.maps {
+                writeln!(f, "    maps: {check}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let agrees = if self.agrees { "the same" } else { "OTHERWISE" };
+        write!(f, "{agrees} ({})", self.found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(allowed: bool) -> Path {
+        Path {
+            server: "10.0.0.1 port 80".into(),
+            allowed,
+            explanation: Value::Null,
+            words: vec!["egress: nobody selects the pod".into()],
+            maps: vec![Check { agrees: false, found: "ingress: closed".into() }],
+        }
+    }
+
+    #[test]
+    fn an_answer_says_for_each_backend_what_becomes_of_the_packet() {
+        assert_eq!(verdict(&[path(true), path(true)], None), "allowed");
+        assert_eq!(verdict(&[path(true), path(false)], None), "allowed to some backends");
+        assert_eq!(verdict(&[path(false)], None), "denied");
+    }
+
+    #[test]
+    fn an_answer_shows_people_where_the_maps_say_otherwise() {
+        let answer = Answer {
+            from: "Pod shop/web".into(),
+            to: "10.0.0.1 tcp/80".into(),
+            service: None,
+            paths: vec![path(false)],
+            verdict: "denied".into(),
+        };
+        let text = answer.to_string();
+        for expected in
+            ["Pod shop/web → 10.0.0.1 tcp/80: denied", "nobody selects", "maps: OTHERWISE (ingress: closed)"]
+        {
+            assert!(text.contains(expected), "{expected:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_protocol_that_policies_do_not_know_is_refused_by_name() {
+        let question = |protocol: &str| Question { protocol: protocol.into(), ..Question::default() };
+        assert_eq!(protocol_of(&question("icmp")), Ok(None));
+        assert!(protocol_of(&question("gre")).expect_err("refused").contains("gre"));
+    }
+}

@@ -1,0 +1,37 @@
+//! Which pods can be put under their policies.
+
+use super::model::Pod;
+use super::{EndpointState, Engine, PodId};
+use crate::model::ObjectName;
+
+impl Engine {
+    /// Whether the API holds a Pod of that name.
+    pub fn has_pod(&self, name: &ObjectName) -> bool {
+        self.objects.pods.contains_key(name)
+    }
+
+    /// Whether enough is known to put an endpoint of this pod under its policies: [`EndpointState::Programmed`] if so.
+    pub fn pod_state(&self, pod: &PodId) -> EndpointState {
+        if !self.synced {
+            return EndpointState::NotSynced;
+        }
+        if pod.name.is_empty() {
+            return EndpointState::Programmed;
+        }
+        let name = ObjectName::new(pod.namespace.as_str(), pod.name.as_str());
+        if !self.objects.pods.get(&name).is_some_and(|known| pod.is(known)) {
+            return EndpointState::PodUnknown;
+        }
+        match self.objects.namespaces.contains_key(pod.namespace.as_str()) {
+            true => EndpointState::Programmed,
+            false => EndpointState::NamespaceUnknown,
+        }
+    }
+}
+
+impl PodId {
+    /// Whether it is this Pod, and not another one of its name.
+    pub(super) fn is(&self, pod: &Pod) -> bool {
+        self.uid.is_empty() || *self.uid == *pod.uid || pod.config_hash.as_deref() == Some(self.uid.as_str())
+    }
+}
