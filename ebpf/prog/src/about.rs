@@ -88,7 +88,7 @@ fn ask(packet: &Packet, key: &FlowKey, trial: &mut DropEvent, may: u32) -> Resul
     }
     trial.tuple = *key;
     trial.flags = 0;
-    if let Err(reason) = policy::judge(trial, reading) {
+    if let Err(reason) = policy::judge(trial, reading | reading::AGAIN) {
         events::tell(trial);
         return Err(reason);
     }

@@ -62,7 +62,7 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
         && !quoted::settle(ctx, packet, may, &mut findings.trial)?
         && let Some(flow) = ct::flow_of(ctx, packet, may, findings)?
     {
-        nat::translate(ctx, packet, flow)?;
+        nat::follow(ctx, packet, flow)?;
     }
     Ok(Verdict::Stack)
 }
@@ -90,7 +90,7 @@ pub(crate) fn to_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
         Ok(None) => return Ok(Verdict::Stack),
         Err(reason) => return refuse::refuse(ctx, packet, reason, Back::Up),
     };
-    nat::translate(ctx, packet, flow)?;
+    nat::follow(ctx, packet, flow)?;
     if is_reply(flow) { Ok(Verdict::Stack) } else { forward::emit(ctx, packet) }
 }
 

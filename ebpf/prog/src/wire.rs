@@ -48,7 +48,7 @@ pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
     }
     match ct::flow_of(ctx, packet, may, findings) {
         Ok(Some(flow)) => {
-            nat::translate(ctx, packet, flow)?;
+            nat::follow(ctx, packet, flow)?;
             forward::send(ctx, packet)
         }
         Ok(None) if receiver.is_some() => forward::send(ctx, packet),

@@ -73,7 +73,7 @@ impl Engine {
             None => self.absorbed.nodes.remove(name),
         };
         let old = old.unwrap_or_default();
-        self.census.set_node(name, &old, node);
+        self.census.set_node(name, node);
         for address in old.iter().filter(|address| !new.contains(address)) {
             self.places.set_node(*address, name, false);
         }
