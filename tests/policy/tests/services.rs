@@ -183,6 +183,8 @@ spec:
      x/b
 x/b  iA
 ";
+        // There is one node at a time.
+        drop(guarded);
         let mut guarded = Guarded::start(&format!("pods: x/a x/b\n{tier}"), &[12]);
         let sent = guarded.dial(Hook::FromPod(Pod::B), b, family.cluster_ip());
         assert_eq!(sent, Err(Reason::PolicyIngress), "{family:?}");
