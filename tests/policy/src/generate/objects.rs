@@ -38,17 +38,9 @@ pub fn cluster(random: &mut Random) -> Vec<Thing> {
         if chance(random, 5, 6) {
             let place = Place { name: format!("local-{number}"), number, is_local: true };
             let namespace = *random.one_of(&NAMESPACES);
-            let mut pod = pod(random, namespace, &place);
-            let endpoint = endpoint(random, namespace, &place, &pod);
-            // Where the interface is nobody's or an earlier one's, no Pod says that it had the address.
-            let is_its = |endpoint: &Endpoint| endpoint.uid.is_empty() || Some(&endpoint.uid) == uid_of(&pod);
-            if endpoint.as_ref().is_some_and(|endpoint| !is_its(endpoint)) {
-                forget_addresses(&mut pod);
-            }
-            if endpoint.as_ref().is_none_or(|endpoint| !endpoint.name.is_empty()) {
-                add(pod);
-            }
-            endpoints.extend(endpoint);
+            let pod = pod(random, namespace, &place);
+            endpoints.extend(endpoint(random, namespace, &place, &pod));
+            add(pod);
         }
         if chance(random, 3, 4) {
             let place = Place { name: format!("remote-{number}"), number, is_local: false };
@@ -207,19 +199,6 @@ fn pod(random: &mut Random, namespace: &str, place: &Place) -> Object {
 /// Mostly the place's own; a Pod that was made anew under the name of another has a new one.
 fn uid(random: &mut Random, place: &Place) -> String {
     if chance(random, 1, 12) { format!("{}-anew", place.name) } else { place.name.clone() }
-}
-
-fn uid_of(object: &Object) -> Option<&String> {
-    if let Object::Pod(pod) = object { pod.metadata.uid.as_ref() } else { None }
-}
-
-fn forget_addresses(object: &mut Object) {
-    if let Object::Pod(pod) = object
-        && let Some(status) = &mut pod.status
-    {
-        status.pod_ip = None;
-        status.pod_ips = None;
-    }
 }
 
 /// A Pod of the host's network, with the node's addresses.
