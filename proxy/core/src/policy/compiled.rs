@@ -31,14 +31,14 @@ pub(super) struct Key {
 #[derive(Clone, Debug)]
 pub(super) struct Loaded {
     pub(super) program: Arc<Program>,
-    /// The program's peers by element.
-    pub(super) places: HashMap<ElementId, usize>,
+    /// The elements that the program's peers are, in order, each with its place among the peers.
+    pub(super) elements: Box<[(ElementId, usize)]>,
 }
 
 impl Loaded {
     /// No rules at all.
     pub(super) fn empty(direction: Direction) -> Self {
-        Self { program: Program::new(direction, &[], &[]).into(), places: HashMap::new() }
+        Self { program: Program::new(direction, &[], &[]).into(), elements: Box::default() }
     }
 }
 
@@ -136,7 +136,7 @@ impl Compiled {
         let mut rows = Compiler::new(&self.loaded, census);
         let default = rows.row(&[]);
         let mut stale: Vec<u32> = if self.stale.all {
-            let elements = self.loaded.places.keys().copied();
+            let elements = self.loaded.elements.iter().map(|(element, _)| *element);
             let names = self.loaded.program.names_of_peers().iter();
             let ports = names.flat_map(|name| census.elements_of_name(name));
             let held = elements.chain(ports).flat_map(|element| numbers.holders(element));
@@ -180,8 +180,12 @@ impl<'a> Compiler<'a> {
 
     /// The place of what the program says to whoever is these elements.
     fn row(&mut self, signature: &[ElementId]) -> usize {
-        let Loaded { program, places } = self.loaded;
-        let rules = program.matching(signature.iter().filter_map(|element| places.get(element).copied()));
+        let Loaded { program, elements } = self.loaded;
+        let held = signature.iter().filter_map(|element| {
+            let found = elements.binary_search_by_key(element, |(own, _)| *own).ok()?;
+            Some(elements[found].1)
+        });
+        let rules = program.matching(held);
         let names = program.names_of_peers();
         let mut named: Vec<NamedPort> = Vec::new();
         if !names.is_empty() {
