@@ -169,35 +169,41 @@ struct Compiler<'a> {
     rows: Vec<Row>,
     /// Places in `rows`, by row.
     places: HashMap<Row, usize>,
-    /// Places in `rows`, by the rules that match and what their names of ports stand for.
-    known: HashMap<(Vec<u32>, Vec<NamedPort>), usize>,
+    /// Places in `rows`, by the rules that match, and behind [`SEPARATOR`] the elements that their names of ports are.
+    known: HashMap<Box<[u32]>, usize>,
+    /// Room for such a key.
+    key: Vec<u32>,
 }
+
+/// Neither a rule nor an element.
+const SEPARATOR: u32 = u32::MAX;
 
 impl<'a> Compiler<'a> {
     fn new(loaded: &'a Loaded, census: &'a Census) -> Self {
-        Self { loaded, census, rows: Vec::new(), places: HashMap::new(), known: HashMap::new() }
+        let (places, known) = (HashMap::new(), HashMap::new());
+        Self { loaded, census, rows: Vec::new(), places, known, key: Vec::new() }
     }
 
     /// The place of what the program says to whoever is these elements.
     fn row(&mut self, signature: &[ElementId]) -> usize {
-        let Loaded { program, elements } = self.loaded;
+        let Self { loaded: Loaded { program, elements }, census, key, .. } = self;
         let held = signature.iter().filter_map(|element| {
             let found = elements.binary_search_by_key(element, |(own, _)| *own).ok()?;
             Some(elements[found].1)
         });
-        let rules = program.matching(held);
+        program.matching(held, key);
+        let count = key.len();
         let names = program.names_of_peers();
-        let mut named: Vec<NamedPort> = Vec::new();
         if !names.is_empty() {
-            let ports = signature.iter().filter_map(|element| self.census.port(*element));
-            named.extend(ports.filter(|port| names.binary_search(&port.name).is_ok()).cloned());
-            named.sort();
+            key.push(SEPARATOR);
+            let is_asked = |port: &NamedPort| names.binary_search(&port.name).is_ok();
+            key.extend(signature.iter().filter(|element| census.port(**element).is_some_and(is_asked)));
         }
-        let key = (rules, named);
-        if let Some(place) = self.known.get(&key) {
+        if let Some(place) = self.known.get(&**key) {
             return *place;
         }
-        let row = program.row(&key.0, &key.1);
+        let ports = key[count..].iter().filter_map(|element| census.port(*element));
+        let row = program.row(&key[..count], &ports.cloned().collect::<Vec<NamedPort>>());
         let place = match self.places.get(&row) {
             Some(place) => *place,
             None => {
@@ -206,7 +212,7 @@ impl<'a> Compiler<'a> {
                 self.rows.len() - 1
             }
         };
-        self.known.insert(key, place);
+        self.known.insert(key.as_slice().into(), place);
         place
     }
 }

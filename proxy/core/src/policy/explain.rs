@@ -217,7 +217,8 @@ impl Engine {
             .filter(|(_, one)| self.is_peer(one, peer))
             .map(|(place, _)| place)
             .collect();
-        let rules = program.matching(held.iter().copied());
+        let mut rules = Vec::new();
+        program.matching(held.into_iter(), &mut rules);
         let named: &[NamedPort] = peer.member().map_or(&[], |pod| &pod.ports);
         let decisions = program.decisions(&rules, named, Some(packet.0));
         let place = decisions.partition_point(|(first, _)| *first <= packet.1).saturating_sub(1);
