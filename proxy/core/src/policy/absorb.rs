@@ -2,7 +2,7 @@
 //!
 //! Nothing is written here, and no address gets another number: that is [`super::apply`]'s.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -262,19 +262,20 @@ impl Engine {
             let object = format!("{ranges} ranges of addresses, which may be at most half of the entries");
             return Err(MapError::policy(MapAction::Program, object, MapCause::Full(self.capacity.peers)));
         }
-        let mut places = HashMap::with_capacity(program.peers.len());
+        let mut elements = Vec::with_capacity(program.peers.len());
         for (place, peer) in program.peers.iter().enumerate() {
             let (element, network) =
                 self.census.acquire_peer(handle, peer, &self.objects.namespaces, &self.objects.nodes);
             if let Some(Network::Taken(element, peer)) = network {
                 self.places.take_network(element, peer);
             }
-            places.insert(element, place);
+            elements.push((element, place));
         }
         for name in program.names_of_peers() {
             self.census.acquire_name(handle, name);
         }
-        Ok(Loaded { program: program.clone(), places })
+        elements.sort_unstable();
+        Ok(Loaded { program: program.clone(), elements: elements.into() })
     }
 
     /// The peers of a program are no longer in use by it.

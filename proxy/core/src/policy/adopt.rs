@@ -51,7 +51,9 @@ impl Engine {
                 }
             }
         }
-        for (id, left) in &mut left {
+        // A damaged map may name ids that there are not.
+        let capacity = self.capacity.policies;
+        for (id, left) in left.iter_mut().filter(|(id, _)| (policies::FIRST..capacity).contains(*id)) {
             left.default = maps.default_row(*id)?;
             self.ids.reserve(*id);
         }
@@ -63,7 +65,8 @@ impl Engine {
     pub(super) fn take_over(&mut self) {
         let Some(Leftovers { policies: left }) = self.leftovers.take() else { return };
         self.places.assume(&mut self.identities);
-        let claims = self.claims(&left.keys().copied().collect());
+        let ids = left.keys().copied().filter(|id| (policies::FIRST..self.capacity.policies).contains(id));
+        let claims = self.claims(&ids.collect());
         for (id, left) in left {
             let rows = left.cells.values().copied().chain([left.default]);
             rows.for_each(|row| self.ledger.rows.refer(row));
