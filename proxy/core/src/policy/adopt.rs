@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fairlead_abi::{Isolation, policies};
+use fairlead_abi::{Isolation, policies, verdicts};
 
 use super::Engine;
 use super::absorb::DIRECTIONS;
@@ -51,11 +51,13 @@ impl Engine {
                 }
             }
         }
-        // A damaged map may name ids that there are not.
-        let capacity = self.capacity.policies;
-        for (id, left) in left.iter_mut().filter(|(id, _)| (policies::FIRST..capacity).contains(*id)) {
-            left.default = maps.default_row(*id)?;
-            self.ids.reserve(*id);
+        // Also of those whose cells are gone, but whose default row an earlier run could not take back.
+        for id in policies::FIRST..self.capacity.policies {
+            let default = maps.default_row(id)?;
+            if default != verdicts::DENY_NETWORK || left.contains_key(&id) {
+                left.entry(id).or_default().default = default;
+                self.ids.reserve(id);
+            }
         }
         self.leftovers = Some(Leftovers { policies: left });
         Ok(())

@@ -147,7 +147,9 @@ impl Compiled {
         stale.sort_unstable();
         stale.dedup();
         let mut wanted = Wanted::default();
-        for number in stale.into_iter().filter(|number| *number != identities::UNKNOWN) {
+        // What an earlier run knew of a number stays as it is until no address has it.
+        let is_open = |number: &u32| *number != identities::UNKNOWN && !numbers.is_inherited(*number);
+        for number in stale.into_iter().filter(is_open) {
             let has_cell = self.cells.contains_key(&number);
             match numbers.signature(number).map(|signature| rows.row(signature)) {
                 Some(row) if row != default => wanted.cells.push((number, row)),

@@ -110,6 +110,11 @@ impl Endpoints {
         Some(old)
     }
 
+    /// Whether one of them has the address.
+    pub(super) fn hold(&self, address: IpAddr) -> bool {
+        self.table.values().any(|endpoint| endpoint.addresses.contains(&address))
+    }
+
     pub(super) fn get(&self, index: u32) -> Option<&Endpoint> {
         self.table.get(&index)
     }

@@ -213,8 +213,10 @@ impl Engine {
 
     /// The endpoint at `index` is this pod's, with these addresses.
     pub fn add_endpoint(&mut self, index: u32, pod: PodId, addresses: Vec<IpAddr>) {
+        let held = addresses.clone();
         let old = self.endpoints.add(index, pod, addresses);
         self.left(index, old);
+        held.into_iter().for_each(|address| self.places.set_held(address, true));
         self.objects.dirty.pods.extend(self.endpoints.get(index).and_then(Endpoint::name));
     }
 
@@ -285,6 +287,9 @@ impl Engine {
         self.leave(index, old.ingress);
         self.leave(index, old.egress);
         self.objects.dirty.pods.extend(old.name());
+        for address in old.addresses.into_iter().filter(|address| !self.endpoints.hold(*address)) {
+            self.places.set_held(address, false);
+        }
     }
 
     /// Pauses grow while nothing changes; a removal may have made the room that others wait for.
