@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use fairlead_cluster_tests::ask::{Lasting, of};
 use fairlead_cluster_tests::policy::{Estate, by_sockets, closed};
 use fairlead_cluster_tests::{POD_PORT, SERVICE_PORT, service, variants, with_cluster, with_cluster_of};
@@ -13,12 +13,6 @@ use fairlead_harness::{Cluster, Load, Options, Place, Protocol};
 const SILENCE: Duration = Duration::from_millis(300);
 /// How long flows go on before and after a change.
 const A_WHILE: Duration = Duration::from_millis(700);
-/// The first of the ports that datagrams come from, each flow's its own before and after a change.
-const PORTS: u16 = 4000;
-/// How often policies come and go under flows that they allow.
-const ROUNDS: usize = 10;
-/// The protocols whose packets say which flow they belong to.
-const CONNECTIONS: [Protocol; 2] = [Protocol::Tcp, Protocol::Sctp];
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
@@ -26,20 +20,11 @@ fn a_change_of_a_policy_ends_the_flows_that_it_denies() {
     with_cluster(|cluster| {
         for directions in [["Ingress"], ["Egress"]] {
             let estate = Estate::set(cluster)?;
-            let flows = begin(cluster, &estate, &CONNECTIONS)?;
+            let flows = begin(cluster, &estate, &Protocol::ALL)?;
             thread::sleep(A_WHILE);
-            // None is under way while the policy changes: an answer that comes after it would begin a flow of its own.
-            let mut datagrams = targets(cluster, &estate, &[Protocol::Udp])?;
-            for ((what, place, load), port) in datagrams.iter_mut().zip(PORTS..) {
-                *load = load.clone().from_port(port).times(3);
-                place.requests(load)?.all_answered().with_context(|| what.clone())?;
-            }
             let changed = SystemTime::now();
             let denied = deny(cluster, &estate, &directions)?;
-            for (what, place, load) in &datagrams {
-                let answers = place.requests(load)?.replies().count();
-                ensure!(answers == 0, "{what}: {answers} answers after the change, by {directions:?}");
-            }
+            thread::sleep(A_WHILE);
             for (what, report) in flows.end()? {
                 let before = report.replies().filter(|reply| reply.at < changed).count();
                 ensure!(before > 10, "{what}: {before} answers before the change");
@@ -79,7 +64,7 @@ fn a_flow_that_is_allowed_outlasts_every_change_of_other_rules() {
         // An association that began before its client was under a policy is not known as one, and lost.
         let flows = begin(cluster, &estate, &Protocol::SOCKETS)?;
         let matrix = estate.matrix(by_sockets);
-        for round in 0..ROUNDS {
+        for round in 0..10 {
             let name = format!("round-{round}");
             let policy = closed(&name, "peer", &["Ingress"]);
             cluster.api().apply(&policy)?;
@@ -87,13 +72,7 @@ fn a_flow_that_is_allowed_outlasts_every_change_of_other_rules() {
             cluster.api().remove(&policy)?;
             matrix.shows("far\n away .\n web .")?;
         }
-        for (what, report) in flows.end()? {
-            ensure!(report.outcomes.len() > 50, "{what}: only {} requests", report.outcomes.len());
-            // An answer under way when its client comes under its first policy is not known as one; it is sent again.
-            let lost = if what.starts_with("udp") { ROUNDS } else { 0 };
-            ensure!(report.failures().len() <= lost, "{what}: {:?}", report.failures());
-        }
-        Ok(())
+        flows.were_undisturbed(50)
     });
 }
 
