@@ -77,6 +77,13 @@ impl Endpoint {
             Direction::Egress => self.egress,
         }
     }
+
+    pub(super) fn set_under(&mut self, direction: Direction, under: Under) {
+        match direction {
+            Direction::Ingress => self.ingress = under,
+            Direction::Egress => self.egress = under,
+        }
+    }
 }
 
 impl Endpoints {
