@@ -1,4 +1,4 @@
-//! Connections of local pods that are in no table of ours. The pod's own table of sockets tells of them.
+//! Connections of local pods that are in no table of ours. The pod's own tables of sockets tell of them.
 //!
 //! A pod may have a plain connection to a backend, from a port from which it now dials a Service that would give it
 //! that very backend: both would have one tuple there. And a pod may have connections that are older than the policies
@@ -7,13 +7,15 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock_tuple as SocketTuple};
-use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 use fairlead_abi::{Address, FlowKey, protocol};
 
 use crate::endpoint;
 
 /// Of no socket.
 const NONE: u32 = 0;
+/// The state of a connected socket, a datagram socket's too.
+const CONNECTED: u32 = 1;
 /// A state that new connections of the tuple may follow (RFC 9293, section 3.6.1).
 const TIME_WAIT: u32 = 6;
 /// A state of no connection.
@@ -49,10 +51,31 @@ fn is_connected(skb: *mut __sk_buff, netns: u32, tuple: &FlowKey) -> bool {
     !matches!(state(skb, netns, tuple, From::Source), NONE | TIME_WAIT | LISTEN)
 }
 
-/// Whether the packet is one of a server to its client, in a connection that a local pod at either end of it has.
+/// Whether the packet is one of a server to its client, in a connection that a local pod at either end of it has, or
+/// a datagram to a local pod's socket that is connected to its sender.
 #[inline(always)]
 pub(crate) fn is_answer(skb: *mut __sk_buff, tuple: &FlowKey) -> bool {
-    tuple.protocol == protocol::TCP && fairlead_answer(skb, tuple) != 0
+    let tells = matches!(tuple.protocol, protocol::TCP | protocol::UDP);
+    tells && fairlead_answer(skb, tuple) != 0
+}
+
+/// Whether the datagram's sender is a local pod that has no socket connected to the receiver: perhaps a server's.
+#[inline(always)]
+pub(crate) fn is_unconnected(skb: *mut __sk_buff, tuple: &FlowKey) -> bool {
+    fairlead_unconn(skb, tuple) != 0
+}
+
+/// Out of line as a global function: the verifier walks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_unconn(skb: *mut __sk_buff, tuple: *const FlowKey) -> u32 {
+    // SAFETY: the caller passes a tuple of its own; the verifier wants to see that it is there.
+    let Some(tuple) = (unsafe { tuple.as_ref() }) else {
+        return 0;
+    };
+    let sender = endpoint::find(&tuple.source);
+    let state = sender.map(|sender| state(skb, sender.netns, &tuple.reversed(), From::Source));
+    u32::from(state.is_some_and(|state| state != CONNECTED))
 }
 
 /// Out of line as a global function: the verifier walks it once, by itself.
@@ -63,6 +86,12 @@ extern "C" fn fairlead_answer(skb: *mut __sk_buff, tuple: *const FlowKey) -> u32
     let Some(tuple) = (unsafe { tuple.as_ref() }) else {
         return 0;
     };
+    if tuple.protocol == protocol::UDP {
+        // That a sender's socket is not connected says nothing: any may send to anybody.
+        let receiver = endpoint::find(&tuple.destination);
+        let state = receiver.map(|receiver| state(skb, receiver.netns, tuple, From::Source));
+        return u32::from(state == Some(CONNECTED));
+    }
     let mut is_told = 0;
     if let Some(receiver) = endpoint::find(&tuple.destination)
         && receiver.netns != 0
@@ -141,12 +170,32 @@ fn state(skb: *mut __sk_buff, netns: u32, tuple: &FlowKey, from: From) -> u32 {
             (&raw mut (*v6).dport).write_volatile(tuple.destination_port.wire());
         }
     }
+    if tuple.protocol == protocol::UDP {
+        return datagrams(skb, wanted, size, netns);
+    }
     // SAFETY: the context is the kernel's, the tuple ours, initialised as far as the size says.
     let socket = unsafe { bpf_skc_lookup_tcp(skb.cast(), wanted, size, u64::from(netns - 1), 0) };
     if socket.is_null() {
         return NONE;
     }
     // SAFETY: the helper has given a socket, whose state may be read until it is released.
+    unsafe {
+        let state = (&raw const (*socket).state).read_volatile();
+        bpf_sk_release(socket.cast());
+        state
+    }
+}
+
+/// The same of a datagram socket (kernel 4.20). Out of line, since the verifier does not let one instruction read the
+/// state of sockets of two kinds.
+#[inline(never)]
+fn datagrams(skb: *mut __sk_buff, wanted: *mut SocketTuple, size: u32, netns: u32) -> u32 {
+    // SAFETY: as in `state`.
+    let socket = unsafe { bpf_sk_lookup_udp(skb.cast(), wanted, size, u64::from(netns - 1), 0) };
+    if socket.is_null() {
+        return NONE;
+    }
+    // SAFETY: as in `state`.
     unsafe {
         let state = (&raw const (*socket).state).read_volatile();
         bpf_sk_release(socket.cast());

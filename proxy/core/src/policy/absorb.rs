@@ -61,7 +61,6 @@ impl Engine {
         if !policies.is_empty() {
             self.reload(&policies);
         }
-        self.retry_loads();
         self.touch();
     }
 
@@ -271,7 +270,7 @@ impl Engine {
     }
 
     /// Tries again to replace programs that there was no room for.
-    fn retry_loads(&mut self) {
+    pub(super) fn retry_loads(&mut self) {
         let waiting = |(handle, compiled): (&Handle, &Compiled)| Some((*handle, compiled.waiting.clone()?));
         let waiting: Vec<(Handle, Arc<Program>)> = self.compiled.iter().filter_map(waiting).collect();
         waiting.into_iter().for_each(|(handle, program)| self.replace(handle, program));
