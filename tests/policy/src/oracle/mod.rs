@@ -131,11 +131,18 @@ impl<'a> Oracle<'a> {
     /// Why one side's policies deny the flow that this packet begins, if they do.
     #[must_use]
     pub fn side(&self, direction: Direction, probe: &Probe) -> Option<Cause> {
-        let (client, server) = (self.party(probe.from.ip()), self.party(probe.to.ip()));
-        match direction {
-            Direction::Ingress => self.denies(direction, &server, &client, probe),
-            Direction::Egress => self.denies(direction, &client, &server, probe),
-        }
+        self.side_among(self, direction, probe)
+    }
+
+    /// As [`Self::side`], where the other side is whom `others` takes it for.
+    #[must_use]
+    pub fn side_among(&self, others: &Oracle<'_>, direction: Direction, probe: &Probe) -> Option<Cause> {
+        let (client, server) = (probe.from.ip(), probe.to.ip());
+        let (subject, peer) = match direction {
+            Direction::Ingress => (server, client),
+            Direction::Egress => (client, server),
+        };
+        self.denies(direction, &self.party(subject), &others.party(peer), probe)
     }
 
     /// Why the policies of the party that is `subject` in this direction deny the flow, if they do.
