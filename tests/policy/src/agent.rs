@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use fairlead_core::dataplane::PolicyMaps;
-use fairlead_core::model::ObjectName;
-use fairlead_core::policy::{Capacity, Engine, PodId};
+use fairlead_core::model::{ObjectName, Protocol};
+use fairlead_core::policy::{Capacity, Engine, Party, PodId};
 
-use crate::case::{Endpoint, Object, Step};
+use crate::case::{Endpoint, Object, Probe, Step};
 use crate::cluster::Cluster;
 use crate::world::NODE;
 
@@ -38,6 +38,15 @@ impl Agent {
     #[must_use]
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// Whether the flow passes on the client's and on the server's side, as the engine explains it.
+    #[must_use]
+    pub fn why(&self, probe: &Probe) -> [bool; 2] {
+        let protocol = Protocol::from_number(probe.protocol());
+        let [client, server] = [probe.from, probe.to].map(|end| Party::Address(end.ip()));
+        let explained = self.engine.why(&client, &server, protocol, probe.port());
+        [explained.egress.allowed, explained.ingress.allowed]
     }
 
     /// Feeds the engine with the history, and brings the maps up to date.

@@ -21,6 +21,8 @@ pub type Tally = BTreeMap<String, usize>;
 const CAPACITY: Capacity = Capacity { policies: 1024, cells: 65_536, rows: 65_536, peers: 65_536 };
 /// How many writes in a thousand fail, where some do.
 const FAILURES: u32 = 20;
+/// Of so many packets the engine is asked about one.
+const ASKED: usize = 10;
 /// Every packet is looked at after each write: of all probes, these many are.
 const WATCHED: usize = 24;
 
@@ -48,7 +50,8 @@ pub fn run_with_failures(case: &Case, tally: &mut Tally) -> Result<(), Mismatch>
 pub fn run_watched(case: &Case, tally: &mut Tally) -> Result<(), Mismatch> {
     for failures in [0, FAILURES] {
         let mut subject = Subject::start(failures);
-        let mut before = subject.live_through(&case.history)?;
+        subject.compare(&case.history, &case.probes, &mut Tally::new())?;
+        let mut before = subject.agent.cluster().clone();
         for step in &case.later {
             before = subject.watch(&before, step, case, failures > 0, tally)?;
         }
@@ -126,6 +129,20 @@ impl Subject {
             }
             self.check(probe, verdict)?;
             *tally.entry(verdict.to_string()).or_default() += 1;
+        }
+        probes.iter().step_by(ASKED).try_for_each(|probe| self.ask(&oracle, probe))
+    }
+
+    /// Holds what the engine says when it is asked why against the interpreter.
+    fn ask(&self, oracle: &Oracle<'_>, probe: &Probe) -> Result<(), Mismatch> {
+        let sides = [(Direction::Egress, probe.from), (Direction::Ingress, probe.to)];
+        for ((direction, end), said) in sides.into_iter().zip(self.agent.why(probe)) {
+            // Of others it says what their own node would.
+            let is_local = self.agent.cluster().endpoint_at(end.ip()).is_some();
+            let cause = oracle.side(direction, probe);
+            if is_local && said != cause.is_none() {
+                return Err(of(probe, format!("{direction:?} is explained as {said}, is {cause:?}")));
+            }
         }
         Ok(())
     }

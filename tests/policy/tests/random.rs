@@ -16,9 +16,9 @@ use fairlead_prog_tests::random::{Random, SEED};
 /// The environment's variable that says how many random clusters there are, in each test.
 const CLUSTERS: &str = "FAIRLEAD_POLICY_CLUSTERS";
 /// How many there are otherwise: so many that at least 100,000 packets are judged by maps in memory.
-const STRAIGHT: usize = 1_400;
-const EVENTFUL: usize = 500;
-const WATCHED: usize = 60;
+const STRAIGHT: usize = 1_300;
+const EVENTFUL: usize = 300;
+const WATCHED: usize = 40;
 const THROUGH_PROGRAMS: usize = 150;
 
 /// What a run has seen.

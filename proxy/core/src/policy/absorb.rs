@@ -127,10 +127,6 @@ impl Engine {
             return;
         };
         let pod = self.objects.pods.get(&name).filter(|pod| endpoint.is_of(pod));
-        if pod.is_some_and(|pod| pod.finished || pod.host_network) {
-            self.put_under(index, Under::Open, Under::Open);
-            return;
-        }
         let subject = pod.map(|pod| Subject { labels: pod.labels.clone(), ports: pod.ports.clone() });
         let subject = subject.or_else(|| endpoint.subject.clone());
         if let Some(endpoint) = self.endpoints.get_mut(index) {

@@ -188,6 +188,9 @@ impl Engine {
             misses: Vec::new(),
         };
         let local = subject.endpoint.and_then(|index| Some((index, self.endpoints.get(index)?)));
+        if local.is_some_and(|(_, endpoint)| endpoint.name().is_none()) {
+            return side(true, "no Pod of the API: no policy is about it");
+        }
         let known = local.and_then(|(_, endpoint)| endpoint.subject.clone());
         let known = known.map(|subject| (subject.labels, subject.ports));
         let (labels, ports): (Arc<Labels>, Arc<[NamedPort]>) = match (known, subject.pod) {

@@ -50,7 +50,8 @@ pub fn cluster(random: &mut Random) -> Vec<Thing> {
     }
     for number in 0..random.below(2) {
         let place = Place { name: format!("host-{number}"), number: 0, is_local: number == 0 };
-        add(host_pod(random, *random.clone().one_of(&NAMESPACES), &place));
+        let namespace = *random.one_of(&NAMESPACES);
+        add(host_pod(random, namespace, &place));
     }
     for policy in policies::policies(random) {
         add(policy);

@@ -124,7 +124,8 @@ fn block(random: &mut Random) -> Value {
         };
         let mut within: Vec<&str> = RANGES.into_iter().filter(inner).collect();
         if within.is_empty() || chance(random, 1, 16) {
-            within.push(*random.clone().one_of(&["198.51.100.0/24", "::/0", "nonsense", "10.1.0.0/24"]));
+            let stray: &str = random.one_of::<&str>(&["198.51.100.0/24", "::/0", "nonsense", "10.1.0.0/24"]);
+            within.push(stray);
         }
         let count = random.below(3);
         block["except"] = (0..count).map(|_| json!(random.one_of(&within))).collect();

@@ -211,7 +211,7 @@ impl<'a> Oracle<'a> {
         }
         match self.cluster.known.get(&endpoint.index).map(|pod| self.bearer(pod)) {
             None | Some(Bearer { namespace: None, .. }) => Standing::Unknown,
-            Some(bearer) if !is_selectable(bearer.pod) => Standing::Free,
+            Some(bearer) if is_on_host(bearer.pod) => Standing::Free,
             Some(bearer) => Standing::Subject(bearer),
         }
     }
@@ -261,11 +261,15 @@ impl Traffic<'_> {
     }
 }
 
-/// Pods of the host's network are their node to others, and those that are over are nothing.
+/// Whether the Pod may be a peer: those of the host's network are their node to others, and those that are over are
+/// nothing. As a subject one that is over stays what it was while it has its interface: its processes may linger.
 fn is_selectable(pod: &Pod) -> bool {
-    let on_host = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    !on_host && !matches!(phase, Some("Succeeded" | "Failed"))
+    !is_on_host(pod) && !matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn is_on_host(pod: &Pod) -> bool {
+    pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true)
 }
 
 /// When the Pod was made, in seconds of the Unix epoch.

@@ -23,6 +23,9 @@ pub(super) fn matches(selector: &LabelSelector, labels: &Labels) -> Option<bool>
 fn meets(requirement: &LabelSelectorRequirement, label: Option<&String>) -> Option<bool> {
     let values = requirement.values.as_deref().unwrap_or_default();
     let is_one = label.is_some_and(|label| values.contains(label));
+    if requirement.key.is_empty() {
+        return None;
+    }
     match (requirement.operator.as_str(), values.is_empty()) {
         ("In", false) => Some(is_one),
         ("NotIn", false) => Some(!is_one),
