@@ -174,7 +174,7 @@ fn an_echo_request_is_nobodys_answer() {
 }
 
 /// Admits `PEER` at this port of the protocol, and nobody and nothing else.
-fn admit_port(node: &mut Node, protocol: u8, port: u16) {
+pub(crate) fn admit_port(node: &mut Node, protocol: u8, port: u16) {
     node.set_policy(POLICY, verdicts::DENY_NETWORK);
     node.set_cell(POLICY, PEER, ROW);
     node.set_row(ROW, verdicts::DENY_NETWORK);
