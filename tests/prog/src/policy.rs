@@ -1,6 +1,7 @@
 //! Policies of the node's pods.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
@@ -22,6 +23,18 @@ impl Node {
     pub fn set_isolation(&mut self, pod: Pod, ingress: u32, egress: u32) {
         let isolation = Isolation { ingress, egress };
         array(&mut self.ebpf, maps::ISOLATION).set(pod as u32, isolation, 0).expect("isolate a pod");
+    }
+
+    /// Lets the pod have come under a policy, after none, so long ago; false if the machine, whose clock it is, is younger.
+    ///
+    /// # Panics
+    /// When the map refuses it.
+    #[must_use]
+    pub fn set_isolated(&mut self, pod: Pod, ago: Duration) -> bool {
+        let Some(since) = coarse_clock().checked_sub(ago) else { return false };
+        let nanoseconds = u64::try_from(since.as_nanos()).expect("a time that the kernel can tell");
+        array(&mut self.ebpf, maps::ISOLATED).set(pod as u32, nanoseconds, 0).expect("write when");
+        true
     }
 
     /// Makes `row` what the policy says to identities without a cell.
@@ -181,10 +194,19 @@ impl Node {
         self.clear_policy_drops();
         for pod in Pod::ALL {
             self.set_isolation(pod, policies::OPEN, policies::OPEN);
+            array(&mut self.ebpf, maps::ISOLATED).set(pod as u32, 0_u64, 0).expect("forget when");
         }
         self.set_policy_state(0, 0);
         self.quiet();
     }
+}
+
+/// The clock that the programs read: monotonic, to the last tick.
+fn coarse_clock() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
+    Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).expect("less than a second"))
 }
 
 /// How many of the compiled policies tests use.
