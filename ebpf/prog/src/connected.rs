@@ -2,7 +2,8 @@
 //!
 //! A pod may have a plain connection to a backend, from a port from which it now dials a Service that would give it
 //! that very backend: both would have one tuple there. And a pod may have connections that are older than the policies
-//! which admit them from one of their ends only: which end has a listener tells who began.
+//! which admit them from one of their ends only: which end has a listener tells who began. Of datagrams, a socket that is
+//! connected tells that its owner is a client, if no other at its port hears everybody.
 
 use core::mem::MaybeUninit;
 

@@ -1,6 +1,7 @@
 //! Flows: which packets are translated, and to what, and which are admitted.
 //!
-//! In the table are flows to Services, and those whose replies policies would not admit by themselves. Each has two
+//! In the table are flows to Services, those whose replies policies would not admit by themselves, and those of datagrams
+//! that policies have a say in, lest the answers be taken for flows when the policies change. Each has two
 //! entries, made together by [`enter`]: the client's packets find the forward one, the backend's packets the reply one.
 //! What is over is removed by [`crate::places`].
 //!

@@ -10,6 +10,7 @@ use fairlead_abi::{
     Address, Cell, CellKey, DropEvent, FlowKey, Isolation, PeerKey, PolicyState, Port, RowKey, maps,
     policies, rows,
 };
+use nix::time::{ClockId, clock_gettime};
 
 use crate::node::{Node, array, clear, hash};
 use crate::place::Pod;
@@ -31,7 +32,8 @@ impl Node {
     /// When the map refuses it.
     #[must_use]
     pub fn set_isolated(&mut self, pod: Pod, ago: Duration) -> bool {
-        let Some(since) = coarse_clock().checked_sub(ago) else { return false };
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("read the clock");
+        let Some(since) = Duration::from(now).checked_sub(ago) else { return false };
         let nanoseconds = u64::try_from(since.as_nanos()).expect("a time that the kernel can tell");
         array(&mut self.ebpf, maps::ISOLATED).set(pod as u32, nanoseconds, 0).expect("write when");
         true
@@ -199,14 +201,6 @@ impl Node {
         self.set_policy_state(0, 0);
         self.quiet();
     }
-}
-
-/// The clock that the programs read: monotonic, to the last tick.
-fn coarse_clock() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes one timespec.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
-    Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).expect("less than a second"))
 }
 
 /// How many of the compiled policies tests use.

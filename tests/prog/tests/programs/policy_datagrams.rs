@@ -179,9 +179,9 @@ fn nothing_is_an_answer_from_before_a_policy_on_what_the_pod_sends_or_where_flow
                 if is_own { pair.arrives(answer.clone()) } else { Then::Dropped(Reason::PolicyIngress) };
             let answered = Case::new("answer", WIRE, answer.clone(), then);
             if is_own {
-                answered.check(&node)
+                answered.check(&node);
             } else {
-                judged(answered).check(&node)
+                judged(answered).check(&node);
             }
             node.quiet();
         }
