@@ -2,7 +2,8 @@
 //!
 //! A pod may have a plain connection to a backend, from a port from which it now dials a Service that would give it
 //! that very backend: both would have one tuple there. And a pod may have connections that are older than the policies
-//! which admit them from one of their ends only: which end has a listener tells who began.
+//! which admit them from one of their ends only: which end has a listener tells who began. Of datagrams, a socket that is
+//! connected tells that its owner is a client, if no other at its port hears everybody.
 
 use core::mem::MaybeUninit;
 
@@ -14,10 +15,10 @@ use crate::endpoint;
 
 /// Of no socket.
 const NONE: u32 = 0;
-/// The state of a connected socket, a datagram socket's too.
-const CONNECTED: u32 = 1;
 /// A state that new connections of the tuple may follow (RFC 9293, section 3.6.1).
 const TIME_WAIT: u32 = 6;
+/// The state of a datagram socket that is not connected (TCP_CLOSE), and of no other that is found.
+const UNCONNECTED: u32 = 7;
 /// A state of no connection.
 const LISTEN: u32 = 10;
 const V4: u32 = 12;
@@ -51,31 +52,31 @@ fn is_connected(skb: *mut __sk_buff, netns: u32, tuple: &FlowKey) -> bool {
     !matches!(state(skb, netns, tuple, From::Source), NONE | TIME_WAIT | LISTEN)
 }
 
-/// Whether the packet is one of a server to its client, in a connection that a local pod at either end of it has, or
-/// a datagram to a local pod's socket that is connected to its sender.
+/// Whether the packet is one of a server to its client, in a connection that a local pod at either end of it has. Of
+/// datagrams only those to a client that is a local pod and has connected its socket are known to be.
 #[inline(always)]
 pub(crate) fn is_answer(skb: *mut __sk_buff, tuple: &FlowKey) -> bool {
     let tells = matches!(tuple.protocol, protocol::TCP | protocol::UDP);
     tells && fairlead_answer(skb, tuple) != 0
 }
 
-/// Whether the datagram's sender is a local pod that has no socket connected to the receiver: perhaps a server's.
+/// Whether the datagram's sender is a local pod whose sockets do not say that it is a client of the receiver: perhaps
+/// its server.
 #[inline(always)]
-pub(crate) fn is_unconnected(skb: *mut __sk_buff, tuple: &FlowKey) -> bool {
-    fairlead_unconn(skb, tuple) != 0
+pub(crate) fn may_be_answer(skb: *mut __sk_buff, tuple: &FlowKey) -> bool {
+    fairlead_serves(skb, tuple) != 0
 }
 
 /// Out of line as a global function: the verifier walks it once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn fairlead_unconn(skb: *mut __sk_buff, tuple: *const FlowKey) -> u32 {
+extern "C" fn fairlead_serves(skb: *mut __sk_buff, tuple: *const FlowKey) -> u32 {
     // SAFETY: the caller passes a tuple of its own; the verifier wants to see that it is there.
     let Some(tuple) = (unsafe { tuple.as_ref() }) else {
         return 0;
     };
     let sender = endpoint::find(&tuple.source);
-    let state = sender.map(|sender| state(skb, sender.netns, &tuple.reversed(), From::Source));
-    u32::from(state.is_some_and(|state| state != CONNECTED))
+    u32::from(sender.is_some_and(|sender| end(skb, sender.netns, &tuple.reversed()) != End::Client))
 }
 
 /// Out of line as a global function: the verifier walks it once, by itself.
@@ -89,8 +90,7 @@ extern "C" fn fairlead_answer(skb: *mut __sk_buff, tuple: *const FlowKey) -> u32
     if tuple.protocol == protocol::UDP {
         // That a sender's socket is not connected says nothing: any may send to anybody.
         let receiver = endpoint::find(&tuple.destination);
-        let state = receiver.map(|receiver| state(skb, receiver.netns, tuple, From::Source));
-        return u32::from(state == Some(CONNECTED));
+        return u32::from(receiver.is_some_and(|receiver| end(skb, receiver.netns, tuple) == End::Client));
     }
     let mut is_told = 0;
     if let Some(receiver) = endpoint::find(&tuple.destination)
@@ -125,11 +125,12 @@ enum End {
 
 #[inline(always)]
 fn end(skb: *mut __sk_buff, netns: u32, tuple: &FlowKey) -> End {
-    if matches!(state(skb, netns, tuple, From::Source), NONE | LISTEN) {
+    if matches!(state(skb, netns, tuple, From::Source), NONE | UNCONNECTED | LISTEN) {
         return End::Neither;
     }
     // From where nobody can be connected, only a listener would hear.
-    if state(skb, netns, tuple, From::Nowhere) == LISTEN { End::Server } else { End::Client }
+    let accepts = matches!(state(skb, netns, tuple, From::Nowhere), UNCONNECTED | LISTEN);
+    if accepts { End::Server } else { End::Client }
 }
 
 /// Whose packet it is that a socket is looked up for.

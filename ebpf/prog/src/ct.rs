@@ -1,6 +1,7 @@
 //! Flows: which packets are translated, and to what, and which are admitted.
 //!
-//! In the table are flows to Services, and those whose replies policies would not admit by themselves. Each has two
+//! In the table are flows to Services, those whose replies policies would not admit by themselves, and those of datagrams
+//! that policies have a say in, lest the answers be taken for flows when the policies change. Each has two
 //! entries, made together by [`enter`]: the client's packets find the forward one, the backend's packets the reply one.
 //! What is over is removed by [`crate::places`].
 //!
@@ -13,7 +14,6 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{
     Address, Backend, Counter, DropEvent, Flow, FlowKey, Reason, event_flags, flow_flags, identities,
-    protocol,
 };
 use fairlead_flow::life;
 
@@ -200,7 +200,7 @@ extern "C" fn fairlead_begin(
             Ok(_) if may & may::OUTSIDE != 0 && trial.identity & identities::OWN_NODE != 0 => {
                 return Outcome::from(Reason::SpoofedSource).0;
             }
-            Ok(_) if is_plain && !is_another && is_late_answer(skb, packet) => {
+            Ok(admission) if is_plain && !is_another && is_late_answer(skb, packet, admission) => {
                 trial.tuple = packet.tuple.reversed();
                 trial.flags = 0;
                 // One to a client that is not admitted any more passes as its sender's own, and opens no way back.
@@ -214,9 +214,6 @@ extern "C" fn fairlead_begin(
                 Entry::Needed => is_entered = true,
                 Entry::Wanted => {
                     itself(&packet.tuple, choice);
-                    if packet.fragment == Fragment::First {
-                        lead(packet, flow);
-                    }
                     return REMEMBERED.0;
                 }
             },
@@ -262,13 +259,24 @@ fn answers(
     policy::judge(trial, reading::AGAIN).map(|_| ())
 }
 
-/// Whether the packet is a datagram of a pod that came under a policy lately, from a socket that is not connected: more
-/// likely an answer to somebody whose flow has no entry yet than the first of another.
-#[inline(always)]
-fn is_late_answer(skb: *mut __sk_buff, packet: &Packet) -> bool {
-    packet.tuple.protocol == protocol::UDP
-        && endpoint::find(&packet.tuple.source).is_some_and(policy::is_late)
-        && connected::is_unconnected(skb, &packet.tuple)
+/// Whether the packet, which policies have just admitted, is more likely an answer, in a flow that has no entry since
+/// they had no say in it, than the first of another flow: a datagram of a pod whose clients came under a policy
+/// lately, unless its socket is a client's, or one to the socket of a client that came under one lately.
+///
+/// What has entries whatever policies say has had them before.
+///
+/// Out of line for the stack's sake.
+#[inline(never)]
+fn is_late_answer(skb: *mut __sk_buff, packet: &Packet, admission: Admission) -> bool {
+    let is_datagram = !life::is_of_connections(packet.tuple.protocol) && !packet.is_icmp();
+    if !is_datagram || packet.is_opaque() || admission.is_kept() {
+        return false;
+    }
+    if endpoint::find(&packet.tuple.source).is_some_and(policy::is_late_server) {
+        return connected::may_be_answer(skb, &packet.tuple);
+    }
+    endpoint::find(&packet.tuple.destination).is_some_and(policy::is_late)
+        && connected::is_answer(skb, &packet.tuple)
 }
 
 /// Whether a packet is to be entered as the first of a flow.
@@ -293,7 +301,7 @@ enum Entry {
 /// Out of line for the stack's sake.
 #[inline(never)]
 fn entry_of(packet: &Packet, admission: Admission, trial: &mut DropEvent) -> Entry {
-    if packet.is_opaque() || !admission.is_of_policies() {
+    if packet.is_opaque() || packet.fragment == Fragment::Later || !admission.is_of_policies() {
         return Entry::None;
     }
     if life::is_of_connections(packet.tuple.protocol) || packet.is_icmp() {
@@ -331,12 +339,16 @@ extern "C" fn fairlead_open(
         flow.place = NO_PLACE;
     }
     let is_answer = how == open::ANSWER;
+    let passes = is_answer || how == open::REMEMBERED;
+    if passes && packet.fragment == Fragment::First {
+        lead(packet, flow);
+    }
     let key = if is_answer { &trial.tuple } else { &packet.tuple };
-    // The client of a connection that is under way has the port that it has.
-    let is_fixed = is_answer || how == open::REMEMBERED || !is_of_ports(key.protocol);
+    // The client of a flow that is under way has the port that it has.
+    let is_fixed = passes || !is_of_ports(key.protocol);
     let opened = enter(skb, key, choice, flow, is_fixed);
     if opened.is_ok() {
-        if packet.fragment == Fragment::First {
+        if packet.fragment == Fragment::First && !passes {
             fragment::remember(packet, flow);
         }
         observe::count(if how == open::ANEW { Counter::FlowRebalanced } else { Counter::FlowCreated });

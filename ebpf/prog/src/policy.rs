@@ -116,6 +116,12 @@ pub(crate) fn is_late(endpoint: &Endpoint) -> bool {
     ISOLATED.get(endpoint.index).is_some_and(|since| clock::now().saturating_sub(*since) < LATELY)
 }
 
+/// Whether that may be so, and policies have a say in who the pod's clients are.
+#[inline(always)]
+pub(crate) fn is_late_server(endpoint: &Endpoint) -> bool {
+    of(endpoint).ingress != policies::OPEN && is_late(endpoint)
+}
+
 /// Whether no policy selects the pod, in either direction.
 #[inline(always)]
 pub(crate) fn is_free(endpoint: &Endpoint) -> bool {
