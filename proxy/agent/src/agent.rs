@@ -363,6 +363,7 @@ impl Agent {
     /// How full the maps are, by what is known of them: none is read for it.
     fn maps(&self) -> Vec<MapView> {
         let mut entries = BTreeMap::from(lock(&self.reconciler).entries());
+        entries.extend(self.policies.entries());
         let pods = lock(&self.endpoints);
         entries.extend([
             (maps::ENDPOINTS, pods.entry_count()),

@@ -160,8 +160,22 @@ impl<'a> Stage<'a> {
         table.row("host → Service without endpoint: refused", |family, protocol| {
             refused(host, protocol, (family.of(&self.nobody)?, SERVICE_PORT).into())
         });
+        self.isolate(&mut table)?;
         self.replace(&mut table)?;
         Ok(table)
+    }
+
+    /// A pod that a policy isolates: who is named by a rule reaches it, and nobody else.
+    fn isolate(&self, table: &mut Table) -> Result<()> {
+        self.cluster.apply(&isolated())?;
+        let vault = self.cluster.pod("vault")?;
+        table.row("pod → isolated pod whose policy admits it", |family, protocol| {
+            self.pod_to_pod(&vault, family, protocol)
+        });
+        table.row("pod → isolated pod, not admitted: dropped", |family, protocol| {
+            dropped(&self.solo.place, protocol, (family.of(&vault.ips)?, POD_PORT).into())
+        });
+        Ok(())
     }
 
     fn pod_to_pod(&self, server: &RunningPod, family: Family, protocol: Protocol) -> Result<Duration> {
@@ -249,8 +263,35 @@ fn refused(place: &Place, protocol: Protocol, target: SocketAddr) -> Result<Dura
     latencies.get(latencies.len() / 2).copied().context("no request was made")
 }
 
+/// A request that nobody must hear of.
+fn dropped(place: &Place, protocol: Protocol, target: SocketAddr) -> Result<Cell> {
+    let report = place.requests(&Load::new(protocol, target).giving_up_after(AT_ONCE).times(1))?;
+    if let Some(reply) = report.replies().next() {
+        bail!("answered by {}", reply.answer.pod);
+    }
+    match report.failures().first() {
+        Some(failure) if failure.kind == FailureKind::TimedOut => Ok(Cell::Dropped),
+        Some(failure) => bail!("{failure}"),
+        None => bail!("no request was made"),
+    }
+}
+
 fn latency(report: &Report) -> Result<Duration> {
     report.median().context("no request was answered")
+}
+
+/// What a check found.
+enum Cell {
+    /// The median time to an answer.
+    After(Duration),
+    /// No answer, as it should be.
+    Dropped,
+}
+
+impl From<Duration> for Cell {
+    fn from(latency: Duration) -> Self {
+        Self::After(latency)
+    }
 }
 
 /// The table, printed row by row as it comes about.
@@ -265,15 +306,18 @@ impl Table {
         Self { passed: 0, failed: 0 }
     }
 
-    /// One row; `check` returns a cell's median latency, or why it failed.
-    fn row(&mut self, title: &str, mut check: impl FnMut(Family, Protocol) -> Result<Duration>) {
+    /// One row; `check` returns what a cell shows, or why it failed.
+    fn row<C: Into<Cell>>(&mut self, title: &str, mut check: impl FnMut(Family, Protocol) -> Result<C>) {
         let mut line = format!("{title:42}");
         let mut causes = Vec::new();
         for (family, protocol) in COLUMNS {
             match check(family, protocol) {
-                Ok(latency) => {
+                Ok(found) => {
                     self.passed += 1;
-                    line += &format!("{:>9.2} ms", latency.as_secs_f64() * 1000.0);
+                    line += &match found.into() {
+                        Cell::After(latency) => format!("{:>9.2} ms", latency.as_secs_f64() * 1000.0),
+                        Cell::Dropped => format!("{:>12}", "dropped"),
+                    };
                 }
                 Err(error) => {
                     self.failed += 1;
@@ -290,11 +334,23 @@ impl Table {
 }
 
 fn replacement() -> String {
+    pod("solo-next", "solo")
+}
+
+/// A pod, and the policy that lets it be reached by the echo pods alone.
+fn isolated() -> String {
+    pod("vault", "vault")
+        + "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: vault }\nspec:\n  \
+           podSelector: { matchLabels: { app: vault } }\n  ingress:\n    \
+           - from: [{ podSelector: { matchLabels: { app: echo } } }]\n"
+}
+
+fn pod(name: &str, app: &str) -> String {
     let port = |protocol: &str| {
         format!("{{ name: {}, containerPort: {POD_PORT}, protocol: {protocol} }}", protocol.to_lowercase())
     };
     format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: solo-next, labels: {{ app: solo }} }}\nspec:\n  containers:\n  \
+        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {name}, labels: {{ app: {app} }} }}\nspec:\n  containers:\n  \
          - {{ name: echo, image: \"fairlead/echo:dev\", ports: [{}, {}] }}\n",
         port("TCP"),
         port("UDP")
@@ -312,6 +368,8 @@ fn explore(cluster: &Cluster) -> Result<()> {
          kubectl get nodes,pods,services,endpointslices -o wide\n\
          {proxy} status --socket {socket}\n\
          {proxy} services --socket {socket}\n\
+         {proxy} why --from default/solo-next --to default/vault --port tcp/{POD_PORT} --socket {socket}\n\
+         {proxy} flows --drops --socket {socket}\n\
          ip -n {netns} route; ip -n {netns} -6 route\n\
          nsenter --net=/run/netns/{client} {harness} probe --protocol tcp --target {address}:{port} --count 1\n\
          ls {logs}\n\n\

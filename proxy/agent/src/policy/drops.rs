@@ -95,7 +95,8 @@ pub struct Drop {
     pub protocol: String,
     /// Whether the packet was the server's, on its way back.
     pub reply: bool,
-    /// The objects that the pod is under in this direction.
+    /// The objects of that tier that the pod is under in this direction: one of them denies it, or, if they are
+    /// NetworkPolicies, none of them allows it.
     pub policies: Vec<String>,
 }
 
@@ -214,6 +215,7 @@ impl Policies {
             verdicts::DENY_BASELINE => Some("Baseline"),
             _ => Some("NetworkPolicy"),
         };
+        let policies = engine.compiled(event.policy).map(|view| view.policies).unwrap_or_default();
         Drop {
             number: 0,
             time: stamp(time),
@@ -226,9 +228,14 @@ impl Policies {
                 None => tuple.protocol.to_string(),
             },
             reply: event.flags & event_flags::REPLY != 0,
-            policies: engine.compiled(event.policy).map(|view| view.policies).unwrap_or_default(),
+            policies: policies.into_iter().filter(|name| is_of_tier(name, tier)).collect(),
         }
     }
+}
+
+/// Whether an object, as in `NetworkPolicy shop/web`, may have decided in this tier.
+fn is_of_tier(name: &str, tier: Option<&str>) -> bool {
+    name.starts_with("NetworkPolicy ") == (tier == Some("NetworkPolicy"))
 }
 
 #[cfg(test)]
@@ -257,5 +264,13 @@ mod tests {
         assert_eq!(drops.since(0).len(), KEPT);
         let last: Vec<u16> = drops.since(KEPT as u64 + 3).iter().map(|event| event.server.port).collect();
         assert_eq!(last, [KEPT as u16 + 3, KEPT as u16 + 4]);
+    }
+
+    #[test]
+    fn a_drop_names_the_objects_of_its_tier_alone() {
+        let named =
+            |tier| ["NetworkPolicy shop/web", "ClusterNetworkPolicy all"].map(|name| is_of_tier(name, tier));
+        assert_eq!(named(Some("NetworkPolicy")), [true, false]);
+        assert_eq!(named(Some("Admin")), [false, true]);
     }
 }

@@ -185,6 +185,11 @@ impl Policies {
         self.lock().engine.pending().map(|(what, error)| format!("{what}: {error}")).collect()
     }
 
+    /// How many entries the maps of policies hold, by name of map.
+    pub fn entries(&self) -> [(&'static str, usize); 3] {
+        self.lock().engine.entries()
+    }
+
     /// How long reconciles took, in seconds.
     pub fn durations(&self) -> Histogram {
         self.lock().durations.clone()

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use fairlead_abi::{policies, verdicts};
 use fairlead_core::dataplane::PolicyMaps as _;
+use fairlead_core::frontends::FrontendKind;
 use fairlead_core::model::{ObjectName, Protocol, frontend_key};
 use fairlead_core::policy::{Direction, Explanation, Party, PartyView, Side};
 use fairlead_core::view::{FrontendView, WithoutBackend};
@@ -200,7 +201,13 @@ fn step(agent: &Agent, Dialled { name, address, protocol, view }: &Dialled) -> S
     ServiceStep {
         name: name.to_string(),
         frontend: format!("{address}/{protocol}"),
-        kind: format!("{:?}", view.kind),
+        kind: match view.kind {
+            FrontendKind::ClusterIp => "ClusterIP",
+            FrontendKind::NodePort => "NodePort",
+            FrontendKind::LoadBalancer => "LoadBalancer",
+            FrontendKind::ExternalIp => "externalIP",
+        }
+        .to_owned(),
         backends: view.internal.clone(),
         without_backend: match view.without_backend {
             WithoutBackend::Reject => "refused: the Service has no endpoint".to_owned(),

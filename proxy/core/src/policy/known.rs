@@ -1,10 +1,21 @@
-//! Which pods can be put under their policies.
+//! Which pods can be put under their policies, and how much the maps hold.
+
+use fairlead_abi::maps;
 
 use super::model::Pod;
 use super::{EndpointState, Engine, PodId};
 use crate::model::ObjectName;
 
 impl Engine {
+    /// How many entries the maps hold by what was written to them, by name of map.
+    pub fn entries(&self) -> [(&'static str, usize); 3] {
+        [
+            (maps::CELLS, self.ledger.cells),
+            (maps::ROWS, self.ledger.rows.entries()),
+            (maps::PEERS, self.places.held()),
+        ]
+    }
+
     /// Whether the API holds a Pod of that name.
     pub fn has_pod(&self, name: &ObjectName) -> bool {
         self.objects.pods.contains_key(name)

@@ -69,6 +69,11 @@ impl Default for Rows {
 }
 
 impl Rows {
+    /// How many entries the map holds.
+    pub(super) fn entries(&self) -> usize {
+        self.entries
+    }
+
     /// Learns what is in the map, before anything else.
     pub(super) fn adopt(&mut self, found: Vec<(RowPrefix, u32)>) {
         let mut by_number: BTreeMap<u32, Vec<(RowPrefix, u32)>> = BTreeMap::new();

@@ -186,6 +186,11 @@ pub(super) struct Places {
 }
 
 impl Places {
+    /// How many prefixes the map holds.
+    pub(super) fn held(&self) -> usize {
+        self.actual.entries.len()
+    }
+
     /// A range came into use for a peer.
     pub(super) fn take_network(&mut self, element: ElementId, peer: &Peer) {
         let Peer::Network { cidr, except } = peer else { return };
