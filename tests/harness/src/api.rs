@@ -9,6 +9,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::NamespaceResourceScope;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::{DynamicObject, GroupVersionKind};
+use kube::discovery::{Scope, pinned_kind};
 use kube::{Client, Config, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,7 +31,7 @@ pub async fn client(kubeconfig: &Path) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-/// A blocking client. Objects are those of the namespace `default`.
+/// A blocking client. Objects are those of the namespace `default` where nothing else is said.
 pub struct Api {
     runtime: Runtime,
     client: Client,
@@ -62,6 +64,15 @@ impl Api {
     /// When the API server does not answer.
     pub fn get<K: Object>(&self, name: &str) -> Result<Option<K>> {
         self.block_on(self.of::<K>().get_opt(name)).with_context(|| format!("get {} {name}", what::<K>()))
+    }
+
+    /// The object of that name in another namespace, if there is one.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub fn get_in<K: Object>(&self, namespace: &str, name: &str) -> Result<Option<K>> {
+        let api = kube::Api::<K>::namespaced(self.client.clone(), namespace);
+        self.block_on(api.get_opt(name)).with_context(|| format!("get {} {namespace}/{name}", what::<K>()))
     }
 
     /// All objects with these labels; with no selector, all objects.
@@ -140,6 +151,50 @@ impl Api {
             .with_context(|| format!("patch {} {name}", what::<K>()))
     }
 
+    /// Makes the object that the document names what the document says, by server-side apply: what an earlier one said
+    /// and this one does not is taken away. Any kind that the API server knows, in the document's namespace.
+    ///
+    /// # Errors
+    /// When the API server refuses, or does not know the kind.
+    pub fn apply(&self, document: &Value) -> Result<Value> {
+        let how = PatchParams::apply("fairlead-tests").force();
+        let applied = self.block_on(async {
+            let api = self.named_by(document).await?;
+            api.patch(text(document, "/metadata/name"), &how, &Patch::Apply(document)).await
+        });
+        let applied = applied.with_context(|| format!("apply {}", describe(document)))?;
+        Ok(serde_json::to_value(applied)?)
+    }
+
+    /// Begins to delete the object that the document names.
+    ///
+    /// # Errors
+    /// When the API server refuses, as it does when there is none.
+    pub fn remove(&self, document: &Value) -> Result<()> {
+        let removed = self.block_on(async {
+            let api = self.named_by(document).await?;
+            api.delete(text(document, "/metadata/name"), &DeleteParams::default()).await
+        });
+        removed.map(drop).with_context(|| format!("delete {}", describe(document)))
+    }
+
+    /// The objects of the document's kind and namespace.
+    async fn named_by(&self, document: &Value) -> kube::Result<kube::Api<DynamicObject>> {
+        let (group, version) = match text(document, "/apiVersion").split_once('/') {
+            Some((group, version)) => (group, version),
+            None => ("", text(document, "/apiVersion")),
+        };
+        let gvk = GroupVersionKind::gvk(group, version, text(document, "/kind"));
+        let (resource, capabilities) = pinned_kind(&self.client, &gvk).await?;
+        Ok(match (capabilities.scope, text(document, "/metadata/namespace")) {
+            (Scope::Cluster, _) => kube::Api::all_with(self.client.clone(), &resource),
+            (Scope::Namespaced, "") => kube::Api::default_namespaced_with(self.client.clone(), &resource),
+            (Scope::Namespaced, namespace) => {
+                kube::Api::namespaced_with(self.client.clone(), namespace, &resource)
+            }
+        })
+    }
+
     fn many(&self, work: impl Iterator<Item = impl Future<Output = kube::Result<()>>>) -> kube::Result<()> {
         self.block_on(stream::iter(work).buffer_unordered(AT_A_TIME).try_collect())
     }
@@ -162,6 +217,15 @@ impl<K> Object for K where
         + Serialize
         + DeserializeOwned
 {
+}
+
+/// The string at a JSON pointer; empty if there is none.
+fn text<'a>(document: &'a Value, pointer: &str) -> &'a str {
+    document.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn describe(document: &Value) -> String {
+    format!("{} {}", text(document, "/kind"), text(document, "/metadata/name"))
 }
 
 fn what<K: Object>() -> String {

@@ -16,7 +16,7 @@
 //! server ([`serve`]) inside, status and readiness reported to the API.
 //!
 //! What tests do: a [`Place`] is where a client runs, a [`Load`] what it does (TCP, UDP, and [`sctp`] by raw sockets),
-//! a [`Report`] what came of it; [`packet`] makes packets that no client would send, [`Faults`] are the API server's,
+//! a [`Report`] what came of it; [`reach`] tries whether many are reached; [`packet`] makes packets that no client would send, [`Faults`] are the API server's,
 //! and [`upgrade`] makes another build of the agent.
 //!
 //! Everything has a name derived from the cluster's [`layout`], every process sits in the cluster's control
@@ -41,6 +41,7 @@ mod place;
 mod probe;
 mod process;
 mod protocol;
+pub mod reach;
 pub mod relay;
 mod report;
 pub mod sctp;
@@ -53,8 +54,9 @@ pub use control::ControlPlane;
 pub use faults::{Faults, Outage};
 pub use load::Load;
 pub use node::{Node, output};
-pub use place::{Place, Traffic};
+pub use place::{Place, Traffic, Trying};
 pub use probe::{http_get, run as run_load};
 pub use process::{Process, binary, wait_for};
 pub use protocol::{Port, Protocol};
+pub use reach::{Outcome, Try, Way};
 pub use report::{Failure, FailureKind, Reply, Report};

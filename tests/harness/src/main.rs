@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use fairlead_harness::layout::Layout;
-use fairlead_harness::{DEMO_DIR, Load, Port, down, kubelet, relay, run_load, serve, sweep};
+use fairlead_harness::{DEMO_DIR, Load, Port, Try, down, kubelet, reach, relay, run_load, serve, sweep};
 
 /// A Kubernetes cluster of network namespaces on this machine, networked by Fairlead.
 #[derive(Parser)]
@@ -66,6 +66,13 @@ enum Action {
     /// Send requests and report on them as JSON.
     #[command(hide = true)]
     Probe(Load),
+    /// Try whether somebody is reached: tries and outcomes are JSON.
+    #[command(hide = true)]
+    Reach {
+        /// Milliseconds until a try counts as unanswered.
+        #[arg(long)]
+        patience_ms: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -94,6 +101,11 @@ fn act(action: Action) -> Result<ExitCode> {
         Action::Relay { listen, netns, target } => relay::run(listen, &netns, target)?,
         Action::Serve { pod, ports, linger_ms } => {
             serve::run(&pod, &ports, Duration::from_millis(linger_ms))?;
+        }
+        Action::Reach { patience_ms } => {
+            let tries: Vec<Try> = serde_json::from_reader(std::io::stdin()).context("read the tries")?;
+            let outcomes = reach::run(&tries, Duration::from_millis(patience_ms));
+            println!("{}", serde_json::to_string(&outcomes)?);
         }
         Action::Probe(load) => println!("{}", serde_json::to_string(&run_load(&load))?),
     }

@@ -254,7 +254,7 @@ fn healthz(place: &Place) -> Result<(u16, String)> {
 }
 
 fn register(layout: &NodeLayout, api: &Api, options: &Options) -> Result<()> {
-    let [pod_cidr, _] = &layout.pod_cidrs;
+    let pod_cidrs = options.pod_cidrs.get(&layout.name).unwrap_or(&layout.pod_cidrs);
     let mut labels = json!({
         "kubernetes.io/hostname": layout.name,
         "kubernetes.io/os": "linux",
@@ -265,7 +265,7 @@ fn register(layout: &NodeLayout, api: &Api, options: &Options) -> Result<()> {
     }
     let object = serde_json::from_value(json!({
         "metadata": { "name": layout.name, "labels": labels },
-        "spec": { "podCIDR": pod_cidr, "podCIDRs": layout.pod_cidrs },
+        "spec": { "podCIDR": pod_cidrs[0], "podCIDRs": pod_cidrs },
     }))?;
     let status = json!({
         "status": {

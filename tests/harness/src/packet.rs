@@ -73,7 +73,7 @@ pub fn ip(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> 
             header.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
             header.extend(source.octets());
             header.extend(destination.octets());
-            let checksum = fold(sum(&header));
+            let checksum = checksum(&header);
             header[10..12].copy_from_slice(&checksum.to_be_bytes());
             header
         }
@@ -107,6 +107,11 @@ fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: u8, payload
         _ => panic!("{source} and {destination} are of different families"),
     };
     fold(addresses + u32::from(protocol) + u32::from(length(payload.len())) + sum(payload))
+}
+
+/// The Internet checksum, RFC 1071.
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
+    fold(sum(bytes))
 }
 
 fn sum(bytes: &[u8]) -> u32 {

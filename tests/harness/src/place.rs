@@ -1,7 +1,8 @@
 //! A place to run things: a network namespace and a control group, as of a node, a pod or the outside client.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use fairlead_net::netns::Netns;
+use serde::de::DeserializeOwned;
 
 use crate::load::Load;
 use crate::netns;
 use crate::node::output;
 use crate::process::binary;
 use crate::protocol::Protocol;
+use crate::reach::{Outcome, Try};
 use crate::report::{Failure, Reply, Report};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -113,6 +116,33 @@ impl Place {
         self.traffic(load)?.report()
     }
 
+    /// Begins to try from here, all at the same time, each for that long.
+    ///
+    /// # Errors
+    /// When the process can't be started.
+    pub fn tries(&self, tries: &[Try], patience: Duration) -> Result<Trying> {
+        let mut command = self.command(binary("fairlead-harness")?)?;
+        command.args(["reach", "--patience-ms", &patience.as_millis().to_string()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("start a process that tries")?;
+        let mut stdin = child.stdin.take().context("its input")?;
+        let begun = Trying(Traffic { child });
+        stdin.write_all(&serde_json::to_vec(tries)?).context("tell it the tries")?;
+        Ok(begun)
+    }
+
+    /// What a kernel's table of this place counts, as in `snmp` or `snmp6` below `/proc/net`: by names such as
+    /// `Udp: InDatagrams` or `Udp6InDatagrams`.
+    ///
+    /// # Errors
+    /// When there is no such table.
+    pub fn counters(&self, table: &str) -> Result<BTreeMap<String, u64>> {
+        // Of a thread, since the namespace is one's.
+        let path = format!("/proc/thread-self/net/{table}");
+        let text = self.netns.run(|| fs::read_to_string(&path))?.with_context(|| format!("read {path}"))?;
+        Ok(parse_counters(&text))
+    }
+
     /// What `ip` prints here, as in `ip(&["route", "show"])`.
     ///
     /// # Errors
@@ -189,6 +219,30 @@ impl Place {
     }
 }
 
+/// Reads a table of counters: one a line with its name, or a line of names above each line of numbers.
+fn parse_counters(text: &str) -> BTreeMap<String, u64> {
+    let mut counters = BTreeMap::new();
+    let mut names: Option<Vec<&str>> = None;
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match (names.take(), words.as_slice()) {
+            (None, [name, number]) => {
+                counters.extend(number.parse().ok().map(|number| ((*name).to_owned(), number)));
+            }
+            (None, _) => names = Some(words),
+            (Some(names), [group, numbers @ ..]) => {
+                let named = names.iter().skip(1).zip(numbers);
+                counters
+                    .extend(named.filter_map(|(name, number)| {
+                        Some((format!("{group} {name}"), number.parse().ok()?))
+                    }));
+            }
+            (Some(_), []) => {}
+        }
+    }
+    counters
+}
+
 fn setting_file(name: &str) -> PathBuf {
     Path::new("/proc/sys/net").join(name)
 }
@@ -209,7 +263,7 @@ impl Traffic {
         self.report()
     }
 
-    fn report(mut self) -> Result<Report> {
+    fn report<T: DeserializeOwned>(mut self) -> Result<T> {
         let mut text = String::new();
         if let Some(mut stdout) = self.child.stdout.take() {
             stdout.read_to_string(&mut text).context("read a client's report")?;
@@ -222,10 +276,38 @@ impl Traffic {
     }
 }
 
+/// Tries under way.
+#[derive(Debug)]
+pub struct Trying(Traffic);
+
+impl Trying {
+    /// Waits for the outcomes, in the order of the tries.
+    ///
+    /// # Errors
+    /// When the process does not report.
+    pub fn outcomes(self) -> Result<Vec<Outcome>> {
+        self.0.report()
+    }
+}
+
 impl Drop for Traffic {
     fn drop(&mut self) {
         // After the report both are without effect: the client has been waited for.
         self.child.kill().ok();
         self.child.wait().ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_kinds_of_tables_of_counters_are_read() {
+        let of_ipv4 = "Udp: InDatagrams NoPorts\nUdp: 3 4\nUdpLite: InDatagrams\nUdpLite: 0\n";
+        let counters = parse_counters(of_ipv4);
+        assert_eq!((counters["Udp: InDatagrams"], counters["Udp: NoPorts"]), (3, 4));
+        let of_ipv6 = "Udp6InDatagrams                 \t7\nUdp6NoPorts\t8\n";
+        assert_eq!(parse_counters(of_ipv6)["Udp6NoPorts"], 8);
     }
 }

@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use fairlead_harness::packet::{RST, Segment, tcp};
-use fairlead_harness::{Cluster, FailureKind, Load, Options, Protocol, RunningPod, wait_for};
+use fairlead_harness::{
+    Cluster, FailureKind, Load, Options, Outcome, Protocol, RunningPod, Try, Way, wait_for,
+};
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::{Value, json};
 
 const PORT: u16 = 8080;
 
@@ -43,6 +46,48 @@ fn pods_answer_by_all_three_protocols_and_on_the_hosts_network_too() {
         let closed = client.place.request(Protocol::Sctp, (on_host.ips[0], 9).into())?;
         ensure!(closed.as_ref().is_err_and(|f| f.kind == FailureKind::TimedOut), "{closed:?}");
         Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn objects_of_any_kind_are_applied_as_json_and_pods_of_a_namespace_are_tried() {
+    let options = options().with_pod_cidrs("node2", ["10.244.7.0/29", "fd00:10:244:7::/125"]);
+    with_cluster_of(options, |cluster| {
+        let api = cluster.api();
+        let namespace = |labels: Value| {
+            json!({ "apiVersion": "v1", "kind": "Namespace",
+            "metadata": { "name": "team", "labels": labels } })
+        };
+        api.apply(&namespace(json!({ "colour": "red", "size": "small" })))?;
+        let labels = api.apply(&namespace(json!({ "colour": "blue" })))?["metadata"]["labels"].clone();
+        ensure!(labels == json!({ "colour": "blue", "kubernetes.io/metadata.name": "team" }), "{labels}");
+
+        let ports = json!([{ "name": "web", "containerPort": PORT }]);
+        let server = json!({ "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": "server", "namespace": "team" },
+            "spec": { "nodeName": "node2", "containers": [{ "name": "echo", "image": "any", "ports": ports }] } });
+        api.apply(&server)?;
+        cluster.apply(&pod("client", "node1", ""))?;
+        let (client, found) = (cluster.pod("client")?, cluster.pod_in("team", "server")?);
+        ensure!(
+            found.ips.iter().all(|ip| ip.to_string().contains("244.7.") || ip.to_string().contains("244:7:")),
+            "{:?}",
+            found.ips
+        );
+        let way = |ip: IpAddr| [Way::Request(Protocol::Tcp, (ip, PORT).into()), Way::Echo(ip)];
+        let mut tries: Vec<Try> =
+            found.ips.iter().flat_map(|&ip| way(ip)).map(|way| Try { way, source: None }).collect();
+        // Nobody listens on this port.
+        tries.push(Try { way: Way::Request(Protocol::Udp, (found.ips[0], 9).into()), source: None });
+        let outcomes = client.place.tries(&tries, Duration::from_millis(500))?.outcomes()?;
+        let (closed, open) = outcomes.split_last().context("outcomes")?;
+        ensure!(open.len() == 4 && open.iter().all(|o| *o == Outcome::Reached), "{outcomes:?}");
+        ensure!(*closed == Outcome::Refused, "{outcomes:?}");
+        ensure!(found.place.counters("snmp")?["Udp: NoPorts"] == 1, "it counts the datagram to nobody");
+
+        api.remove(&server)?;
+        cluster.wait_until_gone_in("team", "server")
     });
 }
 
@@ -300,7 +345,11 @@ fn options() -> Options {
 }
 
 fn with_cluster(test: impl FnOnce(&Cluster) -> Result<()>) {
-    let cluster = Cluster::start(options()).unwrap_or_else(|error| panic!("start a cluster: {error:#}"));
+    with_cluster_of(options(), test);
+}
+
+fn with_cluster_of(options: Options, test: impl FnOnce(&Cluster) -> Result<()>) {
+    let cluster = Cluster::start(options).unwrap_or_else(|error| panic!("start a cluster: {error:#}"));
     test(&cluster).unwrap_or_else(|error| panic!("{error:#}"));
     cluster.down().unwrap_or_else(|error| panic!("take the cluster down: {error:#}"));
 }

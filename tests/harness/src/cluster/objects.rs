@@ -71,9 +71,17 @@ impl Cluster {
     /// # Errors
     /// When it takes too long; with what the pod's status says.
     pub fn pod(&self, name: &str) -> Result<RunningPod> {
+        self.pod_in("default", name)
+    }
+
+    /// The same for a pod of that namespace.
+    ///
+    /// # Errors
+    /// As [`pod`](Self::pod).
+    pub fn pod_in(&self, namespace: &str, name: &str) -> Result<RunningPod> {
         let mut last = None;
-        let ready = wait_for(&format!("pod {name}"), PATIENCE, || {
-            last = self.api.get::<Pod>(name)?;
+        let ready = wait_for(&format!("pod {namespace}/{name}"), PATIENCE, || {
+            last = self.api.get_in::<Pod>(namespace, name)?;
             Ok(last.clone().filter(is_ready))
         });
         let pod = ready.with_context(|| format!("its conditions: {:?}", conditions(last.as_ref())))?;
@@ -96,8 +104,16 @@ impl Cluster {
     /// # Errors
     /// When it takes too long.
     pub fn wait_until_gone(&self, pod: &str) -> Result<()> {
-        wait_for(&format!("the end of pod {pod}"), PATIENCE, || {
-            Ok(self.api.get::<Pod>(pod)?.is_none().then_some(()))
+        self.wait_until_gone_in("default", pod)
+    }
+
+    /// The same for a pod of that namespace.
+    ///
+    /// # Errors
+    /// As [`wait_until_gone`](Self::wait_until_gone).
+    pub fn wait_until_gone_in(&self, namespace: &str, pod: &str) -> Result<()> {
+        wait_for(&format!("the end of pod {namespace}/{pod}"), PATIENCE, || {
+            Ok(self.api.get_in::<Pod>(namespace, pod)?.is_none().then_some(()))
         })
     }
 

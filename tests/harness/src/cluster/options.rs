@@ -23,6 +23,8 @@ pub struct Options {
     pub node_arguments: BTreeMap<String, Vec<String>>,
     /// Labels of Nodes beside those that every node has, by the node's name; the zone is `zone-<number>` if none is here.
     pub node_labels: BTreeMap<String, BTreeMap<String, String>>,
+    /// The networks of a node's pods, IPv4 and IPv6, by the node's name, instead of those of its layout.
+    pub pod_cidrs: BTreeMap<String, [String; 2]>,
     /// Told each step as it begins.
     pub progress: fn(&str),
 }
@@ -36,6 +38,7 @@ impl Default for Options {
             proxy_arguments: Vec::new(),
             node_arguments: BTreeMap::new(),
             node_labels: BTreeMap::new(),
+            pod_cidrs: BTreeMap::new(),
             progress: |_| {},
         }
     }
@@ -67,6 +70,13 @@ impl Options {
     #[must_use]
     pub fn with_label(mut self, node: &str, key: &str, value: &str) -> Self {
         self.node_labels.entry(node.to_owned()).or_default().insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// The same with other networks for the pods of that node, IPv4 and IPv6: small ones, say, which are soon full.
+    #[must_use]
+    pub fn with_pod_cidrs(mut self, node: &str, cidrs: [&str; 2]) -> Self {
+        self.pod_cidrs.insert(node.to_owned(), cidrs.map(str::to_owned));
         self
     }
 
