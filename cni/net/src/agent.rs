@@ -83,7 +83,7 @@ pub enum Request {
 }
 
 /// The first packet of a flow, as `fairlead-proxy why` asks about it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
     /// `namespace/pod`, or an address.
     pub from: String,

@@ -26,9 +26,9 @@ layout!(Endpoint, 24);
 /// Bits that the programs set on an endpoint, in [`crate::maps::MARKS`].
 ///
 /// They keep packets that no Service touched away from the flow table: a pod whose mark is clear takes
-/// part in no translated flow, so neither its packets nor those sent to it can need one.
+/// part in no flow that is there, so neither its packets nor those sent to it can need one.
 pub mod marks {
-    /// The endpoint is the client or the backend of a flow that is, or was, translated. Never cleared
-    /// while the endpoint lives.
+    /// The endpoint is the client or the backend of a flow that is, or was, in the flow table: a translated one, or one
+    /// whose replies policies admit by it. Never cleared while the endpoint lives.
     pub const TRANSLATED: u32 = 1;
 }

@@ -1,4 +1,4 @@
-//! Translated flows.
+//! Flows that are translated, or that policies admit replies to.
 
 use crate::{Address, Port, layout};
 
@@ -36,8 +36,9 @@ impl FlowKey {
     }
 }
 
-/// What a matching packet's tuple becomes. A translated connection has two entries: one for the client's
-/// packets (forward) and one for the backend's (reply, [`flow_flags::REPLY`]). 72 bytes.
+/// What a matching packet's tuple becomes. A connection has two entries: one for the client's packets (forward) and one
+/// for the backend's (reply, [`flow_flags::REPLY`]). One that is entered for policies' sake alone has no backend, 0, and
+/// its packets leave as they came. The ports of protocols that have none are 0. 72 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
@@ -83,6 +84,8 @@ pub mod flow_flags {
     pub const ANSWERED: u32 = 32;
     /// The client went on after the answer: neither the client nor the answer was forged.
     pub const CONFIRMED: u32 = 64;
+    /// The node's own stack began it: no policy has a say in it.
+    pub const NODE: u32 = 128;
 }
 
 /// The fragments of one datagram (RFC 791, section 3.2; RFC 8200, section 4.5). 40 bytes.

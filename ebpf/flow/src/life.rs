@@ -26,7 +26,7 @@ pub const REFUSED: u64 = 10 * SECOND;
 /// An open connection that saw an RST is over after two hours, by when either side has asked whether the other is
 /// still there (tcp_keepalive_time). The RST may have been out of the window, and not believed.
 pub const RESET: u64 = 7_200 * SECOND;
-/// A UDP flow in which the client went on after an answer is over after two minutes (nf_conntrack_udp_timeout_stream).
+/// A UDP flow, or one of ICMP or another protocol without connections, in which the client went on after an answer is over after two minutes (nf_conntrack_udp_timeout_stream).
 pub const UDP: u64 = 120 * SECOND;
 /// Another one is over after half a minute (nf_conntrack_udp_timeout).
 pub const UDP_OPENING: u64 = 30 * SECOND;
@@ -41,13 +41,19 @@ pub const ENDED_REST: u64 = SECOND / 10;
 /// and that of one which one side closed after a minute.
 pub const CLOSING_REST: u64 = 60 * SECOND;
 
+/// Whether the protocol says when a flow begins and ends.
+#[inline(always)]
+pub const fn is_of_connections(ip_protocol: u8) -> bool {
+    matches!(ip_protocol, protocol::TCP | protocol::SCTP)
+}
+
 /// How long the entry may stay without a packet.
 #[inline(always)]
 pub const fn span(flow: &Flow, ip_protocol: u8) -> u64 {
     let flags = flow.flags;
     let answered = flags & flow_flags::ANSWERED != 0;
     let confirmed = flags & flow_flags::CONFIRMED != 0;
-    if ip_protocol == protocol::UDP {
+    if !is_of_connections(ip_protocol) {
         return if confirmed { UDP } else { UDP_OPENING };
     }
     if flags & flow_flags::CLOSED != 0 {
@@ -138,6 +144,8 @@ mod tests {
         lives(protocol::UDP, 0, 30);
         lives(protocol::UDP, flow_flags::ANSWERED, 30);
         lives(protocol::UDP, OPEN, 120);
+        lives(protocol::ICMP, 0, 30);
+        lives(47, OPEN, 120);
     }
 
     #[test]

@@ -1,19 +1,26 @@
-//! Flows: which packets are translated, and to what.
+//! Flows: which packets are translated, and to what, and which are admitted.
 //!
-//! Only flows to Services are in the table. Each has two entries, made together by [`open`]: the client's packets
-//! find the forward one, the backend's packets the reply one. What is over is removed by [`crate::places`].
+//! In the table are flows to Services, and those whose replies policies would not admit by themselves. Each has two
+//! entries, made together by [`open`]: the client's packets find the forward one, the backend's packets the reply one.
+//! What is over is removed by [`crate::places`].
+//!
+//! Policies are asked about a flow when it begins, before it is entered, so that what they deny fills no table, and
+//! again when they have changed. What is in no flow is judged packet by packet.
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Address, Backend, Counter, Flow, FlowKey, Reason, flow_flags, protocol};
+use fairlead_abi::{Address, Backend, Counter, DropEvent, Flow, FlowKey, Reason, flow_flags};
+use fairlead_flow::life;
 
 use crate::lb::{self, Choice, Client};
-use crate::packet::{Fragment, Packet};
+use crate::packet::{Fragment, Packet, is_of_ports};
+use crate::policy::{self, reading};
+use crate::room::Findings;
 use crate::table::{self, Claim};
 use crate::verdict::Outcome;
-use crate::{clock, config, connected, endpoint, fragment, observe, places, service};
+use crate::{clock, config, connected, endpoint, events, fragment, observe, places, service};
 
 /// No element of the array of places.
 const NO_PLACE: u32 = u32::MAX;
@@ -33,87 +40,46 @@ pub(crate) mod may {
     pub(crate) const KEEP_APART: u32 = 8;
     /// Begin a flow of the node itself, whose packets are on their way out.
     pub(crate) const BEGIN_AWAY: u32 = 16;
+    /// Ask the policies of local pods. Without it the packet is the node's own, and so is the flow that it begins.
+    pub(crate) const JUDGE: u32 = 32;
+    /// Let what is in no flow pass unasked: policies have no say in it.
+    pub(crate) const PASS_PLAIN: u32 = 64;
+    /// Begin a flow for what the node sends to a pod whose answers policies might not admit.
+    pub(crate) const ENTER: u32 = 128;
+    /// Believe an ICMP error only of the quoted packet's receiver: pods are no routers.
+    pub(crate) const OWN_SOURCE: u32 = 256;
+    /// Begin none: the packet's tuple is that of another flow's answers.
+    pub(super) const ANOTHER: u32 = 512;
 }
 
-/// The flow that the packet belongs to, or begins, as far as it [`may`]. It lies in `room`.
+/// The flow that the packet belongs to, or begins, as far as it [`may`]. It lies in `findings`. Without one, the packet
+/// passes as it is.
 #[inline(always)]
 pub(crate) fn flow_of<'room>(
     ctx: &TcContext,
     packet: &Packet,
     may: u32,
-    room: &'room mut MaybeUninit<Flow>,
+    findings: &'room mut Findings,
 ) -> Result<Option<&'room Flow>, Reason> {
-    let found = Outcome(fairlead_flow(ctx.skb.skb, packet, room.as_mut_ptr(), may)).is_something()?;
-    // SAFETY: `fairlead_flow` has filled it in if it says so.
-    Ok(found.then(|| unsafe { room.assume_init_ref() }))
-}
-
-/// Out of line as a global function: the verifier walks it once, by itself, and its callers go on with one state
-/// where the ways through it had many; nor do they hold its stack.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn fairlead_flow(skb: *mut __sk_buff, packet: *const Packet, flow: *mut Flow, may: u32) -> i32 {
-    // SAFETY: the caller passes a packet of its own; the verifier wants to see that it and the room are there.
-    let Some(packet) = (unsafe { packet.as_ref() }) else {
-        return Outcome::NOTHING.0;
-    };
-    // SAFETY: as above. A flow is integers only: whatever lies in the room is one.
-    let Some(flow) = (unsafe { flow.as_mut() }) else {
-        return Outcome::NOTHING.0;
-    };
-    let found = if may & may::FIND != 0 { find(packet, flow) } else { Found::None };
-    if found == Found::Flow {
-        return Outcome::SOMETHING.0;
+    let Findings { flow, choice, trial } = findings;
+    let (skb, room) = (ctx.skb.skb, flow.as_mut_ptr());
+    let found = Outcome(fairlead_find(packet, room, trial, may)).number()?;
+    if found == Found::Flow as i32 {
+        // SAFETY: `fairlead_find` has filled it in if it says so.
+        return Ok(Some(unsafe { flow.assume_init_ref() }));
     }
-    let mut place = NO_PLACE;
-    if found == Found::Stale {
-        // Whatever takes its place, no packet may find it again.
-        place = flow.place;
-        table::forget(&packet.tuple, flow);
+    let told = if found == Found::Another as i32 { may | may::ANOTHER } else { may };
+    if !Outcome(fairlead_begin(packet, room, choice, trial, told)).is_something()? {
+        return Ok(None);
     }
-    let mut room = MaybeUninit::uninit();
-    let mut chosen = choose(packet, may, &mut room);
-    if chosen == Outcome::from(Reason::StaleService) {
-        // It was read while it was written: what has been written since is whole.
-        chosen = choose(packet, may, &mut room);
-    }
-    chosen = match chosen {
-        Outcome::NOTHING if may & may::KEEP_APART != 0 => keep_apart(packet, &mut room),
-        chosen => chosen,
-    };
-    if chosen != Outcome::SOMETHING {
-        return chosen.0;
-    }
-    flow.place = place;
-    // SAFETY: whoever has chosen has filled it in.
-    let opened = open(skb, packet, unsafe { room.assume_init_ref() }, flow);
-    if opened.is_ok() {
-        let anew = found == Found::Stale;
-        observe::count(if anew { Counter::FlowRebalanced } else { Counter::FlowCreated });
-    }
-    Outcome::of(opened).0
-}
-
-/// Out of line for the stack's sake.
-#[inline(never)]
-fn choose(packet: &Packet, may: u32, room: &mut MaybeUninit<Choice>) -> Outcome {
-    let client = match may & (may::BEGIN_OUTSIDE | may::BEGIN_AWAY) {
-        may::BEGIN_OUTSIDE => Client::Outside,
-        may::BEGIN_AWAY => Client::Leaving,
-        _ => Client::Inside,
-    };
-    if may & (may::BEGIN_INSIDE | may::BEGIN_OUTSIDE | may::BEGIN_AWAY) == 0 {
-        return Outcome::NOTHING;
-    }
-    match lb::pick(packet, client, room) {
-        Ok(true) => Outcome::SOMETHING,
-        Ok(false) => Outcome::NOTHING,
-        Err(reason) => Outcome::from(reason),
-    }
+    let is_anew = found == Found::Stale as i32;
+    Outcome(fairlead_open(skb, packet, choice.as_ptr(), room, u32::from(is_anew))).number()?;
+    // SAFETY: `fairlead_open` has filled it in if it says so.
+    Ok(Some(unsafe { flow.assume_init_ref() }))
 }
 
 /// What a look into the table finds.
-#[repr(u32)]
+#[repr(i32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
     /// No entry.
@@ -122,6 +88,154 @@ enum Found {
     Flow,
     /// A flow whose backend is gone, or whose connection has ended: the packet is balanced anew.
     Stale,
+    /// A flow that was admitted by policies as they were.
+    Unsettled,
+    /// The answers of another flow, to which a packet that begins one does not belong.
+    Another,
+}
+
+/// Fills in the flow that this packet belongs to, if policies still admit it, and notes it as seen.
+///
+/// Out of line as a global function, as those below: the verifier walks each once, by itself, and its callers go on
+/// with one state where the ways through it had many; nor do they hold its stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_find(packet: *const Packet, flow: *mut Flow, trial: *mut DropEvent, may: u32) -> i32 {
+    // SAFETY: the caller passes all three, its own; the verifier wants to see that they are there. The latter two are
+    // integers only: whatever lies in the room is one.
+    let (Some(packet), Some(flow), Some(trial)) =
+        (unsafe { packet.as_ref() }, unsafe { flow.as_mut() }, unsafe { trial.as_mut() })
+    else {
+        return Outcome::from(Reason::Malformed).0;
+    };
+    if may & may::FIND == 0 && packet.fragment != Fragment::Later {
+        return Found::None as i32;
+    }
+    let mut found = find(packet, flow, may);
+    if found == Found::Unsettled {
+        if packet.fragment == Fragment::Later {
+            // It does not say what its flow would be judged by.
+            return Found::None as i32;
+        }
+        if let Err(reason) = policy::readmit(&packet.tuple, flow, trial) {
+            return Outcome::from(reason).0;
+        }
+        found = find(packet, flow, may & !may::JUDGE);
+    }
+    if found == Found::Stale {
+        // Whatever takes its place, no packet may find it again.
+        table::forget(&packet.tuple, flow);
+    }
+    found as i32
+}
+
+/// Fills in the choice for a packet that begins a flow, if policies admit that, and what the flow is to say of them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_begin(
+    packet: *const Packet,
+    flow: *mut Flow,
+    choice: *mut MaybeUninit<Choice>,
+    trial: *mut DropEvent,
+    may: u32,
+) -> i32 {
+    // SAFETY: as in `fairlead_find`.
+    let (Some(packet), Some(flow)) = (unsafe { packet.as_ref() }, unsafe { flow.as_mut() }) else {
+        return Outcome::from(Reason::Malformed).0;
+    };
+    // SAFETY: as above.
+    let (Some(choice), Some(trial)) = (unsafe { choice.as_mut() }, unsafe { trial.as_mut() }) else {
+        return Outcome::from(Reason::Malformed).0;
+    };
+    let is_another = may & may::ANOTHER != 0;
+    let mut chosen = if is_another { Outcome::NOTHING } else { choose(packet, may, choice) };
+    if chosen == Outcome::from(Reason::StaleService) {
+        // It was read while it was written: what has been written since is whole.
+        chosen = choose(packet, may, choice);
+    }
+    if chosen == Outcome::NOTHING && may & may::KEEP_APART != 0 {
+        chosen = keep_apart(packet, choice);
+    }
+    let is_plain = chosen == Outcome::NOTHING;
+    if !is_plain && chosen != Outcome::SOMETHING {
+        return chosen.0;
+    }
+    let revision = policy::state().revision;
+    flow.revision = revision;
+    flow.flags = if may & may::JUDGE == 0 { flow_flags::NODE } else { 0 };
+    let mut is_entered = may & may::ENTER != 0 && packet.tcp.opens();
+    if may & may::JUDGE != 0 && !(is_plain && may & may::PASS_PLAIN != 0) {
+        trial.tuple = packet.tuple;
+        trial.flags = 0;
+        if !is_plain {
+            // SAFETY: whoever has chosen has filled it in.
+            let backend = unsafe { &choice.assume_init_ref().backend };
+            trial.tuple.destination = backend.address;
+            trial.tuple.destination_port = backend.port;
+        }
+        let reading = if packet.is_opaque() { reading::OPAQUE } else { reading::WHOLE };
+        match policy::judge(trial, reading) {
+            Ok(admission) => {
+                is_entered = admission.needs_entry() && reading == reading::WHOLE && !packet.tcp.resets();
+            }
+            Err(reason) => {
+                events::tell(trial);
+                return Outcome::from(reason).0;
+            }
+        }
+        if is_plain && packet.fragment == Fragment::First {
+            lead(packet, flow);
+        }
+    }
+    if is_plain && is_entered && !is_another {
+        itself(packet, choice);
+        return Outcome::SOMETHING.0;
+    }
+    chosen.0
+}
+
+/// Enters the flow to the choice: see [`open`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_open(
+    skb: *mut __sk_buff,
+    packet: *const Packet,
+    choice: *const Choice,
+    flow: *mut Flow,
+    is_anew: u32,
+) -> i32 {
+    // SAFETY: as in `fairlead_find`; whoever has chosen has filled the choice in.
+    let (Some(packet), Some(choice), Some(flow)) =
+        (unsafe { packet.as_ref() }, unsafe { choice.as_ref() }, unsafe { flow.as_mut() })
+    else {
+        return Outcome::from(Reason::Malformed).0;
+    };
+    if is_anew == 0 {
+        flow.place = NO_PLACE;
+    }
+    let opened = open(skb, packet, choice, flow);
+    if opened.is_ok() {
+        observe::count(if is_anew != 0 { Counter::FlowRebalanced } else { Counter::FlowCreated });
+    }
+    Outcome::of(opened).0
+}
+
+/// Out of line for the stack's sake.
+#[inline(never)]
+fn choose(packet: &Packet, may: u32, choice: &mut MaybeUninit<Choice>) -> Outcome {
+    let client = match may & (may::BEGIN_OUTSIDE | may::BEGIN_AWAY) {
+        may::BEGIN_OUTSIDE => Client::Outside,
+        may::BEGIN_AWAY => Client::Leaving,
+        _ => Client::Inside,
+    };
+    if may & (may::BEGIN_INSIDE | may::BEGIN_OUTSIDE | may::BEGIN_AWAY) == 0 {
+        return Outcome::NOTHING;
+    }
+    match lb::pick(packet, client, choice) {
+        Ok(true) => Outcome::SOMETHING,
+        Ok(false) => Outcome::NOTHING,
+        Err(reason) => Outcome::from(reason),
+    }
 }
 
 /// Fills in the flow that this packet belongs to, and notes it as seen. A later fragment belongs to the flow of
@@ -129,9 +243,13 @@ enum Found {
 ///
 /// Out of line for the stack's sake.
 #[inline(never)]
-fn find(packet: &Packet, flow: &mut Flow) -> Found {
+fn find(packet: &Packet, flow: &mut Flow, may: u32) -> Found {
     if packet.fragment == Fragment::Later {
-        return if fragment::find(packet, flow) { Found::Flow } else { Found::None };
+        return match fragment::find(packet, flow) {
+            true if may & may::JUDGE == 0 || policy::is_settled(flow) => Found::Flow,
+            true => Found::Unsettled,
+            false => Found::None,
+        };
     }
     let Some(entry) = table::entry(&packet.tuple) else {
         return Found::None;
@@ -139,11 +257,18 @@ fn find(packet: &Packet, flow: &mut Flow) -> Found {
     // SAFETY: the pointer is to a live element; all fields are integers, so that a racing write, or the
     // element's reuse, can only give a stale value, never an invalid one.
     *flow = unsafe { *entry };
-    if flow.flags & flow_flags::REPLY == 0 && is_stale(packet, flow) {
-        return Found::Stale;
-    }
     let seen = clock::now();
     let is_due = seen.wrapping_sub(flow.last_seen) > REFRESH;
+    if flow.flags & flow_flags::REPLY == 0 {
+        if is_stale(packet, flow, is_due) {
+            return Found::Stale;
+        }
+    } else if flow.backend == service::NO_BACKEND && packet.tcp.opens() {
+        return Found::Another;
+    }
+    if may & may::JUDGE != 0 && !policy::is_settled(flow) {
+        return Found::Unsettled;
+    }
     let told = ending(packet, flow.flags) | progress(packet, flow.flags, is_due);
     let own = if packet.tcp.closes() { flow_flags::FIN } else { 0 };
     let flags = flow.flags & !flow_flags::RESET | told | own;
@@ -186,20 +311,28 @@ fn progress(packet: &Packet, before: u32, is_due: bool) -> u32 {
     if before & flow_flags::REPLY != 0 {
         return flow_flags::ANSWERED;
     }
-    let goes_on = !packet.tcp.opens() && !packet.tcp.resets();
-    let heard = packet.tuple.protocol != protocol::UDP || is_due;
+    let is_datagram = !life::is_of_connections(packet.tuple.protocol);
+    let goes_on = is_datagram || !packet.tcp.opens() && !packet.tcp.resets();
+    let heard = !is_datagram || is_due;
     if before & flow_flags::ANSWERED != 0 && goes_on && heard { flow_flags::CONFIRMED } else { 0 }
 }
 
 /// Whether the flow must choose a backend anew. A datagram never goes to a backend that is gone; a connection stays
-/// with the backend that knows it, to the end, and only a new one may take its place.
+/// with the backend that knows it, to the end, and only a new one may take its place. Nor does a datagram go on to a
+/// plain address that has become a Service's, but for half a second.
 #[inline(always)]
-fn is_stale(packet: &Packet, flow: &Flow) -> bool {
-    if packet.tuple.protocol != protocol::UDP && !packet.tcp.opens() {
+fn is_stale(packet: &Packet, flow: &Flow, is_due: bool) -> bool {
+    let opens = packet.tcp.opens();
+    if life::is_of_connections(packet.tuple.protocol) && !opens {
         return false;
     }
-    let over = flow.flags & (flow_flags::CLOSING | flow_flags::RESET) != 0;
-    over || service::generation(flow.backend) != flow.generation
+    if flow.flags & (flow_flags::CLOSING | flow_flags::RESET) != 0 {
+        return true;
+    }
+    if flow.backend == service::NO_BACKEND {
+        return (is_due || opens) && service::is_dialled(&packet.tuple);
+    }
+    service::generation(flow.backend) != flow.generation
 }
 
 /// Tells the entry of the other direction that the connection was answered, was confirmed, or ends, or that an RST was
@@ -217,7 +350,7 @@ fn tell_partner(packet: &Packet, flow: &Flow, told: u32, seen: u64) {
 }
 
 /// Enters a new flow to the chosen backend, in both directions, and leaves the forward one in `flow`, which holds
-/// the reply one before: the stack has no room for two.
+/// the reply one before: the stack has no room for two. Its place, if it has one, revision and flags are there already.
 #[inline(always)]
 fn open(skb: *mut __sk_buff, packet: &Packet, choice: &Choice, flow: &mut Flow) -> Result<(), Reason> {
     let config = config::get()?;
@@ -225,7 +358,9 @@ fn open(skb: *mut __sk_buff, packet: &Packet, choice: &Choice, flow: &mut Flow) 
     // A backend that is the node itself answers through the node's stack, where the reply is seen anyhow,
     // and would refuse a packet that claims to come from its own address. A pod that reaches itself must
     // not see its own address either.
-    let masquerade = backend == packet.tuple.source || choice.masquerade && !config::is_node_address(backend);
+    let is_plain = choice.id == service::NO_BACKEND;
+    let masquerade = !is_plain
+        && (backend == packet.tuple.source || choice.masquerade && !config::is_node_address(backend));
     let mut reply = FlowKey {
         source: backend,
         destination: packet.tuple.source,
@@ -247,11 +382,14 @@ fn open(skb: *mut __sk_buff, packet: &Packet, choice: &Choice, flow: &mut Flow) 
     flow.destination_port = packet.tuple.source_port;
     flow.backend = choice.id;
     flow.generation = choice.backend.generation;
-    flow.flags = flow_flags::REPLY;
+    flow.flags |= flow_flags::REPLY;
     // A client that keeps its address keeps its port too, unless another flow of its own has it: to another frontend
     // of the same backend, or plainly to the backend itself.
-    let plainly = || choice.id != service::NO_BACKEND && connected::has(skb, &reply);
+    let plainly = || !is_plain && connected::has(skb, &reply);
     let kept = !masquerade && !plainly() && table::claim(&reply, flow, Claim::Left);
+    if !kept && !is_of_ports(packet.tuple.protocol) {
+        return Err(Reason::FlowTableFull);
+    }
     if !kept && !table::claim_port(skb, &mut reply, flow, masquerade)? {
         return Err(Reason::NoSnatPort);
     }
@@ -259,7 +397,7 @@ fn open(skb: *mut __sk_buff, packet: &Packet, choice: &Choice, flow: &mut Flow) 
     flow.destination = reply.source;
     flow.source_port = reply.destination_port;
     flow.destination_port = reply.source_port;
-    flow.flags = 0;
+    flow.flags &= !flow_flags::REPLY;
     if !table::enter(&packet.tuple, flow) {
         table::remove(&reply);
         return Err(Reason::FlowTableFull);
@@ -276,7 +414,7 @@ fn open(skb: *mut __sk_buff, packet: &Packet, choice: &Choice, flow: &mut Flow) 
 /// backend, and gets another port if that flow still lives. Out of line for the stack's sake.
 #[inline(never)]
 fn keep_apart(packet: &Packet, choice: &mut MaybeUninit<Choice>) -> Outcome {
-    let begins = packet.tcp.opens() || packet.tuple.protocol == protocol::UDP;
+    let begins = packet.tcp.opens() || !life::is_of_connections(packet.tuple.protocol);
     if !begins || !packet.has_ports() {
         return Outcome::NOTHING;
     }
@@ -284,13 +422,30 @@ fn keep_apart(packet: &Packet, choice: &mut MaybeUninit<Choice>) -> Outcome {
     if table::look_up(&answer).is_none_or(|held| held.flags & flow_flags::REPLY == 0) {
         return Outcome::NOTHING;
     }
-    let itself = Backend {
+    itself(packet, choice);
+    Outcome::SOMETHING
+}
+
+/// Fills in the choice for a packet that is its own backend.
+#[inline(always)]
+fn itself(packet: &Packet, choice: &mut MaybeUninit<Choice>) {
+    let backend = Backend {
         address: packet.tuple.destination,
         port: packet.tuple.destination_port,
         ..Backend::default()
     };
-    choice.write(Choice { id: service::NO_BACKEND, backend: itself, masquerade: false });
-    Outcome::SOMETHING
+    choice.write(Choice { id: service::NO_BACKEND, backend, masquerade: false });
+}
+
+/// Lets the later fragments of a datagram that leaves as it came follow this one. Out of line for the stack's sake.
+#[inline(never)]
+fn lead(packet: &Packet, flow: &mut Flow) {
+    flow.last_seen = clock::now();
+    flow.source = packet.tuple.source;
+    flow.destination = packet.tuple.destination;
+    flow.source_port = packet.tuple.source_port;
+    flow.destination_port = packet.tuple.destination_port;
+    fragment::remember(packet, flow);
 }
 
 /// Both ends of the flow, where they are local pods, must consult the table from now on.

@@ -1,4 +1,4 @@
-//! Fragments of translated datagrams: later ones have no ports, and follow their first.
+//! Fragments of datagrams that are translated, or judged by policies: later ones have no ports, and follow their first.
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::LruHashMap;
@@ -17,7 +17,7 @@ static FRAGMENTS: LruHashMap<FragmentKey, Flow> = LruHashMap::pinned(8_192, 0);
 /// Notes the flow of a first fragment. Out of line for the stack's sake.
 #[inline(never)]
 pub(crate) fn remember(packet: &Packet, flow: &Flow) {
-    // Refused, the later fragments pass untranslated, and the datagram is lost, as datagrams may be.
+    // Refused, the later fragments pass untranslated, or not at all, and the datagram is lost, as datagrams may be.
     let _ = FRAGMENTS.insert(&key(packet), flow, 0);
 }
 

@@ -16,6 +16,7 @@
     reason = "keys are looked up where they lie: the whole stack is 512 bytes"
 )]
 
+mod about;
 mod admission;
 mod affinity;
 mod bind;
@@ -24,6 +25,7 @@ mod config;
 mod connected;
 mod ct;
 mod endpoint;
+mod events;
 mod forward;
 mod fragment;
 mod header;
@@ -34,6 +36,7 @@ mod observe;
 mod packet;
 mod places;
 mod pod;
+mod policy;
 mod quoted;
 mod refuse;
 mod reset;

@@ -22,8 +22,9 @@ pub(crate) fn drop(reason: Reason) {
     add_one(&DROPS, reason as u32);
 }
 
+/// Adds one to this CPU's element.
 #[inline(always)]
-fn add_one(array: &PerCpuArray<u64>, index: u32) {
+pub(crate) fn add_one(array: &PerCpuArray<u64>, index: u32) {
     if let Some(value) = array.get_ptr_mut(index) {
         // SAFETY: the pointer is to this CPU's element, and programs at one hook do not preempt each other;
         // a count lost to an interrupting hook is the price of not paying for an atomic.

@@ -101,7 +101,7 @@ pub(crate) struct Packet {
     pub(crate) is_v4: bool,
     /// Remaining hops.
     pub(crate) ttl: u8,
-    /// The flags of a TCP segment, or what an SCTP packet says in their place.
+    /// The flags of a TCP segment, or what an SCTP packet or an echo request says in their place.
     pub(crate) tcp: tcp::Flags,
     /// Whether it is a fragment, and which.
     pub(crate) fragment: Fragment,
@@ -144,10 +144,24 @@ impl Packet {
         Self { ..*self }
     }
 
+    /// Whether it does not say to which port it goes, or, behind more extension headers than are walked, by which
+    /// protocol.
+    #[inline(always)]
+    pub(crate) fn is_opaque(&self) -> bool {
+        is_extension(self.tuple.protocol) && !self.is_v4
+            || is_of_ports(self.tuple.protocol) && self.fragment == Fragment::Later
+    }
+
     /// Whether it is a message of ICMP or ICMPv6.
     #[inline(always)]
     pub(crate) fn is_icmp(&self) -> bool {
         self.tuple.protocol == if self.is_v4 { protocol::ICMP } else { protocol::ICMPV6 }
+    }
+
+    /// The type of an echo request of its family (RFC 792; RFC 4443, section 4.1).
+    #[inline(always)]
+    fn echo_request(&self) -> u8 {
+        if self.is_v4 { 8 } else { 128 }
     }
 
     /// Where the transport header begins, as the verifier wants it: within bounds that it can see.
@@ -260,10 +274,22 @@ fn parse_v6(ctx: &TcContext) -> Result<Packet, Reason> {
         tcp: tcp::Flags::default(),
         fragment: Fragment::Whole,
     };
-    if matches!(packet.tuple.protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION) {
+    if is_extension(packet.tuple.protocol) {
         skip_extensions(ctx, &mut packet)?;
     }
     Ok(packet)
+}
+
+/// Whether the protocol with this number is one with ports.
+#[inline(always)]
+pub(crate) fn is_of_ports(number: u8) -> bool {
+    matches!(number, protocol::TCP | protocol::UDP | protocol::SCTP)
+}
+
+/// Whether an IPv6 extension header of a kind that is walked has this number.
+#[inline(always)]
+pub(crate) fn is_extension(number: u8) -> bool {
+    matches!(number, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION)
 }
 
 /// Walks the extension headers (RFC 8200, section 4) up to the transport header, or to the end of what a
@@ -309,7 +335,12 @@ fn read_ports(ctx: &TcContext, mut packet: Packet) -> Result<Packet, Reason> {
         protocol::TCP => TCP,
         protocol::UDP => UDP,
         protocol::SCTP => SCTP,
-        _ => return Ok(packet),
+        _ => {
+            if packet.is_icmp() && ctx.load(packet.transport()) == Ok(packet.echo_request()) {
+                packet.tcp = tcp::Flags::OPENS;
+            }
+            return Ok(packet);
+        }
     };
     let transport = packet.transport();
     pull(ctx, transport + length);

@@ -8,16 +8,17 @@ use core::ops::Range;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Address, Counter, Flow, FlowKey, Port, Reason, protocol};
+use fairlead_abi::{Address, Counter, DropEvent, Flow, FlowKey, Port, Reason, protocol};
 use fairlead_flow::checksum::Difference;
 
+use crate::about::{self, About};
 use crate::nat::{TCP_CHECKSUM, UDP_CHECKSUM};
-use crate::packet::{ETHERNET, Fragment, Ipv4, Ipv6, Packet, at};
+use crate::packet::{ETHERNET, Ipv4, Ipv6, Packet, at, is_of_ports};
 use crate::verdict::Outcome;
 use crate::{observe, table};
 
 /// Length of an ICMP header.
-const ICMP: usize = 8;
+pub(crate) const ICMP: usize = 8;
 /// Where it has its checksum.
 const CHECKSUM: usize = 2;
 /// The bits of an IPv4 header's fragment field that hold the offset, as they stand in memory.
@@ -34,18 +35,43 @@ const INFORMATION_V6: u8 = 128;
 pub(crate) fn is_question(ctx: &TcContext, packet: &Packet) -> Result<bool, Reason> {
     let kind: u8 = ctx.load(packet.transport()).map_err(|_| Reason::Malformed)?;
     if !packet.is_v4 {
-        return Ok(kind >= INFORMATION_V6);
+        return Ok(!is_error_v6(kind));
     }
-    Ok(!ERRORS_V4.contains(&kind) && !OTHER_ERRORS_V4.contains(&kind))
+    Ok(!is_error_v4(kind) && !OTHER_ERRORS_V4.contains(&kind))
 }
 
-/// Translates the packet, if it is an error about a packet of a translated flow, for whom it is meant.
+/// Whether an ICMP message of this type quotes a packet.
 #[inline(always)]
-pub(crate) fn translate(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
-    if !packet.is_icmp() {
-        return Ok(false);
+pub(crate) fn is_error_v4(kind: u8) -> bool {
+    ERRORS_V4.contains(&kind)
+}
+
+/// Whether an ICMPv6 message of this type quotes a packet.
+#[inline(always)]
+pub(crate) fn is_error_v6(kind: u8) -> bool {
+    kind < INFORMATION_V6
+}
+
+/// Whether what follows the quoted header is a transport header.
+#[inline(always)]
+pub(crate) fn is_whole_v4(header: &Ipv4) -> bool {
+    header.version_ihl == 0x45 && header.fragment & FRAGMENT_OFFSET == 0
+}
+
+/// Translates the packet, if it is an error about a packet of a translated flow, for whom it is meant, and asks the
+/// policies about that flow, as far as the caller may. Answers whether the packet goes on as it is now: another one is to
+/// be seen as any packet is.
+#[inline(always)]
+pub(crate) fn settle(
+    ctx: &TcContext,
+    packet: &mut Packet,
+    may: u32,
+    trial: &mut DropEvent,
+) -> Result<bool, Reason> {
+    match about::of(ctx, packet, may, trial)? {
+        About::TRANSLATED => Outcome(fairlead_quoted(ctx.skb.skb, packet)).is_something(),
+        about => Ok(about == About::PLAIN),
     }
-    Outcome(fairlead_quoted(ctx.skb.skb, packet)).is_something()
 }
 
 /// Out of line as a global function: the verifier walks it once, by itself, and its callers go on with one state
@@ -58,13 +84,7 @@ extern "C" fn fairlead_quoted(skb: *mut __sk_buff, packet: *mut Packet) -> i32 {
         return Outcome::NOTHING.0;
     };
     let ctx = TcContext::new(skb);
-    let done = if packet.fragment != Fragment::Whole {
-        Ok(false)
-    } else if packet.is_v4 {
-        translate_v4(&ctx, packet)
-    } else {
-        translate_v6(&ctx, packet)
-    };
+    let done = if packet.is_v4 { translate_v4(&ctx, packet) } else { translate_v6(&ctx, packet) };
     match done {
         Ok(true) => {
             observe::count(Counter::ErrorTranslated);
@@ -77,7 +97,7 @@ extern "C" fn fairlead_quoted(skb: *mut __sk_buff, packet: *mut Packet) -> i32 {
 
 /// Reads a header at a place that varies: through the helper, since the verifier loses track of such pointers.
 #[inline(always)]
-fn read<T>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
+pub(crate) fn read<T>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
     ctx.load(offset).map_err(|_| Reason::Malformed)
 }
 
@@ -89,8 +109,9 @@ fn write<T>(ctx: &TcContext, offset: usize, header: &T) -> Result<(), Reason> {
 
 /// The answer that the flow table would be asked about, were the quoted packet answered.
 #[inline(always)]
-fn answer_to(source: Address, destination: Address, ip_protocol: u8, ports: [u16; 2]) -> FlowKey {
-    let [source_port, destination_port] = ports.map(Port::from_wire);
+pub(crate) fn answer_to(source: Address, destination: Address, ip_protocol: u8, ports: [u16; 2]) -> FlowKey {
+    let [source_port, destination_port] =
+        if is_of_ports(ip_protocol) { ports.map(Port::from_wire) } else { [Port::default(); 2] };
     FlowKey {
         source: destination,
         destination: source,
@@ -105,11 +126,11 @@ fn answer_to(source: Address, destination: Address, ip_protocol: u8, ports: [u16
 fn translate_v4(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     let icmp = packet.transport();
     let inner = icmp + ICMP;
-    if !ERRORS_V4.contains(&read(ctx, icmp)?) {
+    if !is_error_v4(read(ctx, icmp)?) {
         return Ok(false);
     }
     let mut header: Ipv4 = read(ctx, inner)?;
-    if header.version_ihl != 0x45 || header.fragment & FRAGMENT_OFFSET != 0 {
+    if !is_whole_v4(&header) {
         return Ok(false);
     }
     let transport = inner + size_of::<Ipv4>();
@@ -147,7 +168,7 @@ fn translate_v4(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
 fn translate_v6(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     let icmp = packet.transport();
     let inner = icmp + ICMP;
-    if read::<u8>(ctx, icmp)? >= INFORMATION_V6 {
+    if !is_error_v6(read(ctx, icmp)?) {
         return Ok(false);
     }
     let mut header: Ipv6 = read(ctx, inner)?;

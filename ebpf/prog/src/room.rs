@@ -8,8 +8,9 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
-use fairlead_abi::{Flow, Reason};
+use fairlead_abi::{DropEvent, Flow, Reason};
 
+use crate::lb::Choice;
 use crate::packet::Packet;
 
 #[map]
@@ -19,14 +20,25 @@ static ROOMS: PerCpuArray<Room> = PerCpuArray::with_max_entries(1, 0);
 pub(crate) struct Room {
     /// For the packet, parsed.
     pub(crate) packet: MaybeUninit<Packet>,
+    /// For what is found out about it.
+    pub(crate) findings: Findings,
+}
+
+/// Room for what is found out about a packet.
+pub(crate) struct Findings {
     /// For the flow that it belongs to.
     pub(crate) flow: MaybeUninit<Flow>,
+    /// For the backend of one that it begins.
+    pub(crate) choice: MaybeUninit<Choice>,
+    /// For what policies say of it.
+    pub(crate) trial: DropEvent,
 }
 
 /// The room of this CPU, with whatever the last packet left in it.
 #[inline(always)]
 pub(crate) fn take() -> Result<&'static mut Room, Reason> {
     let room = ROOMS.get_ptr_mut(0).ok_or(Reason::Malformed)?;
-    // SAFETY: nobody else has it, see above; only an entry point takes it, and once.
+    // SAFETY: nobody else has it, see above; only an entry point takes it, and once. What is not `MaybeUninit` is
+    // integers only.
     Ok(unsafe { &mut *room })
 }

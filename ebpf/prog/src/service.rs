@@ -31,12 +31,7 @@ pub(crate) fn find<'room>(
     tuple: &FlowKey,
     room: &'room mut MaybeUninit<Frontend>,
 ) -> Result<Option<&'room Frontend>, Reason> {
-    let key = FrontendKey {
-        address: tuple.destination,
-        port: tuple.destination_port,
-        protocol: tuple.protocol,
-        reserved: 0,
-    };
+    let key = key_of(tuple);
     // SAFETY: the value is copied out at once; all fields are integers, so none is invalid, and the element's reuse
     // for another key shows in the check.
     let Some(frontend) = (unsafe { FRONTENDS.get(&key) }) else {
@@ -47,6 +42,22 @@ pub(crate) fn find<'room>(
     }
     let frontend = room.write(*frontend);
     if frontend.check == key.check() { Ok(Some(frontend)) } else { Err(Reason::StaleService) }
+}
+
+/// Whether the tuple dials a frontend.
+#[inline(always)]
+pub(crate) fn is_dialled(tuple: &FlowKey) -> bool {
+    has_flags(&key_of(tuple), 0) && endpoint::find(&tuple.destination).is_none()
+}
+
+#[inline(always)]
+fn key_of(tuple: &FlowKey) -> FrontendKey {
+    FrontendKey {
+        address: tuple.destination,
+        port: tuple.destination_port,
+        protocol: tuple.protocol,
+        reserved: 0,
+    }
 }
 
 /// Whether there is a frontend with all of these flags at the key.

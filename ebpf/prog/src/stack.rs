@@ -1,39 +1,66 @@
-//! Packets that the node's own stack sends.
+//! Packets that the node's own stack sends, and those that it forwards to a pod.
 //!
 //! Host processes are connected to backends by the socket hooks. What remains are replies of backends that
 //! are the node itself (hostNetwork pods), and packets that host processes send to frontends after all:
-//! from connected UDP sockets, which no hook would see when their backend goes, and from raw ones.
+//! from connected UDP sockets, which no hook would see when their backend goes, and from raw ones. No policy keeps the
+//! node from its pods: how would it know whether they live?
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Flow, Reason, flow_flags, protocol};
+use fairlead_abi::{Flow, Reason, flow_flags, policies, protocol};
 
 use crate::ct::{self, may};
 use crate::packet::{self, Packet};
 use crate::refuse::{self, Back};
+use crate::room::{self, Room};
 use crate::verdict::Verdict;
-use crate::{config, endpoint, forward, nat, quoted, room, sock};
+use crate::{config, endpoint, forward, nat, policy, quoted, sock};
 
 /// A packet on its way to a local pod: perhaps a reply of a backend that is the node itself, perhaps one that must not
-/// be taken for part of another flow.
+/// be taken for part of another flow, perhaps one of somebody else, which the stack has forwarded.
 #[inline(always)]
 pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
     if forward::is_settled(ctx) {
         return Ok(Verdict::Stack);
     }
-    let room = room::take()?;
-    let Some(packet) = own(ctx, &mut room.packet)? else {
+    let Room { packet, findings } = room::take()?;
+    let Some(packet) = packet::parse(ctx, packet)? else {
         return Ok(Verdict::Stack);
     };
-    let sender = sender(ctx, packet);
-    if sender.is_left(packet) {
-        return refuse::refuse(ctx, packet, Reason::NoEndpoint, Back::Up);
-    }
     let receiver = endpoint::find(&packet.tuple.destination);
-    if receiver.is_some_and(endpoint::is_translated)
-        && !quoted::translate(ctx, packet)?
-        && let Some(flow) = ct::flow_of(ctx, packet, may::FIND | sender.may_keep_apart(), &mut room.flow)?
+    let is_marked = receiver.is_some_and(endpoint::is_translated);
+    // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
+    let (arrived, interface) = unsafe { ((*ctx.skb.skb).ingress_ifindex, (*ctx.skb.skb).ifindex) };
+    let mut may;
+    if arrived == 0 {
+        may = if is_marked { may::FIND } else { 0 };
+        if receiver.is_some_and(|receiver| policy::of(receiver).egress != policies::OPEN) {
+            may |= may::ENTER;
+        }
+        if config::is_node_address(packet.tuple.source) {
+            let sender = sender(ctx, packet);
+            if sender.is_left(packet) {
+                return refuse::refuse(ctx, packet, Reason::NoEndpoint, Back::Up);
+            }
+            may |= if is_marked { sender.may_keep_apart() } else { 0 };
+        } else {
+            // Not a reply of a backend.
+            may &= may::ENTER;
+        }
+    } else {
+        // Until it is known who has the interface, nobody but the node reaches it.
+        let receiver = receiver.filter(|receiver| receiver.ifindex == interface);
+        let receiver = receiver.ok_or(Reason::PolicyUnknown)?;
+        let is_idle = policy::is_idle(None, Some(receiver));
+        if is_idle && !is_marked {
+            return Ok(Verdict::Stack);
+        }
+        may = may::FIND | may::JUDGE | if is_idle { may::PASS_PLAIN } else { 0 };
+    }
+    if may != 0
+        && !quoted::settle(ctx, packet, may, &mut findings.trial)?
+        && let Some(flow) = ct::flow_of(ctx, packet, may, findings)?
     {
         nat::translate(ctx, packet, flow)?;
     }
@@ -46,19 +73,19 @@ pub(crate) fn to_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
     if forward::is_settled(ctx) {
         return Ok(Verdict::Stack);
     }
-    let room = room::take()?;
-    let Some(packet) = own(ctx, &mut room.packet)? else {
+    let Room { packet, findings } = room::take()?;
+    let Some(packet) = own(ctx, packet)? else {
         return Ok(Verdict::Stack);
     };
     let sender = sender(ctx, packet);
     if sender.is_left(packet) {
         return refuse::refuse(ctx, packet, Reason::NoEndpoint, Back::Up);
     }
-    if quoted::translate(ctx, packet)? {
+    let may = may::FIND | may::BEGIN_AWAY | sender.may_keep_apart();
+    if quoted::settle(ctx, packet, may, &mut findings.trial)? {
         return forward::emit(ctx, packet);
     }
-    let may = may::FIND | may::BEGIN_AWAY | sender.may_keep_apart();
-    let flow = match ct::flow_of(ctx, packet, may, &mut room.flow) {
+    let flow = match ct::flow_of(ctx, packet, may, findings) {
         Ok(Some(flow)) => flow,
         Ok(None) => return Ok(Verdict::Stack),
         Err(reason) => return refuse::refuse(ctx, packet, reason, Back::Up),

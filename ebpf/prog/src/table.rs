@@ -53,6 +53,15 @@ pub(crate) fn leaving(flow: &Flow, ip_protocol: u8) -> FlowKey {
     }
 }
 
+/// Whether the flow's packets, which arrive with the tuple `key`, leave as they came.
+#[inline(always)]
+pub(crate) fn is_plain(key: &FlowKey, flow: &Flow) -> bool {
+    flow.source == key.source
+        && flow.destination == key.destination
+        && flow.source_port == key.source_port
+        && flow.destination_port == key.destination_port
+}
+
 /// Whether packets that answer the flow's arrive with the tuple `key`.
 #[inline(always)]
 fn leads_to(flow: &Flow, key: &FlowKey) -> bool {

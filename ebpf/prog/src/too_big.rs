@@ -38,8 +38,7 @@ fn answer_original(ctx: &TcContext, packet: &Packet, mtu: u32, flags: u32) -> Re
         return Err(Reason::TooBig);
     }
     let Some(partner) = table::look_up(&packet.tuple.reversed()) else {
-        observe::count(Counter::ToStack);
-        return Ok(Verdict::Stack);
+        return to_stack();
     };
     let original = Flow {
         source: partner.destination,
@@ -48,8 +47,17 @@ fn answer_original(ctx: &TcContext, packet: &Packet, mtu: u32, flags: u32) -> Re
         destination_port: partner.source_port,
         ..Flow::default()
     };
+    if !nat::changes(packet, &original) {
+        return to_stack();
+    }
     let mut packet = packet.copied();
     nat::translate(ctx, &mut packet, &original)?;
     icmp::answer(ctx, &packet, icmp::Error::too_big(mtu as u16), Reason::TooBig)?;
     refuse::send_back(ctx, Reason::TooBig, flags)
+}
+
+#[inline(always)]
+fn to_stack() -> Result<Verdict, Reason> {
+    observe::count(Counter::ToStack);
+    Ok(Verdict::Stack)
 }

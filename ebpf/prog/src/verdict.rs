@@ -51,7 +51,13 @@ impl Outcome {
     /// Whether there is something.
     #[inline(always)]
     pub(crate) fn is_something(self) -> Result<bool, Reason> {
-        if self.0 >= 0 { Ok(self == Self::SOMETHING) } else { Err(Reason::numbered((-1 - self.0) as u32)) }
+        self.number().map(|number| number == Self::SOMETHING.0)
+    }
+
+    /// The number that the function answered with, or the reason why not.
+    #[inline(always)]
+    pub(crate) fn number(self) -> Result<i32, Reason> {
+        if self.0 >= 0 { Ok(self.0) } else { Err(Reason::numbered((-1 - self.0) as u32)) }
     }
 }
 

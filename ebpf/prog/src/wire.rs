@@ -6,8 +6,9 @@ use fairlead_abi::Reason;
 use crate::ct::{self, may};
 use crate::packet;
 use crate::refuse::{self, Back};
+use crate::room::{self, Room};
 use crate::verdict::Verdict;
-use crate::{config, endpoint, forward, nat, quoted, room};
+use crate::{config, endpoint, forward, nat, policy, quoted};
 
 /// `PACKET_OTHERHOST` of if_packet.h: a frame for another machine, which the switch has flooded. One with a VLAN's tag is
 /// for another interface.
@@ -17,8 +18,8 @@ const OTHER_HOST: u32 = 3;
 /// stack.
 #[inline(always)]
 pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
-    let room = room::take()?;
-    let Some(packet) = packet::parse(ctx, &mut room.packet)? else {
+    let Room { packet, findings } = room::take()?;
+    let Some(packet) = packet::parse(ctx, packet)? else {
         return Ok(Verdict::Stack);
     };
     // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
@@ -31,16 +32,21 @@ pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
         return Err(Reason::SpoofedSource);
     }
     let receiver = endpoint::find(&packet.tuple.destination);
+    let is_idle = policy::is_idle(None, receiver);
     if let Some(receiver) = receiver
+        && is_idle
         && !endpoint::is_translated(receiver)
     {
         return forward::deliver(ctx, packet, receiver);
     }
-    if quoted::translate(ctx, packet)? {
+    let mut may = may::FIND | may::JUDGE | if is_idle { may::PASS_PLAIN } else { 0 };
+    if receiver.is_none() {
+        may |= may::BEGIN_OUTSIDE;
+    }
+    if quoted::settle(ctx, packet, may, &mut findings.trial)? {
         return forward::send(ctx, packet);
     }
-    let may = if receiver.is_some() { may::FIND } else { may::FIND | may::BEGIN_OUTSIDE };
-    match ct::flow_of(ctx, packet, may, &mut room.flow) {
+    match ct::flow_of(ctx, packet, may, findings) {
         Ok(Some(flow)) => {
             nat::translate(ctx, packet, flow)?;
             forward::send(ctx, packet)

@@ -11,7 +11,7 @@ use crate::service::{self, Claims};
 use crate::status::{ApiError, FieldError};
 use crate::store::Store;
 use crate::{ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICE_CIDRS, SERVICES};
-use crate::{clock, custom, labels, network_policy};
+use crate::{clock, custom, labels, network_policy, pod};
 
 /// Completes and checks `object`, which is about to replace `before`.
 ///
@@ -36,7 +36,8 @@ pub(crate) fn admit(
             errors.extend(more);
         }
     } else if resource == &PODS {
-        complete_pod(object);
+        pod::complete(object);
+        pod::check(object, &mut errors);
     } else if resource == &NODES {
         give_pod_cidrs(object, store, cluster_cidrs);
     } else if resource == &NAMESPACES {
@@ -96,37 +97,6 @@ fn count_generation(object: &mut Value, before: Option<&Value>) {
         }
     };
     object["metadata"]["generation"] = json!(generation);
-}
-
-fn complete_pod(pod: &mut Value) {
-    let spec = map_mut(pod, "spec");
-    default_to(spec, "restartPolicy", "Always");
-    default_to(spec, "terminationGracePeriodSeconds", 30);
-    default_to(spec, "dnsPolicy", "ClusterFirst");
-    default_to(spec, "enableServiceLinks", true);
-    default_to(spec, "serviceAccountName", "default");
-    default_to(spec, "securityContext", json!({}));
-    for list in ["containers", "initContainers"] {
-        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-            if let Some(container) = container.as_object_mut() {
-                default_to(container, "imagePullPolicy", "IfNotPresent");
-                default_to(container, "resources", json!({}));
-            }
-            let ports = container.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten();
-            for port in ports.filter_map(Value::as_object_mut) {
-                default_to(port, "protocol", "TCP");
-            }
-        }
-    }
-    let status = map_mut(pod, "status");
-    default_to(status, "phase", "Pending");
-    default_to(status, "qosClass", "BestEffort");
-    // The first of a pod's addresses is in both fields, whichever of them was written.
-    if let Some(first) = status.get("podIPs").and_then(|ips| ips.get(0)?.get("ip")).cloned() {
-        status.insert("podIP".to_owned(), first);
-    } else if let Some(only) = status.get("podIP").filter(|ip| ip.is_string()).cloned() {
-        status.insert("podIPs".to_owned(), json!([{"ip": only}]));
-    }
 }
 
 /// Gives a Node the first subnets of the cluster's ranges that no other Node has: /24 of IPv4, /64 of IPv6. In a

@@ -39,6 +39,7 @@ mod labels;
 mod network_policy;
 mod object;
 mod patch;
+mod pod;
 mod resource;
 mod selector;
 mod server;

@@ -3,13 +3,17 @@
 //! Each test has a cluster of its own ([`with_cluster`]), so that none depends on what another did, and applies
 //! its own objects, made by [`pod`], [`service`] and [`objects`]; [`scene`] has the usual pods, [`ask`] says how
 //! requests shall go, [`crowd`] goes on asking while something changes, [`maps`] reads what a node's programs read and
-//! [`metrics`] what its agent says.
+//! [`metrics`] what its agent says. [`policy`] has policies and the pods that they are about, [`matrix`] compares who
+//! reaches whom with a table, and [`flood`] counts what comes through when nothing shall.
 
 pub mod ask;
 pub mod crowd;
+pub mod flood;
 pub mod maps;
+pub mod matrix;
 pub mod metrics;
 pub mod objects;
+pub mod policy;
 pub mod scene;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

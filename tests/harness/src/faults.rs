@@ -70,6 +70,15 @@ impl Faults {
         self.order("POST", &format!("delay?ms={}&kind={kind}", by.as_millis()))
     }
 
+    /// Whether the kinds of custom resources are known; when not, they are as in a cluster where nobody installed their
+    /// definitions. All watches end.
+    ///
+    /// # Errors
+    /// When the server does not do so.
+    pub fn define(&self, on: bool) -> Result<()> {
+        self.order(if on { "DELETE" } else { "POST" }, "undefine")
+    }
+
     fn order(&self, method: &str, fault: &str) -> Result<()> {
         let answer = http(method, self.server, &format!("/-/{fault}"));
         let (status, body) = answer.with_context(|| format!("order the fault {fault}"))?;

@@ -10,6 +10,7 @@ mod extension;
 pub mod node;
 pub mod packet;
 pub mod place;
+mod policy;
 pub mod random;
 pub mod sums;
 mod tables;

@@ -43,6 +43,9 @@ pub(crate) const CAPACITY: u32 = 2048;
 /// How many connections there may be.
 pub const PLACES: u32 = 512;
 
+/// The index of an interface that is none of the pods' or uplinks.
+const LOOPBACK: u32 = 1;
+
 /// Where a packet meets a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
@@ -50,6 +53,8 @@ pub enum Hook {
     FromPod(Pod),
     /// The node's stack sends it to the pod.
     ToPod(Pod),
+    /// The node's stack, to which another interface has brought it, forwards it to the pod.
+    Through(Pod),
     /// It arrives at the uplink.
     FromWire,
     /// The node's stack sends it out of the uplink.
@@ -60,7 +65,7 @@ impl Hook {
     fn program(self) -> &'static str {
         match self {
             Self::FromPod(_) => programs::FROM_POD,
-            Self::ToPod(_) => programs::TO_POD,
+            Self::ToPod(_) | Self::Through(_) => programs::TO_POD,
             Self::FromWire => programs::FROM_WIRE,
             Self::ToWire => programs::TO_WIRE,
         }
@@ -68,8 +73,17 @@ impl Hook {
 
     fn interface(self) -> &'static str {
         match self {
-            Self::FromPod(pod) | Self::ToPod(pod) => pod.interface(),
+            Self::FromPod(pod) | Self::ToPod(pod) | Self::Through(pod) => pod.interface(),
             Self::FromWire | Self::ToWire => "uplink",
+        }
+    }
+
+    /// The interface that has brought the packet, if this is the one where it is met; 0: the node made it.
+    fn arrival(self, interface: u32) -> u32 {
+        match self {
+            Self::ToPod(_) | Self::ToWire => 0,
+            Self::FromPod(_) | Self::FromWire => interface,
+            Self::Through(_) => LOOPBACK,
         }
     }
 
@@ -78,7 +92,7 @@ impl Hook {
     pub fn frame(self, packet: Packet) -> Packet {
         match self {
             Self::FromPod(pod) => packet.frame(pod.pod_mac(), pod.host_mac()),
-            Self::ToPod(pod) => packet.frame(pod.host_mac(), pod.pod_mac()),
+            Self::ToPod(pod) | Self::Through(pod) => packet.frame(pod.host_mac(), pod.pod_mac()),
             Self::FromWire => packet.frame(GATEWAY_MAC, UPLINK_MAC),
             Self::ToWire => packet.frame(UPLINK_MAC, GATEWAY_MAC),
         }
@@ -158,6 +172,9 @@ impl Node {
             maps::AFFINITY,
             maps::SOURCE_RANGES,
             maps::SERVICE_CIDRS,
+            maps::PEERS,
+            maps::CELLS,
+            maps::ROWS,
         ] {
             loader.map_max_entries(map, CAPACITY);
         }
@@ -174,7 +191,11 @@ impl Node {
         Ok(Self { ebpf, netns, next_slot: 0 })
     }
 
-    fn reset(&mut self) {
+    /// Makes the node a new one again.
+    ///
+    /// # Panics
+    /// When a map refuses.
+    pub fn reset(&mut self) {
         self.forget();
         self.clear_tables();
         self.set_snat_ports(SNAT_FIRST, 1);
@@ -269,7 +290,7 @@ impl Node {
         let program = self.ebpf.program(hook.program()).expect("the object has the program");
         let program: &SchedClassifier = program.try_into().expect("it is for tc");
         let interface = if_nametoindex(hook.interface()).expect("the namespace has the interface");
-        let context = context(interface, segment);
+        let context = context(hook.arrival(interface), interface, segment);
         let mut out = vec![0; packet.len() + 256];
         let options = TestRunOptions {
             data_in: Some(packet),
@@ -442,9 +463,9 @@ fn index_of(netns: &Netns, interface: &str) -> u32 {
 }
 
 /// `struct __sk_buff` up to and with `gso_size`. Three members are set: `ingress_ifindex`, `ifindex`, `gso_size`.
-fn context(interface: u32, segment: u32) -> [u8; 180] {
+fn context(arrival: u32, interface: u32, segment: u32) -> [u8; 180] {
     let mut context = [0; 180];
-    context[36..40].copy_from_slice(&interface.to_ne_bytes());
+    context[36..40].copy_from_slice(&arrival.to_ne_bytes());
     context[40..44].copy_from_slice(&interface.to_ne_bytes());
     context[176..180].copy_from_slice(&segment.to_ne_bytes());
     context

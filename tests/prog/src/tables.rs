@@ -112,18 +112,20 @@ impl Node {
         clear::<AffinityKey, Affinity>(&mut self.ebpf, maps::AFFINITY);
         clear_trie(&mut self.trie::<SourceRange>(maps::SOURCE_RANGES));
         clear_trie(&mut self.trie::<Address>(maps::SERVICE_CIDRS));
+        self.clear_policies();
         let mut places = array::<FlowKey>(&mut self.ebpf, maps::PLACES);
         for place in 0..PLACES {
             places.set(place, FlowKey::default(), 0).expect("clear a place");
         }
     }
 
-    fn trie<K: aya::Pod>(&mut self, name: &str) -> LpmTrie<&mut MapData, K, u32> {
+    pub(crate) fn trie<K: aya::Pod>(&mut self, name: &str) -> LpmTrie<&mut MapData, K, u32> {
         self.ebpf.map_mut(name).expect("the map").try_into().expect("a trie of these types")
     }
 }
 
-fn clear_trie<K: aya::Pod>(trie: &mut LpmTrie<&mut MapData, K, u32>) {
+/// Empties a trie.
+pub(crate) fn clear_trie<K: aya::Pod>(trie: &mut LpmTrie<&mut MapData, K, u32>) {
     let keys: Vec<Key<K>> = trie.keys().map(|key| key.expect("read a key")).collect();
     for key in keys {
         trie.remove(&key).expect("remove a key");
@@ -131,6 +133,6 @@ fn clear_trie<K: aya::Pod>(trie: &mut LpmTrie<&mut MapData, K, u32>) {
 }
 
 /// How many bits of the sixteen bytes count, if `bits` of the address do.
-fn mapped_bits(address: IpAddr, bits: u32) -> u32 {
+pub(crate) fn mapped_bits(address: IpAddr, bits: u32) -> u32 {
     if address.is_ipv4() { MAPPED + bits } else { bits }
 }

@@ -345,3 +345,49 @@ impl fmt::Display for Check {
         write!(f, "{agrees} ({})", self.found)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(allowed: bool) -> Path {
+        Path {
+            server: "10.0.0.1 port 80".into(),
+            allowed,
+            explanation: Value::Null,
+            words: vec!["egress: nobody selects the pod".into()],
+            maps: vec![Check { agrees: false, found: "ingress: closed".into() }],
+        }
+    }
+
+    #[test]
+    fn an_answer_says_for_each_backend_what_becomes_of_the_packet() {
+        assert_eq!(verdict(&[path(true), path(true)], None), "allowed");
+        assert_eq!(verdict(&[path(true), path(false)], None), "allowed to some backends");
+        assert_eq!(verdict(&[path(false)], None), "denied");
+    }
+
+    #[test]
+    fn an_answer_shows_people_where_the_maps_say_otherwise() {
+        let answer = Answer {
+            from: "Pod shop/web".into(),
+            to: "10.0.0.1 tcp/80".into(),
+            service: None,
+            paths: vec![path(false)],
+            verdict: "denied".into(),
+        };
+        let text = answer.to_string();
+        for expected in
+            ["Pod shop/web → 10.0.0.1 tcp/80: denied", "nobody selects", "maps: OTHERWISE (ingress: closed)"]
+        {
+            assert!(text.contains(expected), "{expected:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_protocol_that_policies_do_not_know_is_refused_by_name() {
+        let question = |protocol: &str| Question { protocol: protocol.into(), ..Question::default() };
+        assert_eq!(protocol_of(&question("icmp")), Ok(None));
+        assert!(protocol_of(&question("gre")).expect_err("refused").contains("gre"));
+    }
+}

@@ -467,4 +467,54 @@ mod tests {
         assert_eq!(ServiceCidr::url_path(&(), None), "/apis/networking.k8s.io/v1/servicecidrs");
         assert_eq!(Pod::url_path(&(), Some("shop")), "/api/v1/namespaces/shop/pods");
     }
+
+    #[test]
+    fn a_pod_keeps_what_policies_ask_about() {
+        let text = json!({
+            "metadata": {"name": "web", "namespace": "shop", "uid": "1", "labels": {"app": "web", "any": "label"},
+                         "annotations": {STATIC_POD_ANNOTATION: "2", "other": "x"}},
+            "spec": {
+                "nodeName": "a", "hostNetwork": true, "volumes": [{"name": "v"}],
+                "containers": [{"name": "c", "image": "i", "ports": [{"name": "http", "containerPort": 8080}]}],
+                "initContainers": [{"name": "s", "restartPolicy": "Always", "ports": [{"containerPort": 9}]}],
+            },
+            "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}], "conditions": []},
+        });
+        let pod = core::Pod::from(from_str::<Pod>(&text.to_string()).expect("a Pod"));
+        assert_eq!(pod.labels().len(), 2);
+        assert_eq!(pod.annotations().len(), 1);
+        let spec = pod.spec.expect("a spec");
+        assert_eq!((spec.node_name.as_deref(), spec.host_network), (Some("a"), Some(true)));
+        let ports = |containers: &[core::Container]| -> Vec<i32> {
+            let ports = containers.iter().flat_map(|container| container.ports.iter().flatten());
+            ports.map(|port| port.container_port).collect()
+        };
+        assert_eq!(ports(&spec.containers), [8080]);
+        let sidecars = spec.init_containers.expect("init containers");
+        assert_eq!((ports(&sidecars), sidecars[0].restart_policy.as_deref()), (vec![9], Some("Always")));
+        let status = pod.status.expect("a status");
+        assert_eq!(
+            (status.phase.as_deref(), status.pod_ips.map(|ips| ips.len())),
+            (Some("Running"), Some(1))
+        );
+    }
+
+    #[test]
+    fn a_cluster_network_policy_has_its_place_in_the_api_and_its_rules() {
+        assert_eq!(
+            ClusterNetworkPolicy::url_path(&(), None),
+            "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
+        );
+        let text = json!({
+            "metadata": {"name": "deny", "managedFields": []},
+            "spec": {
+                "tier": "Admin", "priority": 3, "subject": {"namespaces": {}},
+                "ingress": [{"action": "Deny", "from": [{"namespaces": {}}]}],
+            },
+            "status": {"conditions": []},
+        });
+        let policy: ClusterNetworkPolicy = from_str(&text.to_string()).expect("a ClusterNetworkPolicy");
+        let spec = api::ClusterNetworkPolicy::from(policy).spec;
+        assert_eq!((spec.tier.as_str(), spec.priority, spec.ingress.len()), ("Admin", 3, 1));
+    }
 }

@@ -3,6 +3,7 @@
 
 mod endpoints;
 mod node;
+mod policies;
 mod services;
 mod sockets;
 

@@ -1,8 +1,10 @@
 //! Maps that fail now and then, for tests.
 
-use fairlead_abi::{Backend, Frontend, FrontendKey, Region};
+use std::fmt;
 
-use super::{MapAction, MapCause, MapError, RangeKey, ServiceMaps, SourceRangeKey};
+use fairlead_abi::{Backend, CellKey, Frontend, FrontendKey, Isolation, PolicyState, Region};
+
+use super::{MapAction, MapCause, MapError, PolicyMaps, RangeKey, RowPrefix, ServiceMaps, SourceRangeKey};
 
 /// Maps whose writes fail now and then, as a pseudo-random sequence decides.
 #[derive(Clone, Debug)]
@@ -105,6 +107,86 @@ impl<M: ServiceMaps> ServiceMaps for FaultyMaps<M> {
 
     fn service_cidrs(&self) -> Result<Vec<(RangeKey, u32)>, MapError> {
         self.inner.service_cidrs()
+    }
+}
+
+impl<M: PolicyMaps> FaultyMaps<M> {
+    fn try_policy(&mut self, action: MapAction, object: impl fmt::Display) -> Result<(), MapError> {
+        match self.fails() {
+            true => Err(MapError::policy(action, object, Self::cause())),
+            false => Ok(()),
+        }
+    }
+}
+
+impl<M: PolicyMaps> PolicyMaps for FaultyMaps<M> {
+    fn write_row(&mut self, key: &RowPrefix, verdict: u32) -> Result<(), MapError> {
+        self.try_policy(MapAction::Program, key)?;
+        self.inner.write_row(key, verdict)
+    }
+
+    fn remove_row(&mut self, key: &RowPrefix) -> Result<(), MapError> {
+        self.try_policy(MapAction::Remove, key)?;
+        self.inner.remove_row(key)
+    }
+
+    fn write_default(&mut self, policy: u32, row: u32) -> Result<(), MapError> {
+        self.try_policy(MapAction::Program, format_args!("default row of policy {policy}"))?;
+        self.inner.write_default(policy, row)
+    }
+
+    fn write_cell(&mut self, key: &CellKey, row: u32) -> Result<(), MapError> {
+        self.try_policy(MapAction::Program, format_args!("cell {key:?}"))?;
+        self.inner.write_cell(key, row)
+    }
+
+    fn remove_cell(&mut self, key: &CellKey) -> Result<(), MapError> {
+        self.try_policy(MapAction::Remove, format_args!("cell {key:?}"))?;
+        self.inner.remove_cell(key)
+    }
+
+    fn write_peer(&mut self, prefix: &RangeKey, identity: u32) -> Result<(), MapError> {
+        self.try_policy(MapAction::Program, format_args!("identity of {prefix}"))?;
+        self.inner.write_peer(prefix, identity)
+    }
+
+    fn remove_peer(&mut self, prefix: &RangeKey) -> Result<(), MapError> {
+        self.try_policy(MapAction::Remove, format_args!("identity of {prefix}"))?;
+        self.inner.remove_peer(prefix)
+    }
+
+    fn write_isolation(&mut self, index: u32, isolation: Isolation) -> Result<(), MapError> {
+        self.try_policy(MapAction::Program, format_args!("policies of endpoint {index}"))?;
+        self.inner.write_isolation(index, isolation)
+    }
+
+    fn write_state(&mut self, state: PolicyState) -> Result<(), MapError> {
+        self.try_policy(MapAction::Program, "revision of policies")?;
+        self.inner.write_state(state)
+    }
+
+    fn rows(&self) -> Result<Vec<(RowPrefix, u32)>, MapError> {
+        self.inner.rows()
+    }
+
+    fn default_row(&self, policy: u32) -> Result<u32, MapError> {
+        self.inner.default_row(policy)
+    }
+
+    fn cells(&self) -> Result<Vec<(CellKey, u32)>, MapError> {
+        self.inner.cells()
+    }
+
+    fn peers(&self) -> Result<Vec<(RangeKey, u32)>, MapError> {
+        self.inner.peers()
+    }
+
+    fn isolation(&self, index: u32) -> Result<Isolation, MapError> {
+        self.inner.isolation(index)
+    }
+
+    fn state(&self) -> Result<PolicyState, MapError> {
+        self.inner.state()
     }
 }
 

@@ -1,13 +1,14 @@
-//! The maps of Services as the reconciler sees them: a trait, and two implementations for tests.
+//! The maps as the reconciler and the policy engine see them: two traits, and implementations for tests.
 //!
-//! The agent implements [`ServiceMaps`] over the kernel's maps. [`MemoryMaps`] holds them in memory and
-//! can print them; [`FaultyMaps`] wraps any and makes writes fail.
+//! The agent implements [`ServiceMaps`] and [`PolicyMaps`] over the kernel's maps. [`MemoryMaps`] and
+//! [`MemoryPolicyMaps`] hold them in memory and can print them; [`FaultyMaps`] wraps any and makes writes fail.
 
 mod dump;
 mod faulty;
 mod keys;
 mod memory;
 mod policy;
+mod policy_memory;
 
 use std::fmt;
 
@@ -19,6 +20,7 @@ pub use faulty::FaultyMaps;
 pub use keys::{RangeKey, SourceRangeKey};
 pub use memory::MemoryMaps;
 pub use policy::{PolicyMaps, RowPrefix};
+pub use policy_memory::{MemoryPolicyMaps, Side};
 
 /// The maps [`fairlead_abi::maps::FRONTENDS`], [`fairlead_abi::maps::SLOTS`],
 /// [`fairlead_abi::maps::BACKENDS`], [`fairlead_abi::maps::SOURCE_RANGES`] and

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use super::Engine;
 use super::model::Direction;
 use crate::model::{ObjectName, Protocol};
 
@@ -74,6 +75,33 @@ pub struct Side {
     /// Of rules that might have decided otherwise: why each did not.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub misses: Vec<String>,
+}
+
+impl Engine {
+    /// What becomes of a flow from `client` to `port` of `server`, and why.
+    pub fn why(&self, client: &Party, server: &Party, protocol: Option<Protocol>, port: u16) -> Explanation {
+        let view = |party: &Party| match party {
+            Party::Pod(name) => PartyView { pod: Some(name.to_string()), ..PartyView::default() },
+            Party::Address(address) => PartyView { address: Some(*address), ..PartyView::default() },
+        };
+        let side = |direction: Direction| Side {
+            direction,
+            allowed: true,
+            policies: Vec::new(),
+            decided_by: None,
+            reason: String::new(),
+            misses: Vec::new(),
+        };
+        Explanation {
+            client: view(client),
+            server: view(server),
+            protocol,
+            port,
+            allowed: true,
+            egress: side(Direction::Egress),
+            ingress: side(Direction::Ingress),
+        }
+    }
 }
 
 impl std::fmt::Display for Explanation {

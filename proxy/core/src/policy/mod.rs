@@ -1,24 +1,61 @@
 //! NetworkPolicies and ClusterNetworkPolicies, compiled to the decision table that the programs look up.
+//!
+//! ```text
+//! watch ──► convert ──► objects ──► absorb ────────────────► apply ─────────────► maps
+//!                       state,      census: who is whom      numbers, rows, cells,
+//!                       dirty       places: addresses        endpoints; order of
+//!                       objects     programs: ordered rules  writes, retries
+//! ```
+//!
+//! What the programs look up, and its words: [`fairlead_abi::policy`]. A pod's *program* is the ordered list of all
+//! rules of the objects that select it in one direction. The peers that programs in use name are interned and counted
+//! (the census); an address's *signature* is the set of them that it is, and equal signatures are one *identity*. What
+//! a program says to an identity is a *row*. Pods under the same objects share one *compiled policy*.
+//!
+//! A pod of which something is not known is closed, and so is one under a policy that can't be written; the rest
+//! proceeds. Work is proportional to what changed. [`Engine::why`] answers from the programs that fill the maps.
 
+mod absorb;
+mod adopt;
 pub mod api;
+mod apply;
+mod census;
+mod compiled;
+mod endpoints;
 mod explain;
+mod identity;
 mod known;
+mod ledger;
 pub mod model;
 mod objects;
+mod places;
+mod program;
+mod row;
+mod select;
 pub mod selector;
 mod view;
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use fairlead_abi::Isolation;
 use k8s_openapi::api::{core::v1 as core, networking::v1 as networking};
 
 use crate::dataplane::{MapError, PolicyMaps};
-use crate::model::{ObjectName, Problem, Protocol};
+use crate::model::{ObjectName, Problem};
 
+use absorb::Absorbed;
+use adopt::Leftovers;
 use api::ClusterNetworkPolicy;
+use apply::Pass;
+use census::Census;
+use compiled::{Compiled, Handle, Key, Loaded, PolicyIds};
+use endpoints::{Endpoint, Endpoints};
+use identity::Identities;
+use ledger::Ledger;
 use objects::Objects;
+use places::Places;
 
 pub use explain::{Explanation, Party, PartyView, Side};
 pub use model::Direction;
@@ -26,17 +63,77 @@ pub use view::{
     Applied, Capacity, CompiledView, EndpointState, Failure, PeerView, PodId, PolicyView, Report, RuleView,
 };
 
+/// The first pause before a failed write is tried again.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// The longest pause before a failed write is tried again.
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
 /// The objects that policies are about, and the state of the maps that follow them.
 #[derive(Debug)]
 pub struct Engine {
-    objects: Objects,
+    node_name: Arc<str>,
+    capacity: Capacity,
+    keep: bool,
     synced: bool,
+    objects: Objects,
+    absorbed: Absorbed,
+    endpoints: Endpoints,
+    census: Census,
+    places: Places,
+    identities: Identities,
+    compiled: BTreeMap<Handle, Compiled>,
+    handles: HashMap<Key, Handle>,
+    last_handle: Handle,
+    /// Programs that others replaced, whose peers are still in use.
+    replaced: Vec<(Handle, Loaded)>,
+    ids: PolicyIds,
+    ledger: Ledger,
+    leftovers: Option<Leftovers>,
+    /// Endpoints that could not be put under other policies.
+    unclosed: BTreeMap<u32, MapError>,
+    /// Why the map of peers is not as it should be.
+    peer_error: Option<MapError>,
+    /// Why something that nobody needs is still there.
+    leftover: Option<MapError>,
+    /// Whether the revision must grow.
+    unrevised: bool,
+    retry: Option<Retry>,
+}
+
+/// When failed writes are tried again.
+#[derive(Clone, Copy, Debug)]
+struct Retry {
+    at: Instant,
+    pause: Duration,
 }
 
 impl Engine {
     /// Empty maps of this size, on the node of that name; `keep`: flows that were admitted stay so.
-    pub fn new(_node_name: impl Into<String>, _capacity: Capacity, _keep: bool) -> Self {
-        Self { objects: Objects::default(), synced: false }
+    pub fn new(node_name: impl Into<String>, capacity: Capacity, keep: bool) -> Self {
+        Self {
+            node_name: node_name.into().into(),
+            capacity,
+            keep,
+            synced: false,
+            objects: Objects::default(),
+            absorbed: Absorbed::default(),
+            endpoints: Endpoints::default(),
+            census: Census::default(),
+            places: Places::default(),
+            identities: Identities::default(),
+            compiled: BTreeMap::new(),
+            handles: HashMap::new(),
+            last_handle: 0,
+            replaced: Vec::new(),
+            ids: PolicyIds::new(capacity.policies),
+            ledger: Ledger::default(),
+            leftovers: None,
+            unclosed: BTreeMap::new(),
+            peer_error: None,
+            leftover: None,
+            unrevised: true,
+            retry: None,
+        }
     }
 
     /// Learns what an earlier run left in the maps, after the endpoints that it left were added and before the first
@@ -44,8 +141,8 @@ impl Engine {
     ///
     /// # Errors
     /// If a map can't be read.
-    pub fn adopt(&mut self, _maps: &impl PolicyMaps) -> Result<(), MapError> {
-        Ok(())
+    pub fn adopt(&mut self, maps: &impl PolicyMaps) -> Result<(), MapError> {
+        self.read(maps)
     }
 
     /// A Pod was added or changed.
@@ -115,29 +212,45 @@ impl Engine {
     }
 
     /// The endpoint at `index` is this pod's, with these addresses.
-    pub fn add_endpoint(&mut self, _index: u32, _pod: PodId, _addresses: Vec<IpAddr>) {}
+    pub fn add_endpoint(&mut self, index: u32, pod: PodId, addresses: Vec<IpAddr>) {
+        let old = self.endpoints.add(index, pod, addresses);
+        self.left(index, old);
+        self.objects.dirty.pods.extend(self.endpoints.get(index).and_then(Endpoint::name));
+    }
 
     /// The endpoint at `index` is gone. The next reconcile closes what is left of it.
-    pub fn remove_endpoint(&mut self, _index: u32) {}
+    pub fn remove_endpoint(&mut self, index: u32) {
+        let old = self.endpoints.remove(index);
+        self.left(index, old);
+    }
 
-    /// Brings the maps to what the objects ask for.
-    pub fn reconcile(&mut self, _now: Instant, _maps: &mut impl PolicyMaps) -> Report {
-        Report { pending: self.objects.dirty.len(), ..Report::default() }
+    /// Brings the maps to what the objects ask for: what changed since the last call and, once
+    /// [`Self::next_deadline`] has passed, what failed.
+    pub fn reconcile(&mut self, now: Instant, maps: &mut impl PolicyMaps) -> Report {
+        if !self.synced {
+            return Report { pending: self.objects.dirty.len(), ..Report::default() };
+        }
+        let retrying = self.retry.is_some_and(|retry| retry.at <= now);
+        if retrying {
+            self.compiled.values_mut().for_each(|compiled| compiled.failed = None);
+        }
+        self.leftover = None;
+        self.absorb();
+        self.take_over();
+        let mut pass = Pass { now, maps, report: Report::default() };
+        if self.apply(&mut pass).is_ok() {
+            self.sweep(&mut pass);
+        }
+        self.revise(&mut pass);
+        let mut report = pass.report;
+        report.pending = self.pending().count();
+        self.retry = self.next_retry(now, retrying, &report);
+        report
     }
 
     /// When to call [`Self::reconcile`] again even if nothing changes; none if nothing is pending.
     pub fn next_deadline(&self) -> Option<Instant> {
-        None
-    }
-
-    /// Whether the endpoint at `index` is under its policies, as of the last reconcile.
-    pub fn endpoint_state(&self, _index: u32) -> EndpointState {
-        EndpointState::NotSynced
-    }
-
-    /// The policies that the endpoint at `index` should be under now.
-    pub fn endpoint_policies(&self, _index: u32) -> Isolation {
-        Isolation::default()
+        self.retry.map(|retry| retry.at)
     }
 
     /// Everything in the objects that makes no sense.
@@ -153,46 +266,40 @@ impl Engine {
     /// What is not as its objects ask, as in `NetworkPolicy shop/web` or `endpoint 7`, with the first thing that
     /// failed.
     pub fn pending(&self) -> impl Iterator<Item = (String, &MapError)> {
-        std::iter::empty()
+        let mut failed: BTreeMap<String, &MapError> = BTreeMap::new();
+        for compiled in self.compiled.values() {
+            let names = compiled.key.policies.iter().map(ToString::to_string);
+            let error = compiled.failed.iter();
+            failed.extend(error.flat_map(|error| names.clone().map(move |name| (name, error))));
+        }
+        let endpoints = self.unclosed.iter().map(|(index, error)| (format!("endpoint {index}"), error));
+        let peers = self.peer_error.iter().map(|error| ("identities".to_owned(), error));
+        let leftover = self.leftover.iter().map(|error| ("removals".to_owned(), error));
+        failed.into_iter().chain(endpoints).chain(peers).chain(leftover)
     }
 
-    /// Every policy, in order of kind and name.
-    pub fn policies(&self) -> Vec<PolicyView> {
-        Vec::new()
+    /// The endpoint at `index` is no longer that pod's.
+    fn left(&mut self, index: u32, old: Option<Endpoint>) {
+        let Some(old) = old else { return };
+        self.leave(index, old.ingress);
+        self.leave(index, old.egress);
+        self.objects.dirty.pods.extend(old.name());
     }
 
-    /// The objects behind the id of a compiled policy.
-    pub fn compiled(&self, _id: u32) -> Option<CompiledView> {
-        None
-    }
-
-    /// Whom an address belongs to.
-    pub fn who(&self, _address: IpAddr) -> PeerView {
-        PeerView::default()
-    }
-
-    /// What becomes of a flow from `client` to `port` of `server`, and why.
-    pub fn why(&self, client: &Party, server: &Party, protocol: Option<Protocol>, port: u16) -> Explanation {
-        let view = |party: &Party| match party {
-            Party::Pod(name) => PartyView { pod: Some(name.to_string()), ..PartyView::default() },
-            Party::Address(address) => PartyView { address: Some(*address), ..PartyView::default() },
-        };
-        let side = |direction: Direction| Side {
-            direction,
-            allowed: true,
-            policies: Vec::new(),
-            decided_by: None,
-            reason: String::new(),
-            misses: Vec::new(),
-        };
-        Explanation {
-            client: view(client),
-            server: view(server),
-            protocol,
-            port,
-            allowed: true,
-            egress: side(Direction::Egress),
-            ingress: side(Direction::Ingress),
+    /// Pauses grow while nothing changes; a removal may have made the room that others wait for.
+    fn next_retry(&self, now: Instant, retrying: bool, report: &Report) -> Option<Retry> {
+        let unrevised = self.synced && self.unrevised;
+        if report.pending == 0 && !unrevised && self.places.is_written() {
+            return None;
+        }
+        let made_room = report.applied.removed > 0;
+        match self.retry {
+            Some(retry) if !retrying && !made_room => Some(retry),
+            Some(retry) if !made_room => {
+                let pause = (retry.pause * 2).min(LAST_RETRY);
+                Some(Retry { at: now + pause, pause })
+            }
+            _ => Some(Retry { at: now + FIRST_RETRY, pause: FIRST_RETRY }),
         }
     }
 }

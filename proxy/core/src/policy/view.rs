@@ -1,10 +1,15 @@
 //! What the command line, the status page, events and metrics show of policies.
 
 use std::fmt;
+use std::net::IpAddr;
 
+use fairlead_abi::Isolation;
 use serde::Serialize;
 
-use super::model::{Action, Direction, Tier};
+use super::Engine;
+use super::absorb::DIRECTIONS;
+use super::endpoints::{Under, Unknown};
+use super::model::{Action, Direction, PolicyName, Rule, Tier};
 use crate::dataplane::MapError;
 
 /// How much the maps of policies hold.
@@ -176,4 +181,121 @@ pub struct PeerView {
     /// The node that has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+}
+
+impl Engine {
+    /// Whether the endpoint at `index` is under its policies, as of the last reconcile.
+    pub fn endpoint_state(&self, index: u32) -> EndpointState {
+        let Some(endpoint) = self.endpoints.get(index) else { return EndpointState::NoEndpoint };
+        if !self.synced {
+            return EndpointState::NotSynced;
+        }
+        for direction in DIRECTIONS {
+            let handle = match endpoint.under(direction) {
+                Under::Open => continue,
+                Under::Closed(Unknown::Pod) => return EndpointState::PodUnknown,
+                Under::Closed(Unknown::Namespace) => return EndpointState::NamespaceUnknown,
+                Under::Policy(handle) => handle,
+            };
+            let Some(compiled) = self.compiled.get(&handle) else { continue };
+            if let Some(error) = &compiled.failed {
+                let names: Vec<String> = compiled.key.policies.iter().map(PolicyName::to_string).collect();
+                return EndpointState::Failed(format!("{}: {error}", names.join(", ")));
+            }
+        }
+        if let Some(error) = self.unclosed.get(&index) {
+            return EndpointState::Failed(error.to_string());
+        }
+        match self.ledger.isolation.get(&index) == Some(&self.wanted_isolation(index)) {
+            true => EndpointState::Programmed,
+            false => EndpointState::Failed("its policies are not written yet".to_owned()),
+        }
+    }
+
+    /// The policies that the endpoint at `index` should be under now.
+    pub fn endpoint_policies(&self, index: u32) -> Isolation {
+        self.wanted_isolation(index)
+    }
+
+    /// Every policy, in order of kind and name.
+    pub fn policies(&self) -> Vec<PolicyView> {
+        let network = self.objects.network_policies.values().map(|policy| {
+            let name = PolicyName::Network(policy.name.clone());
+            let both = [(Direction::Ingress, &policy.ingress), (Direction::Egress, &policy.egress)];
+            let both = both.map(|(direction, rules)| (direction, rules.as_deref()));
+            let view = self.policy(&name, Tier::Network, &both);
+            PolicyView { namespace: Some(policy.name.namespace.to_string()), ..view }
+        });
+        let cluster = self.objects.cluster_policies.values().map(|policy| {
+            let name = PolicyName::Cluster(policy.name.clone());
+            let some = |rules: &'_ std::sync::Arc<[Rule]>| (!rules.is_empty()).then(|| rules.clone());
+            let (ingress, egress) = (some(&policy.ingress), some(&policy.egress));
+            let both = [(Direction::Ingress, ingress.as_deref()), (Direction::Egress, egress.as_deref())];
+            PolicyView { priority: Some(policy.priority), ..self.policy(&name, policy.tier, &both) }
+        });
+        cluster.chain(network).collect()
+    }
+
+    /// The objects behind the id of a compiled policy.
+    pub fn compiled(&self, id: u32) -> Option<CompiledView> {
+        let compiled = self.compiled.values().find(|compiled| compiled.id == Some(id))?;
+        let policies = compiled.key.policies.iter().map(PolicyName::to_string).collect();
+        Some(CompiledView { direction: compiled.key.direction, policies })
+    }
+
+    /// Whom an address belongs to.
+    pub fn who(&self, address: IpAddr) -> PeerView {
+        PeerView {
+            pod: self.places.pod(address, &self.census).map(ToString::to_string),
+            node: self.places.node(address).map(ToString::to_string),
+        }
+    }
+
+    fn policy(&self, name: &PolicyName, tier: Tier, both: &[(Direction, Option<&[Rule]>); 2]) -> PolicyView {
+        let mut pods: Vec<String> = Vec::new();
+        let mut pending = None;
+        for compiled in self.compiled.values().filter(|compiled| compiled.key.policies.contains(name)) {
+            let own = compiled.endpoints.iter().filter_map(|index| self.endpoints.get(*index)?.name());
+            pods.extend(own.map(|pod| pod.to_string()));
+            pending = pending.or(compiled.failed.as_ref().map(MapError::to_string));
+        }
+        pods.sort();
+        pods.dedup();
+        let rules = both.iter().flat_map(|(direction, rules)| {
+            rules.iter().flat_map(|rules| rules.iter()).map(|rule| RuleView::new(*direction, rule))
+        });
+        PolicyView {
+            kind: name.kind(),
+            namespace: None,
+            name: match name {
+                PolicyName::Network(name) => name.name.to_string(),
+                PolicyName::Cluster(name) => name.to_string(),
+            },
+            tier,
+            priority: None,
+            directions: both
+                .iter()
+                .filter(|(_, rules)| rules.is_some())
+                .map(|(direction, _)| *direction)
+                .collect(),
+            pods,
+            problems: self.objects.problems_of(name),
+            rules: rules.collect(),
+            pending,
+        }
+    }
+}
+
+impl RuleView {
+    fn new(direction: Direction, rule: &Rule) -> Self {
+        let texts = |list: &mut dyn Iterator<Item = String>| list.collect::<Vec<String>>();
+        Self {
+            direction,
+            number: rule.index + 1,
+            name: rule.name.to_string(),
+            action: rule.action,
+            peers: rule.peers.as_ref().map(|peers| texts(&mut peers.iter().map(ToString::to_string))),
+            ports: rule.ports.as_ref().map(|ports| texts(&mut ports.iter().map(ToString::to_string))),
+        }
+    }
 }

@@ -246,6 +246,24 @@ async fn the_first_of_a_pods_addresses_is_in_both_fields() {
 }
 
 #[tokio::test]
+async fn bad_ports_of_pods_are_refused_by_field() {
+    let (_server, client) = start().await;
+    let api: Api<Pod> = Api::namespaced(client, "default");
+    for (port, field) in [
+        (json!({"containerPort": 0}), "containerPort"),
+        (json!({"containerPort": 80, "name": "a-name-of-16-char"}), "name"),
+        (json!({"containerPort": 80, "name": "8080"}), "name"),
+        (json!({"containerPort": 80, "name": "web"}), "name"),
+        (json!({"containerPort": 80, "protocol": "ICMP"}), "protocol"),
+    ] {
+        let ports = json!([{"containerPort": 8080, "name": "web"}, port]);
+        let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "ports": ports}]}});
+        let made = api.create(&PostParams::default(), &object(pod)).await;
+        assert_invalid(made, &format!("spec.containers[0].ports[1].{field}"), &port);
+    }
+}
+
+#[tokio::test]
 async fn the_example_manifests_are_accepted() {
     let (_server, client) = start().await;
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/examples");

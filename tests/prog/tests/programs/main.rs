@@ -14,6 +14,7 @@ mod malformed;
 mod nodeport;
 mod odd_errors;
 mod pods;
+mod policy_plain;
 mod ranges;
 mod refusals;
 mod sctp;

@@ -1,0 +1,278 @@
+//! Policies: whether a client may have a flow to a server ([`judge`]).
+//!
+//! One rule for every packet of a flow, in either direction: the client's egress policy and the server's ingress policy
+//! must both admit it, as far as the two are local pods. The client is whoever began the flow, by its address before
+//! masquerading, the server the chosen backend.
+
+use core::mem;
+use core::ptr;
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie};
+use fairlead_abi::{
+    Address, Cell, CellKey, Counter, DropEvent, Endpoint, Flow, FlowKey, Isolation, PeerKey, PolicyState,
+    Reason, RowKey, event_flags, flow_flags, identities, policies, rows, state_flags, verdicts,
+};
+
+use crate::verdict::Outcome;
+use crate::{endpoint, events, observe, table};
+
+#[map]
+static ISOLATION: Array<Isolation> = Array::pinned(1024, 0);
+
+#[map]
+static POLICIES: Array<u32> = Array::pinned(2048, 0);
+
+#[map]
+static PEERS: LpmTrie<PeerKey, u32> = LpmTrie::pinned(131_072, 0);
+
+#[map]
+static CELLS: HashMap<CellKey, Cell> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+
+#[map]
+static ROWS: LpmTrie<RowKey, u32> = LpmTrie::pinned(65_536, 0);
+
+#[map]
+static POLICY_STATE: Array<PolicyState> = Array::pinned(1, 0);
+
+const ADDRESS_BITS: u32 = 128;
+
+const OPEN: Isolation = Isolation { ingress: policies::OPEN, egress: policies::OPEN };
+const CLOSED: Isolation = Isolation { ingress: policies::CLOSED, egress: policies::CLOSED };
+
+/// How [`judge`] is to read a tuple.
+pub(crate) mod reading {
+    /// As it stands.
+    pub(crate) const WHOLE: u32 = 0;
+    /// The packet does not say its port, or what carries it: only a policy that admits all that there is admits it.
+    pub(crate) const OPAQUE: u32 = 1;
+}
+
+/// What [`judge`] says of a flow that is admitted.
+#[derive(Clone, Copy)]
+pub(crate) struct Admission(i32);
+
+impl Admission {
+    /// Its packets say themselves whether they pass, in either direction.
+    const PLAIN: i32 = 0;
+    /// Its replies pass only by an entry in the flow table: without one they would be judged as if they began a flow,
+    /// and who answers is under a policy for what it sends, or who is answered under one for what it is sent.
+    const ENTERED: i32 = 1;
+
+    /// Whether it must have entries in the flow table.
+    #[inline(always)]
+    pub(crate) fn needs_entry(self) -> bool {
+        self.0 == Self::ENTERED
+    }
+}
+
+/// What all policies have in common. To be read before any of their maps: the agent writes it last.
+#[inline(always)]
+pub(crate) fn state() -> PolicyState {
+    POLICY_STATE.get(0).map_or(PolicyState::default(), at_once)
+}
+
+/// Whether flows that were admitted stay so.
+#[inline(always)]
+pub(crate) fn keeps() -> bool {
+    state().flags & state_flags::KEEP != 0
+}
+
+/// The policies of a local pod.
+#[inline(always)]
+pub(crate) fn of(endpoint: &Endpoint) -> Isolation {
+    ISOLATION.get(endpoint.index).map_or(CLOSED, at_once)
+}
+
+/// Whether no policy selects the pod, in either direction.
+#[inline(always)]
+pub(crate) fn is_free(endpoint: &Endpoint) -> bool {
+    of(endpoint) == OPEN
+}
+
+/// Whether policies have no say in what the two exchange plainly, as far as they are local pods.
+#[inline(always)]
+pub(crate) fn is_idle(sender: Option<&Endpoint>, receiver: Option<&Endpoint>) -> bool {
+    sender.is_none_or(is_free) && receiver.is_none_or(is_free) && !(sender.or(receiver).is_some() && keeps())
+}
+
+/// Whether the flow needs no look at the policies: they have not changed since it was admitted, or do not matter to it.
+#[inline(always)]
+pub(crate) fn is_settled(flow: &Flow) -> bool {
+    let state = state();
+    flow.revision == state.revision
+        || state.flags & state_flags::KEEP != 0
+        || flow.flags & flow_flags::NODE != 0
+}
+
+/// Eight bytes, read in one step, as the agent writes them.
+#[inline(always)]
+fn at_once<T: Copy>(value: &T) -> T {
+    const {
+        assert!(size_of::<T>() == size_of::<u64>() && align_of::<T>() == align_of::<u64>());
+    }
+    // SAFETY: as large and as aligned as a word; only integers are read so.
+    unsafe {
+        let word = ptr::from_ref(value).cast::<u64>().read_volatile();
+        mem::transmute_copy(&word)
+    }
+}
+
+/// Whether policies admit the flow of `trial`'s tuple, from client to server. If not, `trial` says which does not, and
+/// why, for [`events::tell`].
+#[inline(always)]
+pub(crate) fn judge(trial: &mut DropEvent, reading: u32) -> Result<Admission, Reason> {
+    Outcome(fairlead_judge(trial, reading)).number().map(Admission)
+}
+
+/// Out of line as a global function: the verifier walks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_judge(trial: *mut DropEvent, reading: u32) -> i32 {
+    // SAFETY: the caller passes a trial of its own; the verifier wants to see that it is there.
+    let Some(trial) = (unsafe { trial.as_mut() }) else {
+        return Outcome::from(Reason::PolicyUnknown).0;
+    };
+    let client = endpoint::find(&trial.tuple.source);
+    let server = endpoint::find(&trial.tuple.destination);
+    let is_local = client.or(server).is_some();
+    let (client, server) = (client.map_or(OPEN, of), server.map_or(OPEN, of));
+    let is_guarded = server.egress != policies::OPEN || client.ingress != policies::OPEN;
+    let admitted = if is_guarded || is_local && keeps() { Admission::ENTERED } else { Admission::PLAIN };
+    if client.egress == policies::OPEN && server.ingress == policies::OPEN {
+        return admitted;
+    }
+    observe::count(Counter::PolicyJudged);
+    if client.egress != policies::OPEN {
+        trial.flags |= event_flags::EGRESS;
+        trial.policy = client.egress;
+        let asked = fairlead_ask(trial, reading);
+        if asked < 0 {
+            return asked;
+        }
+    }
+    if server.ingress != policies::OPEN {
+        trial.flags &= !event_flags::EGRESS;
+        trial.policy = server.ingress;
+        let asked = fairlead_ask(trial, reading);
+        if asked < 0 {
+            return asked;
+        }
+    }
+    admitted
+}
+
+/// Asks the policy that `trial` names: the client's, with [`event_flags::EGRESS`], or else the server's. Out of line as
+/// a global function.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_ask(trial: *mut DropEvent, reading: u32) -> i32 {
+    // SAFETY: as in `fairlead_judge`.
+    let Some(trial) = (unsafe { trial.as_mut() }) else {
+        return Outcome::from(Reason::PolicyUnknown).0;
+    };
+    let is_egress = trial.flags & event_flags::EGRESS != 0;
+    let peer = if is_egress { trial.tuple.destination } else { trial.tuple.source };
+    trial.identity = identity_of(&peer);
+    let Some(row) = row_of(trial.policy, trial.identity & !identities::OWN_NODE) else {
+        return unknown(trial);
+    };
+    let is_uniform = row < rows::FIRST;
+    trial.verdict = if is_uniform {
+        row
+    } else if reading == reading::OPAQUE {
+        verdicts::DENY_NETWORK
+    } else {
+        let key = RowKey::new(row, trial.tuple.protocol, trial.tuple.destination_port);
+        let Some(verdict) = ROWS.get(&Key::new(rows::PORT_BITS, key)) else {
+            return unknown(trial);
+        };
+        *verdict
+    };
+    // What a pod exchanges with itself or with its node no NetworkPolicy forbids. What an opaque packet's row says
+    // beside that is not known.
+    let is_exempt =
+        trial.identity & identities::OWN_NODE != 0 || trial.tuple.source == trial.tuple.destination;
+    let is_known = is_uniform || reading != reading::OPAQUE;
+    if trial.verdict == verdicts::ALLOW || trial.verdict == verdicts::DENY_NETWORK && is_exempt && is_known {
+        return Outcome::SOMETHING.0;
+    }
+    Outcome::from(if is_egress { Reason::PolicyEgress } else { Reason::PolicyIngress }).0
+}
+
+/// Nothing is known that would answer, and so nothing passes.
+#[inline(always)]
+fn unknown(trial: &mut DropEvent) -> i32 {
+    trial.policy = policies::CLOSED;
+    Outcome::from(Reason::PolicyUnknown).0
+}
+
+/// Whom an address belongs to.
+#[inline(always)]
+fn identity_of(address: &Address) -> u32 {
+    PEERS.get(&Key::new(ADDRESS_BITS, *address)).map_or(identities::UNKNOWN, |identity| *identity)
+}
+
+/// What the policy says to an identity; none if that is not known.
+#[inline(always)]
+fn row_of(policy: u32, identity: u32) -> Option<u32> {
+    if policy == policies::CLOSED {
+        return None;
+    }
+    let key = CellKey { policy, identity };
+    // One that was reused while it was read has another place by now, or none.
+    for _ in 0..2 {
+        // SAFETY: both words are read in one step, and another key's show in the check.
+        let Some(cell) = (unsafe { CELLS.get(&key) }).map(at_once) else {
+            return POLICIES.get(policy).copied();
+        };
+        if cell.check == key.check() {
+            return Some(cell.row);
+        }
+    }
+    None
+}
+
+/// Whether policies, which have changed since, still admit the flow whose entry at `key` is `flow`: then that is noted.
+/// Whoever calls has found that it is not [`is_settled`].
+#[inline(always)]
+pub(crate) fn readmit(key: &FlowKey, flow: &Flow, trial: &mut DropEvent) -> Result<(), Reason> {
+    Outcome(fairlead_readmit(key, flow, trial)).is_something().map(drop)
+}
+
+/// Out of line as a global function: the verifier walks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_readmit(key: *const FlowKey, flow: *const Flow, trial: *mut DropEvent) -> i32 {
+    // SAFETY: the caller passes all three, its own; the verifier wants to see that they are there.
+    let (Some(key), Some(flow), Some(trial)) =
+        (unsafe { key.as_ref() }, unsafe { flow.as_ref() }, unsafe { trial.as_mut() })
+    else {
+        return Outcome::from(Reason::PolicyUnknown).0;
+    };
+    let revision = state().revision;
+    trial.tuple = *key;
+    trial.flags = 0;
+    if flow.flags & flow_flags::REPLY == 0 {
+        trial.tuple.destination = flow.destination;
+        trial.tuple.destination_port = flow.destination_port;
+    } else {
+        trial.tuple.source = flow.destination;
+        trial.tuple.source_port = flow.destination_port;
+        trial.tuple.destination = key.source;
+        trial.tuple.destination_port = key.source_port;
+        trial.flags = event_flags::REPLY;
+    }
+    if let Err(reason) = judge(trial, reading::WHOLE) {
+        events::tell(trial);
+        return Outcome::from(reason).0;
+    }
+    if let Some(entry) = table::entry(key) {
+        // SAFETY: the pointer is to a live element; an integer is written, to another flow's at worst, if the element
+        // is reused in this moment.
+        unsafe { (*entry).revision = revision };
+    }
+    Outcome::SOMETHING.0
+}
