@@ -5,6 +5,7 @@
 //! plugin's own work, which is the same under policies, stays out.
 
 use std::fs;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,6 +17,9 @@ use super::objects::OPEN;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often an agent that does not listen yet is tried: also the error of when it first answers.
 const INTERVAL: Duration = Duration::from_millis(2);
+
+/// The kernel takes a moment until it has taken programs off an interface that stays.
+const DETACHING: Duration = Duration::from_millis(100);
 
 /// The milliseconds that it takes for each of so many pods of teams.
 ///
@@ -37,7 +41,7 @@ pub(crate) fn wait_for_answer(node: &Node, patience: Duration) -> Result<()> {
     loop {
         match ask(&node.layout().socket(), &request, PATIENCE) {
             Ok(_) => return Ok(()),
-            Err(AgentError::Connect { .. }) if begin.elapsed() < patience => std::thread::sleep(INTERVAL),
+            Err(AgentError::Connect { .. }) if begin.elapsed() < patience => thread::sleep(INTERVAL),
             Err(AgentError::Refused(_)) if begin.elapsed() < patience => {}
             Err(error) => bail!("the agent does not add a pod after {:?}: {error}", begin.elapsed()),
         }
@@ -49,6 +53,7 @@ fn start(node: &Node, registration: Registration) -> Result<f64> {
     let Registration { container_id, ifname, pod, .. } = registration.clone();
     let what = || format!("pod {}/{}", pod.namespace, pod.name);
     ask(&socket, &Request::DeleteEndpoint { container_id, ifname }, PATIENCE).with_context(what)?;
+    thread::sleep(DETACHING);
     let request = Request::AddEndpoint(registration);
     let begin = Instant::now();
     ask(&socket, &request, PATIENCE).with_context(what)?;

@@ -39,12 +39,14 @@ impl State {
     }
 }
 
-/// Waits until the running agent has caught up with all that was created.
+/// Waits until the running agent has caught up with all that was created; while it is at work it may not answer.
 ///
 /// # Errors
 /// When it takes minutes.
 pub(crate) fn wait_until_programmed(node: &Node) -> Result<()> {
-    wait_for("the programming of all policies", PATIENCE, || Ok(State::of(node)?.is_programmed.then_some(())))
+    wait_for("the programming of all policies", PATIENCE, || {
+        Ok(State::of(node).is_ok_and(|state| state.is_programmed).then_some(()))
+    })
 }
 
 /// The value of a metric without labels.
