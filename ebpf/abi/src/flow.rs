@@ -31,7 +31,7 @@ impl FlowKey {
             source_port: self.destination_port,
             destination_port: self.source_port,
             protocol: self.protocol,
-            reserved: [0; 3],
+            reserved: self.reserved,
         }
     }
 }

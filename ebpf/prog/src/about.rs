@@ -69,7 +69,7 @@ fn ask(packet: &Packet, key: &FlowKey, trial: &mut DropEvent, may: u32) -> Resul
     }
     if let Some(flow) = table::look_up(key) {
         let is_plain = table::is_plain(key, flow);
-        if is_plain && !is_sincere {
+        if is_plain && !(is_judged && is_sincere) {
             return Ok(About::NOTHING);
         }
         if is_judged && !policy::is_settled(flow) {
@@ -88,7 +88,7 @@ fn ask(packet: &Packet, key: &FlowKey, trial: &mut DropEvent, may: u32) -> Resul
     }
     trial.tuple = *key;
     trial.flags = 0;
-    if let Err(reason) = policy::judge(trial, reading) {
+    if let Err(reason) = policy::judge(trial, reading | reading::AGAIN) {
         events::tell(trial);
         return Err(reason);
     }

@@ -1,16 +1,19 @@
-//! Connections of local pods that are in no table of ours: those that no Service touches.
+//! Connections of local pods that are in no table of ours. The pod's own table of sockets tells of them.
 //!
 //! A pod may have a plain connection to a backend, from a port from which it now dials a Service that would give it
-//! that very backend. Both would have one tuple there. The pod's own table of sockets tells.
+//! that very backend: both would have one tuple there. And a pod may have connections that are older than the policies
+//! which admit them from one of their ends only: which end has a listener tells who began.
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock_tuple as SocketTuple};
 use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
-use fairlead_abi::{FlowKey, protocol};
+use fairlead_abi::{Address, FlowKey, protocol};
 
 use crate::endpoint;
 
+/// Of no socket.
+const NONE: u32 = 0;
 /// A state that new connections of the tuple may follow (RFC 9293, section 3.6.1).
 const TIME_WAIT: u32 = 6;
 /// A state of no connection.
@@ -40,41 +43,129 @@ extern "C" fn fairlead_conned(skb: *mut __sk_buff, tuple: *const FlowKey) -> u32
     endpoint::find(&tuple.source).map_or(0, |sender| u32::from(is_connected(skb, sender.netns, &answer)))
 }
 
-/// Whether the namespace has a connection that a packet of this tuple would belong to (kernel 5.2).
+/// Whether the namespace has a connection that a packet of this tuple would belong to.
 #[inline(always)]
 fn is_connected(skb: *mut __sk_buff, netns: u32, tuple: &FlowKey) -> bool {
+    !matches!(state(skb, netns, tuple, From::Source), NONE | TIME_WAIT | LISTEN)
+}
+
+/// Whether the packet is one of a server to its client, in a connection that a local pod at either end of it has.
+#[inline(always)]
+pub(crate) fn is_answer(skb: *mut __sk_buff, tuple: &FlowKey) -> bool {
+    tuple.protocol == protocol::TCP && fairlead_answer(skb, tuple) != 0
+}
+
+/// Out of line as a global function: the verifier walks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_answer(skb: *mut __sk_buff, tuple: *const FlowKey) -> u32 {
+    // SAFETY: the caller passes a tuple of its own; the verifier wants to see that it is there.
+    let Some(tuple) = (unsafe { tuple.as_ref() }) else {
+        return 0;
+    };
+    let mut is_told = 0;
+    if let Some(receiver) = endpoint::find(&tuple.destination)
+        && receiver.netns != 0
+    {
+        if end(skb, receiver.netns, tuple) != End::Client {
+            return 0;
+        }
+        is_told = 1;
+    }
+    if let Some(sender) = endpoint::find(&tuple.source)
+        && sender.netns != 0
+    {
+        if end(skb, sender.netns, &tuple.reversed()) != End::Server {
+            return 0;
+        }
+        is_told = 1;
+    }
+    is_told
+}
+
+/// What the namespace is to the connection of packets that arrive there with a tuple.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It has no such connection.
+    Neither,
+    /// It has the connection, and nobody who would accept others at its port.
+    Client,
+    /// It has the connection, and a listener.
+    Server,
+}
+
+#[inline(always)]
+fn end(skb: *mut __sk_buff, netns: u32, tuple: &FlowKey) -> End {
+    if matches!(state(skb, netns, tuple, From::Source), NONE | LISTEN) {
+        return End::Neither;
+    }
+    // From where nobody can be connected, only a listener would hear.
+    if state(skb, netns, tuple, From::Nowhere) == LISTEN { End::Server } else { End::Client }
+}
+
+/// Whose packet it is that a socket is looked up for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum From {
+    /// The tuple's sender.
+    Source,
+    /// The unspecified address, from port 0.
+    Nowhere,
+}
+
+/// The state of the socket in the namespace that a packet of this tuple would belong to (kernel 5.2), or [`NONE`].
+///
+/// Out of line for the stack's sake.
+#[inline(never)]
+fn state(skb: *mut __sk_buff, netns: u32, tuple: &FlowKey, from: From) -> u32 {
     if netns == 0 {
-        return false;
+        return NONE;
     }
     let mut room = MaybeUninit::<SocketTuple>::uninit();
     let wanted = room.as_mut_ptr();
     let size = if tuple.source.is_v4() { V4 } else { V6 };
+    let is_known = from == From::Source;
     // SAFETY: the fields lie within the struct, and those of the family that counts are all written.
     unsafe {
         if size == V4 {
             let v4 = &raw mut (*wanted).__bindgen_anon_1.ipv4;
-            (&raw mut (*v4).saddr).write_volatile(tuple.source.v4_word());
+            (&raw mut (*v4).saddr).write_volatile(if is_known { tuple.source.v4_word() } else { 0 });
             (&raw mut (*v4).daddr).write_volatile(tuple.destination.v4_word());
-            (&raw mut (*v4).sport).write_volatile(tuple.source_port.wire());
+            (&raw mut (*v4).sport).write_volatile(if is_known { tuple.source_port.wire() } else { 0 });
             (&raw mut (*v4).dport).write_volatile(tuple.destination_port.wire());
         } else {
             let v6 = &raw mut (*wanted).__bindgen_anon_1.ipv6;
-            (&raw mut (*v6).saddr).write_volatile(tuple.source.words());
-            (&raw mut (*v6).daddr).write_volatile(tuple.destination.words());
-            (&raw mut (*v6).sport).write_volatile(tuple.source_port.wire());
+            let (source, destination) = ((&raw mut (*v6).saddr).cast(), (&raw mut (*v6).daddr).cast());
+            write(source, if is_known { &tuple.source } else { &Address::UNSPECIFIED });
+            write(destination, &tuple.destination);
+            (&raw mut (*v6).sport).write_volatile(if is_known { tuple.source_port.wire() } else { 0 });
             (&raw mut (*v6).dport).write_volatile(tuple.destination_port.wire());
         }
     }
     // SAFETY: the context is the kernel's, the tuple ours, initialised as far as the size says.
     let socket = unsafe { bpf_skc_lookup_tcp(skb.cast(), wanted, size, u64::from(netns - 1), 0) };
     if socket.is_null() {
-        return false;
+        return NONE;
     }
     // SAFETY: the helper has given a socket, whose state may be read until it is released.
-    let state = unsafe {
+    unsafe {
         let state = (&raw const (*socket).state).read_volatile();
         bpf_sk_release(socket.cast());
         state
-    };
-    !matches!(state, TIME_WAIT | LISTEN)
+    }
+}
+
+/// Writes an address word by word: as one value it would lie on the stack twice.
+///
+/// # Safety
+/// `place` must be one of four words.
+#[inline(always)]
+unsafe fn write(place: *mut u32, address: &Address) {
+    let [first, second, third, fourth] = address.words();
+    // SAFETY: the caller's promise.
+    unsafe {
+        place.write_volatile(first);
+        place.add(1).write_volatile(second);
+        place.add(2).write_volatile(third);
+        place.add(3).write_volatile(fourth);
+    }
 }

@@ -1,7 +1,7 @@
 //! Flows: which packets are translated, and to what, and which are admitted.
 //!
 //! In the table are flows to Services, and those whose replies policies would not admit by themselves. Each has two
-//! entries, made together by [`open`]: the client's packets find the forward one, the backend's packets the reply one.
+//! entries, made together by [`enter`]: the client's packets find the forward one, the backend's packets the reply one.
 //! What is over is removed by [`crate::places`].
 //!
 //! Policies are asked about a flow when it begins, before it is entered, so that what they deny fills no table, and
@@ -11,12 +11,14 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Address, Backend, Counter, DropEvent, Flow, FlowKey, Reason, flow_flags};
+use fairlead_abi::{
+    Address, Backend, Counter, DropEvent, Flow, FlowKey, Reason, event_flags, flow_flags, identities,
+};
 use fairlead_flow::life;
 
 use crate::lb::{self, Choice, Client};
 use crate::packet::{Fragment, Packet, is_of_ports};
-use crate::policy::{self, reading};
+use crate::policy::{self, Admission, reading};
 use crate::room::Findings;
 use crate::table::{self, Claim};
 use crate::verdict::Outcome;
@@ -48,6 +50,8 @@ pub(crate) mod may {
     pub(crate) const ENTER: u32 = 128;
     /// Believe an ICMP error only of the quoted packet's receiver: pods are no routers.
     pub(crate) const OWN_SOURCE: u32 = 256;
+    /// Believe nobody who claims to be the node: the packet came over an uplink.
+    pub(crate) const OUTSIDE: u32 = 1024;
     /// Begin none: the packet's tuple is that of another flow's answers.
     pub(super) const ANOTHER: u32 = 512;
 }
@@ -61,21 +65,36 @@ pub(crate) fn flow_of<'room>(
     may: u32,
     findings: &'room mut Findings,
 ) -> Result<Option<&'room Flow>, Reason> {
-    let Findings { flow, choice, trial } = findings;
-    let (skb, room) = (ctx.skb.skb, flow.as_mut_ptr());
-    let found = Outcome(fairlead_find(packet, room, trial, may)).number()?;
-    if found == Found::Flow as i32 {
-        // SAFETY: `fairlead_find` has filled it in if it says so.
-        return Ok(Some(unsafe { flow.assume_init_ref() }));
+    let skb = ctx.skb.skb;
+    let found = Outcome(fairlead_find(packet, findings, may)).number()?;
+    if found != Found::Flow as i32 {
+        let told = if found == Found::Another as i32 { may | may::ANOTHER } else { may };
+        let begun = Outcome(fairlead_begin(skb, packet, findings, told));
+        if begun == ANSWER {
+            // Not entered, the next one is found out about in the same way.
+            let _ = fairlead_open(skb, packet, findings, open::ANSWER);
+            return Ok(None);
+        }
+        if !begun.is_something()? {
+            return Ok(None);
+        }
+        let how = if found == Found::Stale as i32 { open::ANEW } else { open::NEW };
+        Outcome(fairlead_open(skb, packet, findings, how)).number()?;
     }
-    let told = if found == Found::Another as i32 { may | may::ANOTHER } else { may };
-    if !Outcome(fairlead_begin(packet, room, choice, trial, told)).is_something()? {
-        return Ok(None);
-    }
-    let is_anew = found == Found::Stale as i32;
-    Outcome(fairlead_open(skb, packet, choice.as_ptr(), room, u32::from(is_anew))).number()?;
-    // SAFETY: `fairlead_open` has filled it in if it says so.
-    Ok(Some(unsafe { flow.assume_init_ref() }))
+    Ok(Some(&findings.flow))
+}
+
+/// What [`fairlead_begin`] says of a packet that is the answer of a server whose connection has no entry.
+const ANSWER: Outcome = Outcome(2);
+
+/// How [`fairlead_open`] is to enter a flow.
+mod open {
+    /// As a new one.
+    pub(super) const NEW: u32 = 0;
+    /// In the place of the one that it has been before.
+    pub(super) const ANEW: u32 = 1;
+    /// By an answer: the trial's tuple is the client's.
+    pub(super) const ANSWER: u32 = 2;
 }
 
 /// What a look into the table finds.
@@ -100,14 +119,12 @@ enum Found {
 /// with one state where the ways through it had many; nor do they hold its stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn fairlead_find(packet: *const Packet, flow: *mut Flow, trial: *mut DropEvent, may: u32) -> i32 {
-    // SAFETY: the caller passes all three, its own; the verifier wants to see that they are there. The latter two are
-    // integers only: whatever lies in the room is one.
-    let (Some(packet), Some(flow), Some(trial)) =
-        (unsafe { packet.as_ref() }, unsafe { flow.as_mut() }, unsafe { trial.as_mut() })
-    else {
+extern "C" fn fairlead_find(packet: *const Packet, findings: *mut Findings, may: u32) -> i32 {
+    // SAFETY: the caller passes a packet and findings, its own; the verifier wants to see that they are there.
+    let (Some(packet), Some(findings)) = (unsafe { packet.as_ref() }, unsafe { findings.as_mut() }) else {
         return Outcome::from(Reason::Malformed).0;
     };
+    let Findings { flow, trial, .. } = findings;
     if may & may::FIND == 0 && packet.fragment != Fragment::Later {
         return Found::None as i32;
     }
@@ -133,20 +150,16 @@ extern "C" fn fairlead_find(packet: *const Packet, flow: *mut Flow, trial: *mut 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fairlead_begin(
+    skb: *mut __sk_buff,
     packet: *const Packet,
-    flow: *mut Flow,
-    choice: *mut MaybeUninit<Choice>,
-    trial: *mut DropEvent,
+    findings: *mut Findings,
     may: u32,
 ) -> i32 {
     // SAFETY: as in `fairlead_find`.
-    let (Some(packet), Some(flow)) = (unsafe { packet.as_ref() }, unsafe { flow.as_mut() }) else {
+    let (Some(packet), Some(findings)) = (unsafe { packet.as_ref() }, unsafe { findings.as_mut() }) else {
         return Outcome::from(Reason::Malformed).0;
     };
-    // SAFETY: as above.
-    let (Some(choice), Some(trial)) = (unsafe { choice.as_mut() }, unsafe { trial.as_mut() }) else {
-        return Outcome::from(Reason::Malformed).0;
-    };
+    let Findings { flow, choice, trial } = findings;
     let is_another = may & may::ANOTHER != 0;
     let mut chosen = if is_another { Outcome::NOTHING } else { choose(packet, may, choice) };
     if chosen == Outcome::from(Reason::StaleService) {
@@ -167,6 +180,7 @@ extern "C" fn fairlead_begin(
     if may & may::JUDGE != 0 && !(is_plain && may & may::PASS_PLAIN != 0) {
         trial.tuple = packet.tuple;
         trial.flags = 0;
+        trial.identity = identities::UNKNOWN;
         if !is_plain {
             // SAFETY: whoever has chosen has filled it in.
             let backend = unsafe { &choice.assume_init_ref().backend };
@@ -175,10 +189,18 @@ extern "C" fn fairlead_begin(
         }
         let reading = if packet.is_opaque() { reading::OPAQUE } else { reading::WHOLE };
         match policy::judge(trial, reading) {
-            Ok(admission) => {
-                is_entered = admission.needs_entry() && reading == reading::WHOLE && !packet.tcp.resets();
+            // The kernel would call it martian.
+            Ok(_) if may & may::OUTSIDE != 0 && trial.identity & identities::OWN_NODE != 0 => {
+                return Outcome::from(Reason::SpoofedSource).0;
             }
+            Ok(admission) => is_entered = is_plain && needs_entry(packet, admission, trial),
             Err(reason) => {
+                let is_late = is_plain && !is_another && !packet.tcp.opens();
+                let admitted = if is_late { answers(skb, packet, trial, reason) } else { Err(reason) };
+                let Err(reason) = admitted else {
+                    itself(&trial.tuple, choice);
+                    return ANSWER.0;
+                };
                 events::tell(trial);
                 return Outcome::from(reason).0;
             }
@@ -188,34 +210,90 @@ extern "C" fn fairlead_begin(
         }
     }
     if is_plain && is_entered && !is_another {
-        itself(packet, choice);
+        itself(&packet.tuple, choice);
         return Outcome::SOMETHING.0;
     }
     chosen.0
 }
 
-/// Enters the flow to the choice: see [`open`].
+/// Whether the packet, which policies have not admitted, for this reason, is the answer of a server in a connection that
+/// they do admit, and that is older than they, or has lost its entry. `trial`'s tuple is then the client's.
+///
+/// Out of line for the stack's sake.
+#[inline(never)]
+fn answers(
+    skb: *mut __sk_buff,
+    packet: &Packet,
+    trial: &mut DropEvent,
+    reason: Reason,
+) -> Result<(), Reason> {
+    if !connected::is_answer(skb, &packet.tuple) {
+        return Err(reason);
+    }
+    trial.tuple = packet.tuple.reversed();
+    trial.flags = event_flags::REPLY;
+    policy::judge(trial, reading::AGAIN).map(|_| ())
+}
+
+/// Whether the packet, which is for no frontend and which policies have just admitted by `trial`, must be entered as the
+/// first of a flow, so that its replies pass.
+///
+/// It might itself be a reply, of a flow that has no entry since policies admit its replies by themselves. Taken for the
+/// first of a flow, it would open a way back for good. Connections and echo requests say which they are. Of a datagram
+/// only one whose replies would be denied is entered: what it might be a reply to is denied then.
+///
+/// Out of line for the stack's sake.
+#[inline(never)]
+fn needs_entry(packet: &Packet, admission: Admission, trial: &mut DropEvent) -> bool {
+    if !admission.is_guarded() || packet.is_opaque() {
+        return false;
+    }
+    if packet.tcp.opens() {
+        return true;
+    }
+    if packet.is_icmp() || packet.tcp.resets() {
+        return false;
+    }
+    if admission.is_kept() {
+        return true;
+    }
+    if life::is_of_connections(packet.tuple.protocol) {
+        return false;
+    }
+    trial.tuple = trial.tuple.reversed();
+    trial.flags = 0;
+    policy::judge(trial, reading::AGAIN).is_err()
+}
+
+/// Enters the flow to the choice: see [`enter`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fairlead_open(
     skb: *mut __sk_buff,
     packet: *const Packet,
-    choice: *const Choice,
-    flow: *mut Flow,
-    is_anew: u32,
+    findings: *mut Findings,
+    how: u32,
 ) -> i32 {
-    // SAFETY: as in `fairlead_find`; whoever has chosen has filled the choice in.
-    let (Some(packet), Some(choice), Some(flow)) =
-        (unsafe { packet.as_ref() }, unsafe { choice.as_ref() }, unsafe { flow.as_mut() })
-    else {
+    // SAFETY: as in `fairlead_find`.
+    let (Some(packet), Some(findings)) = (unsafe { packet.as_ref() }, unsafe { findings.as_mut() }) else {
         return Outcome::from(Reason::Malformed).0;
     };
-    if is_anew == 0 {
+    let Findings { flow, choice, trial } = findings;
+    // SAFETY: whoever has chosen has filled it in.
+    let choice = unsafe { choice.assume_init_ref() };
+    if how != open::ANEW {
         flow.place = NO_PLACE;
     }
-    let opened = open(skb, packet, choice, flow);
+    let is_answer = how == open::ANSWER;
+    let key = if is_answer { &trial.tuple } else { &packet.tuple };
+    // The client of a connection that is under way has the port that it has.
+    let is_fixed = is_answer || !is_of_ports(key.protocol);
+    let opened = enter(skb, key, choice, flow, is_fixed);
     if opened.is_ok() {
-        observe::count(if is_anew != 0 { Counter::FlowRebalanced } else { Counter::FlowCreated });
+        if packet.fragment == Fragment::First {
+            fragment::remember(packet, flow);
+        }
+        observe::count(if how == open::ANEW { Counter::FlowRebalanced } else { Counter::FlowCreated });
     }
     Outcome::of(opened).0
 }
@@ -352,34 +430,40 @@ fn tell_partner(packet: &Packet, flow: &Flow, told: u32, seen: u64) {
 /// Enters a new flow to the chosen backend, in both directions, and leaves the forward one in `flow`, which holds
 /// the reply one before: the stack has no room for two. Its place, if it has one, revision and flags are there already.
 #[inline(always)]
-fn open(skb: *mut __sk_buff, packet: &Packet, choice: &Choice, flow: &mut Flow) -> Result<(), Reason> {
+fn enter(
+    skb: *mut __sk_buff,
+    key: &FlowKey,
+    choice: &Choice,
+    flow: &mut Flow,
+    is_fixed: bool,
+) -> Result<(), Reason> {
     let config = config::get()?;
     let backend = choice.backend.address;
     // A backend that is the node itself answers through the node's stack, where the reply is seen anyhow,
     // and would refuse a packet that claims to come from its own address. A pod that reaches itself must
     // not see its own address either.
     let is_plain = choice.id == service::NO_BACKEND;
-    let masquerade = !is_plain
-        && (backend == packet.tuple.source || choice.masquerade && !config::is_node_address(backend));
+    let masquerade =
+        !is_plain && (backend == key.source || choice.masquerade && !config::is_node_address(backend));
     let mut reply = FlowKey {
         source: backend,
-        destination: packet.tuple.source,
+        destination: key.source,
         source_port: choice.backend.port,
-        destination_port: packet.tuple.source_port,
-        protocol: packet.tuple.protocol,
+        destination_port: key.source_port,
+        protocol: key.protocol,
         reserved: [0; 3],
     };
     if masquerade {
-        reply.destination = config::node_address(config, packet.tuple.source)?;
+        reply.destination = config::node_address(config, key.source)?;
     }
     if flow.place == NO_PLACE {
-        flow.place = places::take(&packet.tuple, config.places)?;
+        flow.place = places::take(key, config.places)?;
     }
     flow.last_seen = clock::now();
-    flow.source = packet.tuple.destination;
-    flow.destination = packet.tuple.source;
-    flow.source_port = packet.tuple.destination_port;
-    flow.destination_port = packet.tuple.source_port;
+    flow.source = key.destination;
+    flow.destination = key.source;
+    flow.source_port = key.destination_port;
+    flow.destination_port = key.source_port;
     flow.backend = choice.id;
     flow.generation = choice.backend.generation;
     flow.flags |= flow_flags::REPLY;
@@ -387,7 +471,7 @@ fn open(skb: *mut __sk_buff, packet: &Packet, choice: &Choice, flow: &mut Flow) 
     // of the same backend, or plainly to the backend itself.
     let plainly = || !is_plain && connected::has(skb, &reply);
     let kept = !masquerade && !plainly() && table::claim(&reply, flow, Claim::Left);
-    if !kept && !is_of_ports(packet.tuple.protocol) {
+    if !kept && is_fixed {
         return Err(Reason::FlowTableFull);
     }
     if !kept && !table::claim_port(skb, &mut reply, flow, masquerade)? {
@@ -398,14 +482,11 @@ fn open(skb: *mut __sk_buff, packet: &Packet, choice: &Choice, flow: &mut Flow) 
     flow.source_port = reply.destination_port;
     flow.destination_port = reply.source_port;
     flow.flags &= !flow_flags::REPLY;
-    if !table::enter(&packet.tuple, flow) {
+    if !table::enter(key, flow) {
         table::remove(&reply);
         return Err(Reason::FlowTableFull);
     }
-    mark(flow, &packet.tuple.source);
-    if packet.fragment == Fragment::First {
-        fragment::remember(packet, flow);
-    }
+    mark(flow, &key.source);
     Ok(())
 }
 
@@ -422,18 +503,14 @@ fn keep_apart(packet: &Packet, choice: &mut MaybeUninit<Choice>) -> Outcome {
     if table::look_up(&answer).is_none_or(|held| held.flags & flow_flags::REPLY == 0) {
         return Outcome::NOTHING;
     }
-    itself(packet, choice);
+    itself(&packet.tuple, choice);
     Outcome::SOMETHING
 }
 
-/// Fills in the choice for a packet that is its own backend.
+/// Fills in the choice for a packet whose receiver is its own backend.
 #[inline(always)]
-fn itself(packet: &Packet, choice: &mut MaybeUninit<Choice>) {
-    let backend = Backend {
-        address: packet.tuple.destination,
-        port: packet.tuple.destination_port,
-        ..Backend::default()
-    };
+fn itself(tuple: &FlowKey, choice: &mut MaybeUninit<Choice>) {
+    let backend = Backend { address: tuple.destination, port: tuple.destination_port, ..Backend::default() };
     choice.write(Choice { id: service::NO_BACKEND, backend, masquerade: false });
 }
 

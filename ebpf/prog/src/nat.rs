@@ -19,13 +19,25 @@ pub(crate) const UDP_CHECKSUM: usize = 6;
 /// Where an SCTP header has its checksum.
 const SCTP_CHECKSUM: usize = 8;
 
-/// Gives the packet the flow's tuple; of a later fragment, the addresses, which are all that it has. One that has it is
-/// left as it is. Pointers into the packet are void afterwards.
+/// Gives the packet the flow's tuple, unless it has that: a protocol without ports is in no other flows.
+#[inline(always)]
+pub(crate) fn follow(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Result<(), Reason> {
+    if changes(packet, flow) { translate(ctx, packet, flow) } else { Ok(()) }
+}
+
+/// Whether the flow's tuple is another than the packet's. Out of line for the stack's sake.
+#[inline(never)]
+fn changes(packet: &Packet, flow: &Flow) -> bool {
+    let tuple = &packet.tuple;
+    let ports = tuple.source_port != flow.source_port || tuple.destination_port != flow.destination_port;
+    let has_ports = packet.fragment != Fragment::Later;
+    tuple.source != flow.source || tuple.destination != flow.destination || ports && has_ports
+}
+
+/// Gives the packet the flow's tuple; of a later fragment, the addresses, which are all that it has. Pointers into
+/// the packet are void afterwards.
 #[inline(always)]
 pub(crate) fn translate(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Result<(), Reason> {
-    if !changes(packet, flow) {
-        return Ok(());
-    }
     let old = &packet.tuple;
     let addresses =
         Difference::NONE.address(old.source, flow.source).address(old.destination, flow.destination);
@@ -59,16 +71,6 @@ pub(crate) fn translate(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Re
         return fix_crc(ctx, packet, old_ports ^ port_word(packet));
     }
     fix_transport_checksum(ctx, packet, addresses, ports)
-}
-
-/// Whether the flow's tuple is another than the packet's.
-#[inline(always)]
-pub(crate) fn changes(packet: &Packet, flow: &Flow) -> bool {
-    let tuple = &packet.tuple;
-    let ports = tuple.source_port != flow.source_port || tuple.destination_port != flow.destination_port;
-    tuple.source != flow.source
-        || tuple.destination != flow.destination
-        || ports && packet.fragment != Fragment::Later
 }
 
 /// Both ports as they stand in the packet.

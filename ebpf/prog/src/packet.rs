@@ -145,10 +145,10 @@ impl Packet {
     }
 
     /// Whether it does not say to which port it goes, or, behind more extension headers than are walked, by which
-    /// protocol.
+    /// protocol. (In IPv4 these numbers are nobody's.)
     #[inline(always)]
     pub(crate) fn is_opaque(&self) -> bool {
-        is_extension(self.tuple.protocol) && !self.is_v4
+        is_extension(self.tuple.protocol)
             || is_of_ports(self.tuple.protocol) && self.fragment == Fragment::Later
     }
 

@@ -64,7 +64,7 @@ pub(crate) fn from_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
         // A router's to answer, but for the node's own, which its stack hears.
         Ok(_) if ends_here => Ok(Verdict::Stack),
         Ok(Some(flow)) => {
-            nat::translate(ctx, packet, flow)?;
+            nat::follow(ctx, packet, flow)?;
             forward::send(ctx, packet)
         }
         Ok(None) => forward::send(ctx, packet),

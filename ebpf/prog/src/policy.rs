@@ -48,6 +48,8 @@ pub(crate) mod reading {
     pub(crate) const WHOLE: u32 = 0;
     /// The packet does not say its port, or what carries it: only a policy that admits all that there is admits it.
     pub(crate) const OPAQUE: u32 = 1;
+    /// Not counted: the packet has been judged by another tuple.
+    pub(crate) const AGAIN: u32 = 2;
 }
 
 /// What [`judge`] says of a flow that is admitted.
@@ -57,14 +59,22 @@ pub(crate) struct Admission(i32);
 impl Admission {
     /// Its packets say themselves whether they pass, in either direction.
     const PLAIN: i32 = 0;
-    /// Its replies pass only by an entry in the flow table: without one they would be judged as if they began a flow,
-    /// and who answers is under a policy for what it sends, or who is answered under one for what it is sent.
-    const ENTERED: i32 = 1;
+    /// Its replies may need an entry in the flow table: without one they are judged as if they began a flow, and who
+    /// answers is under a policy for what it sends, or who is answered under one for what it is sent.
+    const GUARDED: i32 = 1;
+    /// It is to have entries, so that it stays admitted.
+    const KEPT: i32 = 2;
 
-    /// Whether it must have entries in the flow table.
+    /// Whether a policy would be asked about its replies.
     #[inline(always)]
-    pub(crate) fn needs_entry(self) -> bool {
-        self.0 == Self::ENTERED
+    pub(crate) fn is_guarded(self) -> bool {
+        self.0 != Self::PLAIN
+    }
+
+    /// Whether it must have entries whatever policies would say.
+    #[inline(always)]
+    pub(crate) fn is_kept(self) -> bool {
+        self.0 == Self::KEPT
     }
 }
 
@@ -140,11 +150,19 @@ extern "C" fn fairlead_judge(trial: *mut DropEvent, reading: u32) -> i32 {
     let is_local = client.or(server).is_some();
     let (client, server) = (client.map_or(OPEN, of), server.map_or(OPEN, of));
     let is_guarded = server.egress != policies::OPEN || client.ingress != policies::OPEN;
-    let admitted = if is_guarded || is_local && keeps() { Admission::ENTERED } else { Admission::PLAIN };
+    let admitted = if is_local && keeps() {
+        Admission::KEPT
+    } else if is_guarded {
+        Admission::GUARDED
+    } else {
+        Admission::PLAIN
+    };
     if client.egress == policies::OPEN && server.ingress == policies::OPEN {
         return admitted;
     }
-    observe::count(Counter::PolicyJudged);
+    if reading & reading::AGAIN == 0 {
+        observe::count(Counter::PolicyJudged);
+    }
     if client.egress != policies::OPEN {
         trial.flags |= event_flags::EGRESS;
         trial.policy = client.egress;
@@ -179,10 +197,11 @@ extern "C" fn fairlead_ask(trial: *mut DropEvent, reading: u32) -> i32 {
     let Some(row) = row_of(trial.policy, trial.identity & !identities::OWN_NODE) else {
         return unknown(trial);
     };
+    let is_opaque = reading & reading::OPAQUE != 0;
     let is_uniform = row < rows::FIRST;
     trial.verdict = if is_uniform {
         row
-    } else if reading == reading::OPAQUE {
+    } else if is_opaque {
         verdicts::DENY_NETWORK
     } else {
         let key = RowKey::new(row, trial.tuple.protocol, trial.tuple.destination_port);
@@ -195,7 +214,7 @@ extern "C" fn fairlead_ask(trial: *mut DropEvent, reading: u32) -> i32 {
     // beside that is not known.
     let is_exempt =
         trial.identity & identities::OWN_NODE != 0 || trial.tuple.source == trial.tuple.destination;
-    let is_known = is_uniform || reading != reading::OPAQUE;
+    let is_known = is_uniform || !is_opaque;
     if trial.verdict == verdicts::ALLOW || trial.verdict == verdicts::DENY_NETWORK && is_exempt && is_known {
         return Outcome::SOMETHING.0;
     }

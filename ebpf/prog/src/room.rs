@@ -27,7 +27,7 @@ pub(crate) struct Room {
 /// Room for what is found out about a packet.
 pub(crate) struct Findings {
     /// For the flow that it belongs to.
-    pub(crate) flow: MaybeUninit<Flow>,
+    pub(crate) flow: Flow,
     /// For the backend of one that it begins.
     pub(crate) choice: MaybeUninit<Choice>,
     /// For what policies say of it.

@@ -44,9 +44,9 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
                 return refuse::refuse(ctx, packet, Reason::NoEndpoint, Back::Up);
             }
             may |= if is_marked { sender.may_keep_apart() } else { 0 };
-        } else {
+        } else if may & may::ENTER == 0 {
             // Not a reply of a backend.
-            may &= may::ENTER;
+            return Ok(Verdict::Stack);
         }
     } else {
         // Until it is known who has the interface, nobody but the node reaches it.
@@ -58,11 +58,15 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
         }
         may = may::FIND | may::JUDGE | if is_idle { may::PASS_PLAIN } else { 0 };
     }
-    if may != 0
-        && !quoted::settle(ctx, packet, may, &mut findings.trial)?
-        && let Some(flow) = ct::flow_of(ctx, packet, may, findings)?
-    {
-        nat::translate(ctx, packet, flow)?;
+    if may == 0 || quoted::settle(ctx, packet, may, &mut findings.trial)? {
+        return Ok(Verdict::Stack);
+    }
+    match ct::flow_of(ctx, packet, may, findings) {
+        Ok(Some(flow)) => nat::follow(ctx, packet, flow)?,
+        Ok(None) => {}
+        // What can't be entered passes all the same, though its answer may not.
+        Err(_) if may & may::ENTER != 0 => {}
+        Err(reason) => return Err(reason),
     }
     Ok(Verdict::Stack)
 }
@@ -90,7 +94,7 @@ pub(crate) fn to_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
         Ok(None) => return Ok(Verdict::Stack),
         Err(reason) => return refuse::refuse(ctx, packet, reason, Back::Up),
     };
-    nat::translate(ctx, packet, flow)?;
+    nat::follow(ctx, packet, flow)?;
     if is_reply(flow) { Ok(Verdict::Stack) } else { forward::emit(ctx, packet) }
 }
 

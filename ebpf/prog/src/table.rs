@@ -62,6 +62,15 @@ pub(crate) fn is_plain(key: &FlowKey, flow: &Flow) -> bool {
         && flow.destination_port == key.destination_port
 }
 
+/// What becomes of packets that answer those which leave with this tuple, if that is another tuple.
+///
+/// Out of line for the stack's sake.
+#[inline(never)]
+pub(crate) fn translation_of_answer(leaving: &FlowKey) -> Option<&'static Flow> {
+    let answer = leaving.reversed();
+    look_up(&answer).filter(|flow| !is_plain(&answer, flow))
+}
+
 /// Whether packets that answer the flow's arrive with the tuple `key`.
 #[inline(always)]
 fn leads_to(flow: &Flow, key: &FlowKey) -> bool {

@@ -37,8 +37,9 @@ fn answer_original(ctx: &TcContext, packet: &Packet, mtu: u32, flags: u32) -> Re
     if packet.fragment == Fragment::Later && config::is_node_address(packet.tuple.source) {
         return Err(Reason::TooBig);
     }
-    let Some(partner) = table::look_up(&packet.tuple.reversed()) else {
-        return to_stack();
+    let Some(partner) = table::translation_of_answer(&packet.tuple) else {
+        observe::count(Counter::ToStack);
+        return Ok(Verdict::Stack);
     };
     let original = Flow {
         source: partner.destination,
@@ -47,17 +48,8 @@ fn answer_original(ctx: &TcContext, packet: &Packet, mtu: u32, flags: u32) -> Re
         destination_port: partner.source_port,
         ..Flow::default()
     };
-    if !nat::changes(packet, &original) {
-        return to_stack();
-    }
     let mut packet = packet.copied();
     nat::translate(ctx, &mut packet, &original)?;
     icmp::answer(ctx, &packet, icmp::Error::too_big(mtu as u16), Reason::TooBig)?;
     refuse::send_back(ctx, Reason::TooBig, flags)
-}
-
-#[inline(always)]
-fn to_stack() -> Result<Verdict, Reason> {
-    observe::count(Counter::ToStack);
-    Ok(Verdict::Stack)
 }

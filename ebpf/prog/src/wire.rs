@@ -39,7 +39,7 @@ pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
     {
         return forward::deliver(ctx, packet, receiver);
     }
-    let mut may = may::FIND | may::JUDGE | if is_idle { may::PASS_PLAIN } else { 0 };
+    let mut may = may::FIND | may::JUDGE | may::OUTSIDE | if is_idle { may::PASS_PLAIN } else { 0 };
     if receiver.is_none() {
         may |= may::BEGIN_OUTSIDE;
     }
@@ -48,7 +48,7 @@ pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
     }
     match ct::flow_of(ctx, packet, may, findings) {
         Ok(Some(flow)) => {
-            nat::translate(ctx, packet, flow)?;
+            nat::follow(ctx, packet, flow)?;
             forward::send(ctx, packet)
         }
         Ok(None) if receiver.is_some() => forward::send(ctx, packet),

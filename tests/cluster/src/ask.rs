@@ -40,8 +40,16 @@ pub type Asker<'a> = (&'static str, &'a Place);
 ///
 /// # Errors
 /// When it fails for [`PATIENCE`].
-pub fn eventually<T>(mut check: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+pub fn eventually<T>(check: impl FnMut() -> Result<T>) -> Result<T> {
+    within(PATIENCE, check)
+}
+
+/// The same with another patience.
+///
+/// # Errors
+/// When it fails for that long.
+pub fn within<T>(patience: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + patience;
     loop {
         match check() {
             Err(error) if Instant::now() > deadline => return Err(error),

@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use fairlead_harness::{Outcome, Place, Protocol, Try, Way};
 
-use crate::ask::eventually;
+use crate::ask::{PATIENCE, within};
 
 /// How long a try may take: what is not answered by then is not answered.
 const SILENCE: Duration = Duration::from_millis(400);
@@ -69,8 +69,16 @@ impl<'a> Matrix<'a> {
     /// # Errors
     /// When it is otherwise for too long: the table of what is observed, and what differs.
     pub fn shows(&self, table: &str) -> Result<()> {
+        self.shows_within(PATIENCE, table)
+    }
+
+    /// The same with another patience.
+    ///
+    /// # Errors
+    /// As [`shows`](Self::shows).
+    pub fn shows_within(&self, patience: Duration, table: &str) -> Result<()> {
         let expected = Table::read(table)?;
-        eventually(|| self.compare(&expected))?;
+        within(patience, || self.compare(&expected))?;
         self.compare(&expected)
     }
 

@@ -3,16 +3,20 @@
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Result, ensure};
-use fairlead_cluster_tests::ask::Lasting;
+use anyhow::{Context, Result, ensure};
+use fairlead_cluster_tests::ask::{Lasting, of};
 use fairlead_cluster_tests::policy::{Estate, by_sockets, closed};
-use fairlead_cluster_tests::{POD_PORT, SERVICE_PORT, service, with_cluster, with_cluster_of};
+use fairlead_cluster_tests::{POD_PORT, SERVICE_PORT, service, variants, with_cluster, with_cluster_of};
 use fairlead_harness::{Cluster, Load, Options, Place, Protocol};
 
 /// A request over a flow that lasts counts as failed after this.
 const SILENCE: Duration = Duration::from_millis(300);
 /// How long flows go on before and after a change.
 const A_WHILE: Duration = Duration::from_millis(700);
+/// The first of the ports that datagrams come from, each flow's its own before and after a change.
+const PORTS: u16 = 4000;
+/// The protocols whose packets say which flow they belong to.
+const CONNECTIONS: [Protocol; 2] = [Protocol::Tcp, Protocol::Sctp];
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
@@ -20,11 +24,20 @@ fn a_change_of_a_policy_ends_the_flows_that_it_denies() {
     with_cluster(|cluster| {
         for directions in [["Ingress"], ["Egress"]] {
             let estate = Estate::set(cluster)?;
-            let flows = begin(cluster, &estate)?;
+            let flows = begin(cluster, &estate, &CONNECTIONS)?;
             thread::sleep(A_WHILE);
+            // None is under way while the policy changes: an answer that comes after it would begin a flow of its own.
+            let mut datagrams = targets(cluster, &estate, &[Protocol::Udp])?;
+            for ((what, place, load), port) in datagrams.iter_mut().zip(PORTS..) {
+                *load = load.clone().from_port(port).times(3);
+                place.requests(load)?.all_answered().with_context(|| what.clone())?;
+            }
             let changed = SystemTime::now();
             let denied = deny(cluster, &estate, &directions)?;
-            thread::sleep(A_WHILE);
+            for (what, place, load) in &datagrams {
+                let answers = place.requests(load)?.replies().count();
+                ensure!(answers == 0, "{what}: {answers} answers after the change, by {directions:?}");
+            }
             for (what, report) in flows.end()? {
                 let before = report.replies().filter(|reply| reply.at < changed).count();
                 ensure!(before > 10, "{what}: {before} answers before the change");
@@ -45,7 +58,7 @@ fn where_flows_are_kept_a_change_of_a_policy_is_for_new_ones_alone() {
     with_cluster_of(keep, |cluster| {
         for directions in [["Ingress"], ["Egress"]] {
             let estate = Estate::set(cluster)?;
-            let flows = begin(cluster, &estate)?;
+            let flows = begin(cluster, &estate, &Protocol::ALL)?;
             thread::sleep(A_WHILE);
             deny(cluster, &estate, &directions)?;
             thread::sleep(A_WHILE);
@@ -61,7 +74,8 @@ fn where_flows_are_kept_a_change_of_a_policy_is_for_new_ones_alone() {
 fn a_flow_that_is_allowed_outlasts_every_change_of_other_rules() {
     with_cluster(|cluster| {
         let estate = Estate::set(cluster)?;
-        let flows = begin(cluster, &estate)?;
+        // An association that began before its client was under a policy is not known as one, and lost.
+        let flows = begin(cluster, &estate, &Protocol::SOCKETS)?;
         let matrix = estate.matrix(by_sockets);
         for round in 0..10 {
             let name = format!("round-{round}");
@@ -75,27 +89,35 @@ fn a_flow_that_is_allowed_outlasts_every_change_of_other_rules() {
     });
 }
 
-/// From the pods `near`, on the node of the pod `web`, and `far`, by `web`'s addresses and its Service's; from `web`
-/// nothing. `web` and its peers are the two ends of every flow.
-fn begin(cluster: &Cluster, estate: &Estate) -> Result<Lasting> {
-    cluster.apply(&service("web", "web", "ClusterIP"))?;
+/// Begins flows that last over these protocols.
+fn begin(cluster: &Cluster, estate: &Estate, protocols: &[Protocol]) -> Result<Lasting> {
     let mut flows = Lasting::default();
-    let mut begin = |what: &str, place: &Place, protocol, target| {
-        place.request_until_answered(protocol, target)?;
-        let load = Load::new(protocol, target).over_one_flow().giving_up_after(SILENCE);
-        flows.begin(format!("{protocol} from {what} to {target}"), place, &load)
-    };
-    for who in ["near", "far"] {
-        let place = &estate.pod(who)?.place;
-        let plain = estate.pod("web")?.ips.iter().map(|&ip| (ip, POD_PORT).into());
-        let service = cluster.cluster_ips("web")?.into_iter().map(|ip| (ip, SERVICE_PORT).into());
-        for target in plain.chain(service) {
-            for protocol in Protocol::ALL {
-                begin(who, place, protocol, target)?;
-            }
-        }
+    for (what, place, load) in targets(cluster, estate, protocols)? {
+        place.request_until_answered(load.protocol, load.target)?;
+        flows.begin(what, place, &load)?;
     }
     Ok(flows)
+}
+
+/// From the pods `near`, on the node of the pod `web`, and `far`, to `web`'s addresses and its Service's, each over one
+/// flow.
+fn targets<'a>(
+    cluster: &Cluster,
+    estate: &'a Estate,
+    protocols: &[Protocol],
+) -> Result<Vec<(String, &'a Place, Load)>> {
+    cluster.apply(&service("web", "web", "ClusterIP"))?;
+    let plain = variants(&estate.pod("web")?.ips, POD_PORT);
+    let service = variants(&cluster.cluster_ips("web")?, SERVICE_PORT);
+    let mut all = Vec::new();
+    for who in ["near", "far"] {
+        let place = &estate.pod(who)?.place;
+        for (protocol, target) in of(protocols, &[&plain[..], &service[..]].concat()) {
+            let load = Load::new(protocol, target).over_one_flow().giving_up_after(SILENCE);
+            all.push((format!("{protocol} from {who} to {target}"), place, load));
+        }
+    }
+    Ok(all)
 }
 
 /// Denies the flows: those to `web` at its end, or at that of its peers. Returns when nothing new comes through.

@@ -1,5 +1,7 @@
 //! ClusterNetworkPolicies: before and after the NetworkPolicies of the pods' namespaces.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use fairlead_cluster_tests::matrix::{Matrix, echoes};
 use fairlead_cluster_tests::policy::{
@@ -9,6 +11,9 @@ use fairlead_cluster_tests::{POD_PORT, with_cluster};
 use fairlead_harness::Cluster;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+
+/// How long it may take until an agent has noticed that the kind is defined: it asks every ten seconds.
+const UNTIL_ASKED_AGAIN: Duration = Duration::from_secs(15);
 
 /// Peers by the labels of their namespace, and by those of the pods in it.
 fn of_team(team: &str) -> Value {
@@ -165,7 +170,7 @@ fn where_the_kind_is_not_defined_network_policies_work_and_its_policies_do_once_
         let matrix = estate.matrix(by_sockets);
         matrix.shows("web\n near X\n far X\n guest .\n away .")?;
         faults.define(true)?;
-        matrix.shows("web\n near X\n far X\n guest X\n away X")
+        matrix.shows_within(UNTIL_ASKED_AGAIN, "web\n near X\n far X\n guest X\n away X")
     });
 }
 

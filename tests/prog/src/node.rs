@@ -1,7 +1,7 @@
 //! The loaded programs, their maps, and a way to hand them a packet.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -43,6 +43,9 @@ pub(crate) const CAPACITY: u32 = 2048;
 /// How many connections there may be.
 pub const PLACES: u32 = 512;
 
+/// [`Endpoint::netns`] of the namespace that the programs run in: one more than `BPF_F_CURRENT_NETNS`, any number that
+/// is negative.
+const OWN_NAMESPACE: u32 = i32::MIN.cast_unsigned() + 1;
 /// The index of an interface that is none of the pods' or uplinks.
 const LOOPBACK: u32 = 1;
 
@@ -204,18 +207,8 @@ impl Node {
         }
         clear::<Address, Endpoint>(&mut self.ebpf, maps::ENDPOINTS);
         for pod in Pod::ALL {
-            let endpoint = Endpoint {
-                ifindex: index_of(&self.netns, pod.interface()),
-                index: pod as u32,
-                pod_mac: pod.pod_mac(),
-                host_mac: pod.host_mac(),
-                netns: 0,
-            };
             for family in FAMILIES {
-                let address = Address::from(pod.ip(family));
-                hash(&mut self.ebpf, maps::ENDPOINTS)
-                    .insert(address, endpoint, 0)
-                    .expect("insert an endpoint");
+                self.put_endpoint(pod, pod.ip(family), 0);
             }
         }
         for (map, count) in [(maps::COUNTERS, Counter::COUNT), (maps::DROPS, Reason::COUNT)] {
@@ -226,6 +219,27 @@ impl Node {
                 map.set(index, zeroes.expect("one for each CPU"), 0).expect("clear a counter");
             }
         }
+    }
+
+    /// Gives the pod one more address, whose sockets are looked for in the node's own namespace.
+    ///
+    /// # Panics
+    /// When the map refuses it.
+    pub fn add_endpoint(&mut self, pod: Pod, address: IpAddr) {
+        self.put_endpoint(pod, address, OWN_NAMESPACE);
+    }
+
+    fn put_endpoint(&mut self, pod: Pod, address: IpAddr, netns: u32) {
+        let endpoint = Endpoint {
+            ifindex: index_of(&self.netns, pod.interface()),
+            index: pod as u32,
+            pod_mac: pod.pod_mac(),
+            host_mac: pod.host_mac(),
+            netns,
+        };
+        hash(&mut self.ebpf, maps::ENDPOINTS)
+            .insert(Address::from(address), endpoint, 0)
+            .expect("insert an endpoint");
     }
 
     /// Loads the socket programs too.

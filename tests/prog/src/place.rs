@@ -72,6 +72,18 @@ impl Family {
         self.of("198.51.100.7", "2001:db8:ffff::7")
     }
 
+    /// An address that a pod may have whose sockets are in the node's namespace.
+    #[must_use]
+    pub fn home_pod(self) -> IpAddr {
+        self.of("10.9.0.2", "fd00:9::2")
+    }
+
+    /// An address of the namespace that sockets can be connected to that pod's from.
+    #[must_use]
+    pub fn home_peer(self) -> IpAddr {
+        self.of("10.9.0.9", "fd00:9::9")
+    }
+
     /// A machine on the uplink's own network whose Ethernet address nobody knows yet.
     #[must_use]
     pub fn stranger(self) -> IpAddr {
@@ -142,6 +154,11 @@ link add pod-b address 02:00:00:00:0b:01 type veth peer name eth-b address 02:00
 link add uplink address 02:00:00:00:00:01 type veth peer name wire
 addr add 192.0.2.1/24 dev uplink
 addr add 2001:db8::1/64 dev uplink nodad
+addr add 10.9.0.2/32 dev lo
+addr add 10.9.0.9/32 dev lo
+addr add fd00:9::2/128 dev lo nodad
+addr add fd00:9::9/128 dev lo nodad
+link set lo up
 link set pod-a up
 link set eth-a up
 link set pod-b up

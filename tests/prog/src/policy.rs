@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
+use aya::util::nr_cpus;
 use fairlead_abi::{
     Address, Cell, CellKey, DropEvent, FlowKey, Isolation, PeerKey, PolicyState, Port, RowKey, maps,
     policies, rows,
@@ -136,6 +137,14 @@ impl Node {
     /// When a map refuses.
     pub fn quiet(&mut self) {
         self.events();
+        self.forget_event_rates();
+    }
+
+    /// Lets every pod have as many events as it may in a second.
+    ///
+    /// # Panics
+    /// When a map refuses.
+    pub fn forget_event_rates(&mut self) {
         for pod in Pod::ALL {
             array(&mut self.ebpf, "EVENT_RATES").set(pod as u32, 0_u64, 0).expect("forget a rate");
         }
@@ -152,6 +161,15 @@ impl Node {
         map.get(&policy, 0).expect("read a count").iter().sum()
     }
 
+    fn clear_policy_drops(&mut self) {
+        let map = self.ebpf.map_mut(maps::POLICY_DROPS).expect("the map");
+        let mut map: PerCpuArray<_, u64> = map.try_into().expect("an array");
+        for policy in 0..POLICIES {
+            let zeroes = PerCpuValues::try_from(vec![0; nr_cpus().expect("count CPUs")]);
+            map.set(policy, zeroes.expect("one for each CPU"), 0).expect("clear a count");
+        }
+    }
+
     /// Forgets every policy: the pods are open.
     pub(crate) fn clear_policies(&mut self) {
         clear::<CellKey, Cell>(&mut self.ebpf, maps::CELLS);
@@ -160,6 +178,7 @@ impl Node {
         for policy in policies::FIRST..POLICIES {
             self.set_policy(policy, 0);
         }
+        self.clear_policy_drops();
         for pod in Pod::ALL {
             self.set_isolation(pod, policies::OPEN, policies::OPEN);
         }

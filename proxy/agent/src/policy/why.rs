@@ -288,11 +288,17 @@ impl Policies {
                 port => format!("{server_label} port {port}"),
             },
             allowed: explanation.allowed,
-            words: explanation.to_string().lines().map(str::to_owned).collect(),
+            words: words(&explanation),
             maps: maps.into_iter().flatten().collect(),
             explanation: serde_json::to_value(&explanation).map_err(|e| e.to_string())?,
         })
     }
+}
+
+/// What each side's policies say, a line each and one for each policy that might have allowed it.
+fn words(explanation: &Explanation) -> Vec<String> {
+    let sides = [&explanation.egress, &explanation.ingress].map(ToString::to_string);
+    sides.iter().flat_map(|side| side.lines()).map(str::to_owned).collect()
 }
 
 impl crate::dataplane::policies::Looked {

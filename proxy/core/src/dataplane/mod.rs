@@ -20,7 +20,7 @@ pub use faulty::FaultyMaps;
 pub use keys::{RangeKey, SourceRangeKey};
 pub use memory::MemoryMaps;
 pub use policy::{PolicyMaps, RowPrefix};
-pub use policy_memory::{MemoryPolicyMaps, Side};
+pub use policy_memory::{FlowSide, MemoryPolicyMaps};
 
 /// The maps [`fairlead_abi::maps::FRONTENDS`], [`fairlead_abi::maps::SLOTS`],
 /// [`fairlead_abi::maps::BACKENDS`], [`fairlead_abi::maps::SOURCE_RANGES`] and

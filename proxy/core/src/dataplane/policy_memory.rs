@@ -32,7 +32,7 @@ pub struct MemoryPolicyMaps {
 
 /// One side of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Side {
+pub struct FlowSide {
     /// Its address.
     pub address: IpAddr,
     /// The index of its endpoint, if it is a local pod.
@@ -50,7 +50,7 @@ impl MemoryPolicyMaps {
     ///
     /// # Errors
     /// Why it is dropped.
-    pub fn judge(&self, client: Side, server: Side, protocol: u8, port: u16) -> Result<(), Reason> {
+    pub fn judge(&self, client: FlowSide, server: FlowSide, protocol: u8, port: u16) -> Result<(), Reason> {
         let is_itself = client.address == server.address;
         let of = |endpoint: Option<u32>| {
             endpoint.map(|index| self.isolation.get(&index).copied().unwrap_or_default())
@@ -397,7 +397,7 @@ mod tests {
     #[test]
     fn a_packet_is_judged_by_the_longest_prefixes() {
         let mut maps = MemoryPolicyMaps::default();
-        let side = |text: &str, endpoint| Side { address: text.parse().expect("an address"), endpoint };
+        let side = |text: &str, endpoint| FlowSide { address: text.parse().expect("an address"), endpoint };
         let (pod, other) = (side("10.244.0.2", Some(3)), side("10.244.1.2", None));
         let of = |maps: &MemoryPolicyMaps, protocol, port| maps.judge(other, pod, protocol, port);
         assert_eq!(of(&maps, 6, 80), Err(Reason::PolicyUnknown), "nothing is known");

@@ -15,7 +15,11 @@ use super::objects::Dirty;
 use super::program::Program;
 use super::select::{ports_asked_for, sources};
 use super::selector::Labels;
+use crate::dataplane::{MapAction, MapCause, MapError};
 use crate::model::ObjectName;
+
+/// Which part of the map of peers ranges may take: one in so many entries.
+const RANGES_SHARE: usize = 2;
 
 /// Both directions.
 pub(super) const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
@@ -55,6 +59,7 @@ impl Engine {
         if !policies.is_empty() {
             self.reload(&policies);
         }
+        self.retry_loads();
         self.touch();
     }
 
@@ -73,7 +78,7 @@ impl Engine {
             None => self.absorbed.nodes.remove(name),
         };
         let old = old.unwrap_or_default();
-        self.census.set_node(name, &old, node);
+        self.census.set_node(name, node);
         for address in old.iter().filter(|address| !new.contains(address)) {
             self.places.set_node(*address, name, false);
         }
@@ -161,9 +166,13 @@ impl Engine {
         let program = Program::new(direction, &sources, ports).into();
         self.last_handle += 1;
         let handle = self.last_handle;
-        let loaded = self.load(handle, program);
         self.handles.insert(key.clone(), handle);
-        self.compiled.insert(handle, Compiled::new(key, loaded));
+        let mut compiled = Compiled::new(key, Loaded::empty(direction));
+        match self.load(handle, &program) {
+            Ok(loaded) => compiled.loaded = loaded,
+            Err(error) => (compiled.waiting, compiled.failed) = (Some(program), Some(error)),
+        }
+        self.compiled.insert(handle, compiled);
         Under::Policy(handle)
     }
 
@@ -214,20 +223,45 @@ impl Engine {
             };
             let sources = sources(&self.objects, compiled.key.direction, namespace, labels);
             let program = Program::new(compiled.key.direction, &sources, ports);
-            let latest = compiled.next.as_ref().unwrap_or(&compiled.loaded);
-            if *latest.program == program {
-                continue;
-            }
-            let next = self.load(handle, program.into());
-            let skipped = self.compiled.get_mut(&handle).and_then(|compiled| compiled.next.replace(next));
-            if let Some(skipped) = skipped {
-                self.unload(handle, &skipped);
+            if *compiled.latest() != program {
+                self.replace(handle, program.into());
             }
         }
     }
 
-    /// Brings the peers of a program into use.
-    fn load(&mut self, handle: Handle, program: Arc<Program>) -> Loaded {
+    /// Tries again to replace programs that there was no room for.
+    fn retry_loads(&mut self) {
+        let waiting = |(handle, compiled): (&Handle, &Compiled)| Some((*handle, compiled.waiting.clone()?));
+        let waiting: Vec<(Handle, Arc<Program>)> = self.compiled.iter().filter_map(waiting).collect();
+        waiting.into_iter().for_each(|(handle, program)| self.replace(handle, program));
+    }
+
+    /// Has a program replace another, if there is room for its ranges.
+    fn replace(&mut self, handle: Handle, program: Arc<Program>) {
+        let loaded = self.load(handle, &program);
+        let Some(compiled) = self.compiled.get_mut(&handle) else { return };
+        match loaded {
+            Ok(next) => {
+                compiled.waiting = None;
+                if let Some(skipped) = compiled.next.replace(next) {
+                    self.unload(handle, &skipped);
+                }
+            }
+            Err(error) => {
+                compiled.waiting = Some(program);
+                compiled.failed = Some(error);
+            }
+        }
+    }
+
+    /// Brings the peers of a program into use. Of the map of peers ranges may take but a half, so that addresses find
+    /// room, whatever policies name.
+    fn load(&mut self, handle: Handle, program: &Arc<Program>) -> Result<Loaded, MapError> {
+        let ranges = self.places.ranges_with(program.peers.iter());
+        if ranges > self.capacity.peers as usize / RANGES_SHARE && program.names_ranges() {
+            let object = format!("{ranges} ranges of addresses, which may be at most half of the entries");
+            return Err(MapError::policy(MapAction::Program, object, MapCause::Full(self.capacity.peers)));
+        }
         let mut places = HashMap::with_capacity(program.peers.len());
         for (place, peer) in program.peers.iter().enumerate() {
             let (element, network) =
@@ -240,7 +274,7 @@ impl Engine {
         for name in program.names_of_peers() {
             self.census.acquire_name(handle, name);
         }
-        Loaded { program, places }
+        Ok(Loaded { program: program.clone(), places })
     }
 
     /// The peers of a program are no longer in use by it.

@@ -11,7 +11,6 @@ use super::Engine;
 use super::absorb::DIRECTIONS;
 use super::compiled::{Compiled, Handle, Key, Loaded, Stale};
 use super::model::Direction;
-use super::program::Program;
 use crate::dataplane::{MapError, PolicyMaps};
 
 /// Compiled policies of an earlier run.
@@ -111,8 +110,7 @@ impl Engine {
         let handle = self.last_handle;
         let direction = Direction::Ingress;
         let key = Key { direction, policies: Box::default(), ports: Box::default() };
-        let program = Program::new(direction, &[], &[]).into();
-        let mut compiled = Compiled::new(key, Loaded { program, places: Default::default() });
+        let mut compiled = Compiled::new(key, Loaded::empty(direction));
         compiled.id = Some(id);
         compiled.stale = Stale::default();
         compiled.retired = true;

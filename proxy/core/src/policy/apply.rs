@@ -12,7 +12,6 @@
 //! A policy whose cells can't be written is *failed*, and closed before anything else moves.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Instant;
 
 use fairlead_abi::{CellKey, Isolation, PolicyState, identities, policies, rows, state_flags, verdicts};
@@ -72,7 +71,8 @@ impl Engine {
                 }
             }
         }
-        let live = |compiled: &Compiled| compiled.id.is_some() && !compiled.stale.is_empty();
+        let in_use = self.ledger.in_use();
+        let live = |compiled: &Compiled| compiled.id.is_some_and(|id| in_use.contains(&id));
         self.fill_all(live, pass);
         self.close(pass)?;
         self.write_peers(pass);
@@ -92,8 +92,7 @@ impl Engine {
                 compiled.failed = None;
             }
         }
-        let wanted = |compiled: &Compiled| !compiled.stale.is_empty() && !compiled.endpoints.is_empty();
-        self.fill_all(wanted, pass);
+        self.fill_all(|compiled| !compiled.endpoints.is_empty(), pass);
         self.fail_mistaken(pass);
         self.close(pass)?;
         let indices: Vec<u32> = self.endpoints.iter().map(|(index, _)| index).collect();
@@ -110,7 +109,9 @@ impl Engine {
 
     /// Fills the policies that `which` names and nothing speaks against.
     fn fill_all(&mut self, which: impl Fn(&Compiled) -> bool, pass: &mut Pass<'_, impl PolicyMaps>) {
-        let can_be = |compiled: &Compiled| !compiled.retired && compiled.failed.is_none() && which(compiled);
+        let can_be = |compiled: &Compiled| {
+            !compiled.retired && !compiled.stale.is_empty() && compiled.failed.is_none() && which(compiled)
+        };
         let handles: Vec<Handle> = self
             .compiled
             .iter()
@@ -144,16 +145,15 @@ impl Engine {
         let is_closed = !self.ledger.is_in_use(id);
         let mut cells = Cells { ledger: &mut self.ledger, compiled, id, applied: &mut pass.report.applied };
         cells.check(&wanted, is_closed, self.capacity)?;
-        let mut numbers = Vec::with_capacity(wanted.cells.len());
-        for (identity, row) in &wanted.cells {
-            numbers.push((*identity, cells.row(row, pass.maps)?));
+        let mut rows = Vec::with_capacity(wanted.rows.len());
+        for row in &wanted.rows {
+            rows.push(cells.row(row, pass.maps)?);
         }
-        let default = wanted.default.as_ref().map(|row| cells.row(row, pass.maps)).transpose()?;
         if is_closed {
             wanted.removed.iter().try_for_each(|identity| cells.remove(*identity, pass.maps))?;
         }
-        numbers.iter().try_for_each(|(identity, row)| cells.write(*identity, *row, pass.maps))?;
-        default.map_or(Ok(()), |row| cells.write_default(row, pass.maps))?;
+        wanted.cells.iter().try_for_each(|(identity, row)| cells.write(*identity, rows[*row], pass.maps))?;
+        wanted.default.map_or(Ok(()), |row| cells.write_default(rows[row], pass.maps))?;
         wanted.removed.iter().try_for_each(|identity| cells.remove(*identity, pass.maps))?;
         compiled.stale = Stale::default();
         compiled.dead.extend(wanted.dead);
@@ -240,8 +240,8 @@ impl Engine {
         let minds = |compiled: &Compiled| {
             mistaken.iter().any(|(actual, wanted)| {
                 let row = |value: &u32| compiled.row_of(value & !identities::OWN_NODE);
-                let differs = (actual ^ wanted) & identities::OWN_NODE != 0;
-                row(actual) != row(wanted) || differs && row(wanted) != Some(verdicts::ALLOW)
+                let passes_for_node = actual & !wanted & identities::OWN_NODE != 0;
+                row(actual) != row(wanted) || passes_for_node && row(wanted) != Some(verdicts::ALLOW)
             })
         };
         for compiled in self.compiled.values_mut() {
@@ -274,8 +274,9 @@ impl Engine {
 
     /// Removes policies that nobody is under.
     fn retire(&mut self, pass: &mut Pass<'_, impl PolicyMaps>) {
+        let in_use = self.ledger.in_use();
         let idle = |compiled: &&Compiled| {
-            compiled.endpoints.is_empty() && compiled.id.is_none_or(|id| !self.ledger.is_in_use(id))
+            compiled.endpoints.is_empty() && compiled.id.is_none_or(|id| !in_use.contains(&id))
         };
         let handles: Vec<Handle> =
             self.compiled.iter().filter(|(_, compiled)| idle(compiled)).map(|(handle, _)| *handle).collect();
@@ -374,15 +375,14 @@ impl Cells<'_> {
     /// Refuses what there is no room for before any of it is written. Where nobody is under the policy, removals make
     /// room first.
     fn check(&self, wanted: &Wanted, is_closed: bool, capacity: Capacity) -> Result<(), MapError> {
-        let is_new = |(identity, _): &&(u32, Arc<Row>)| !self.compiled.cells.contains_key(identity);
+        let is_new = |(identity, _): &&(u32, usize)| !self.compiled.cells.contains_key(identity);
         let missing = wanted.cells.iter().filter(is_new).count();
         let freed = if is_closed { wanted.removed.len() } else { 0 };
         if missing > 0 && self.ledger.cells + missing - freed > capacity.cells as usize {
             let full = MapCause::Full(capacity.cells);
             return Err(MapError::policy(MapAction::Program, format!("{missing} cells"), full));
         }
-        let rows = wanted.cells.iter().map(|(_, row)| row).chain(&wanted.default);
-        let missing = self.ledger.rows.missing(rows.map(|row| &**row));
+        let missing = self.ledger.rows.missing(&wanted.rows);
         if missing == 0 { Ok(()) } else { self.ledger.rows.check(missing, capacity) }
     }
 

@@ -40,7 +40,7 @@ pub(super) struct Census {
     in_matching: BTreeMap<Selector, BTreeSet<ElementId>>,
     /// Peers that are nodes.
     of_nodes: BTreeSet<ElementId>,
-    nodes: HashMap<Arc<str>, Vec<ElementId>>,
+    nodes: HashMap<Arc<str>, NodeMember>,
     members: HashMap<ObjectName, Member>,
     /// Addresses of whom something changed.
     touched: BTreeSet<IpAddr>,
@@ -69,6 +69,14 @@ struct Profile {
     /// In order.
     elements: Vec<ElementId>,
     pods: BTreeSet<ObjectName>,
+}
+
+/// A node that may be a peer.
+#[derive(Debug)]
+struct NodeMember {
+    addresses: Vec<IpAddr>,
+    /// In order.
+    elements: Vec<ElementId>,
 }
 
 /// A pod that may be a peer.
@@ -126,7 +134,7 @@ impl Census {
 
     /// What the node of that name is, in order.
     pub(super) fn elements_of_node(&self, name: &str) -> &[ElementId] {
-        self.nodes.get(name).map_or(&[], Vec::as_slice)
+        self.nodes.get(name).map_or(&[], |node| &node.elements)
     }
 
     /// The named port that an element is, if it is one.
@@ -179,19 +187,17 @@ impl Census {
     }
 
     /// A node was added or changed, or is gone.
-    pub(super) fn set_node(&mut self, name: &Arc<str>, old: &[IpAddr], node: Option<&PolicyNode>) {
-        self.touched.extend(old);
-        let Some(node) = node else {
-            self.nodes.remove(name);
-            return;
-        };
+    pub(super) fn set_node(&mut self, name: &Arc<str>, node: Option<&PolicyNode>) {
+        let old = self.nodes.remove(name);
+        self.touched.extend(old.into_iter().flat_map(|old| old.addresses));
+        let Some(node) = node else { return };
         self.touched.extend(&node.addresses);
         let is_one = |id: &&ElementId| match self.peers.get(id).map(|use_| &use_.peer) {
             Some(Peer::Nodes(selector)) => selector.matches(&node.labels),
             _ => false,
         };
         let elements = self.of_nodes.iter().filter(is_one).copied().collect();
-        self.nodes.insert(name.clone(), elements);
+        self.nodes.insert(name.clone(), NodeMember { addresses: node.addresses.clone(), elements });
     }
 
     /// Notes that `user` asks for `peer`; the range that came into use by that, if it is one.
@@ -214,8 +220,11 @@ impl Census {
             Peer::Nodes(selector) => {
                 self.of_nodes.insert(id);
                 for node in nodes.values().filter(|node| selector.matches(&node.labels)) {
-                    self.nodes.entry(node.name.clone()).or_default().push(id);
-                    self.touched.extend(&node.addresses);
+                    if let Some(member) = self.nodes.get_mut(&node.name) {
+                        // The newest id is the highest.
+                        member.elements.push(id);
+                        self.touched.extend(&member.addresses);
+                    }
                 }
             }
             Peer::Pods(pods) => {
@@ -252,7 +261,12 @@ impl Census {
             Peer::Network { .. } => return Some(Network::Left(id, peer)),
             Peer::Nodes(_) => {
                 self.of_nodes.remove(&id);
-                self.nodes.values_mut().for_each(|elements| elements.retain(|element| *element != id));
+                for node in self.nodes.values_mut() {
+                    if let Ok(place) = node.elements.binary_search(&id) {
+                        node.elements.remove(place);
+                        self.touched.extend(&node.addresses);
+                    }
+                }
             }
             Peer::Pods(pods) => {
                 match &pods.scope {

@@ -35,6 +35,13 @@ pub(super) struct Loaded {
     pub(super) places: HashMap<ElementId, usize>,
 }
 
+impl Loaded {
+    /// No rules at all.
+    pub(super) fn empty(direction: Direction) -> Self {
+        Self { program: Program::new(direction, &[], &[]).into(), places: HashMap::new() }
+    }
+}
+
 /// A compiled policy.
 #[derive(Debug)]
 pub(super) struct Compiled {
@@ -42,6 +49,8 @@ pub(super) struct Compiled {
     pub(super) loaded: Loaded,
     /// What replaces `loaded` once every address has a number that fits both.
     pub(super) next: Option<Loaded>,
+    /// What replaces `loaded` once there is room for the ranges that it names; it is failed until then.
+    pub(super) waiting: Option<Arc<Program>>,
     /// Its number in the maps, once it has one.
     pub(super) id: Option<u32>,
     /// Endpoints that should be under it.
@@ -77,9 +86,12 @@ impl Stale {
 /// What the maps should hold.
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
-    pub(super) default: Option<Arc<Row>>,
-    /// Cells that differ from the default row.
-    pub(super) cells: Vec<(u32, Arc<Row>)>,
+    /// The rows that the others refer to, each once.
+    pub(super) rows: Vec<Row>,
+    /// The default row, by its place in `rows`; none: it is as it should be.
+    pub(super) default: Option<usize>,
+    /// Cells that differ from the default row: identity, and place in `rows`.
+    pub(super) cells: Vec<(u32, usize)>,
     /// Identities that need no cell, but have one in the map.
     pub(super) removed: Vec<u32>,
     /// Identities that have one and mean nothing.
@@ -92,6 +104,7 @@ impl Compiled {
             key,
             loaded,
             next: None,
+            waiting: None,
             id: None,
             endpoints: BTreeSet::new(),
             cells: BTreeMap::new(),
@@ -101,6 +114,11 @@ impl Compiled {
             failed: None,
             retired: false,
         }
+    }
+
+    /// The program that its objects ask for, as far as is known.
+    pub(super) fn latest(&self) -> &Program {
+        self.waiting.as_ref().or(self.next.as_ref().map(|next| &next.program)).unwrap_or(&self.loaded.program)
     }
 
     /// Whether pods may be put under it.
@@ -115,21 +133,21 @@ impl Compiled {
 
     /// What should be in the maps, as far as it may be other than it is.
     pub(super) fn wanted(&self, census: &Census, numbers: &Identities) -> Wanted {
-        let mut rows = Compiler { loaded: &self.loaded, census, known: HashMap::new() };
+        let mut rows = Compiler::new(&self.loaded, census);
         let default = rows.row(&[]);
-        let all: BTreeSet<u32>;
-        let stale = if self.stale.all {
+        let mut stale: Vec<u32> = if self.stale.all {
             let elements = self.loaded.places.keys().copied();
             let names = self.loaded.program.names_of_peers().iter();
             let ports = names.flat_map(|name| census.elements_of_name(name));
             let held = elements.chain(ports).flat_map(|element| numbers.holders(element));
-            all = held.chain(self.cells.keys().copied()).collect();
-            &all
+            held.chain(self.cells.keys().copied()).collect()
         } else {
-            &self.stale.numbers
+            self.stale.numbers.iter().copied().collect()
         };
+        stale.sort_unstable();
+        stale.dedup();
         let mut wanted = Wanted::default();
-        for number in stale.iter().copied().filter(|number| *number != identities::UNKNOWN) {
+        for number in stale.into_iter().filter(|number| *number != identities::UNKNOWN) {
             let has_cell = self.cells.contains_key(&number);
             match numbers.signature(number).map(|signature| rows.row(signature)) {
                 Some(row) if row != default => wanted.cells.push((number, row)),
@@ -139,6 +157,7 @@ impl Compiled {
             }
         }
         wanted.default = (self.stale.all || self.default.is_none()).then_some(default);
+        wanted.rows = rows.rows;
         wanted
     }
 }
@@ -147,11 +166,20 @@ impl Compiled {
 struct Compiler<'a> {
     loaded: &'a Loaded,
     census: &'a Census,
-    known: HashMap<(Vec<u32>, Vec<NamedPort>), Arc<Row>>,
+    rows: Vec<Row>,
+    /// Places in `rows`, by row.
+    places: HashMap<Row, usize>,
+    /// Places in `rows`, by the rules that match and what their names of ports stand for.
+    known: HashMap<(Vec<u32>, Vec<NamedPort>), usize>,
 }
 
-impl Compiler<'_> {
-    fn row(&mut self, signature: &[ElementId]) -> Arc<Row> {
+impl<'a> Compiler<'a> {
+    fn new(loaded: &'a Loaded, census: &'a Census) -> Self {
+        Self { loaded, census, rows: Vec::new(), places: HashMap::new(), known: HashMap::new() }
+    }
+
+    /// The place of what the program says to whoever is these elements.
+    fn row(&mut self, signature: &[ElementId]) -> usize {
         let Loaded { program, places } = self.loaded;
         let rules = program.matching(signature.iter().filter_map(|element| places.get(element).copied()));
         let names = program.names_of_peers();
@@ -161,9 +189,21 @@ impl Compiler<'_> {
             named.extend(ports.filter(|port| names.binary_search(&port.name).is_ok()).cloned());
             named.sort();
         }
-        let row = self.known.entry((rules, named));
-        let row = row.or_insert_with_key(|(rules, named)| program.row(rules, named).into());
-        Arc::clone(row)
+        let key = (rules, named);
+        if let Some(place) = self.known.get(&key) {
+            return *place;
+        }
+        let row = program.row(&key.0, &key.1);
+        let place = match self.places.get(&row) {
+            Some(place) => *place,
+            None => {
+                self.places.insert(row.clone(), self.rows.len());
+                self.rows.push(row);
+                self.rows.len() - 1
+            }
+        };
+        self.known.insert(key, place);
+        place
     }
 }
 

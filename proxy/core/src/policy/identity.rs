@@ -90,11 +90,6 @@ impl Identities {
         self.holders.get(&element).into_iter().flatten().copied()
     }
 
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.table.len()
-    }
-
     /// Notes that an earlier run gave an address this number.
     pub(super) fn assume(&mut self, number: u32) {
         if number == identities::UNKNOWN {

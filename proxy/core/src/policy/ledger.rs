@@ -24,6 +24,12 @@ impl Ledger {
     pub(super) fn is_in_use(&self, id: u32) -> bool {
         self.isolation.values().any(|isolation| isolation.ingress == id || isolation.egress == id)
     }
+
+    /// All compiled policies that any endpoint is under.
+    pub(super) fn in_use(&self) -> BTreeSet<u32> {
+        let both = self.isolation.values().flat_map(|isolation| [isolation.ingress, isolation.egress]);
+        both.collect()
+    }
 }
 
 /// The rows in the map.
@@ -87,10 +93,9 @@ impl Rows {
         self.next = self.next.max(number.saturating_add(1));
     }
 
-    /// How many entries the rows would add that are not there yet.
-    pub(super) fn missing<'a>(&self, wanted: impl Iterator<Item = &'a Row>) -> usize {
-        let unknown: BTreeSet<&Row> = wanted.filter(|row| !self.is_written(row)).collect();
-        unknown.into_iter().map(Row::len).sum()
+    /// How many entries those of `wanted` would add that are not there yet, at most.
+    pub(super) fn missing(&self, wanted: &[Row]) -> usize {
+        wanted.iter().filter(|row| row.constant().is_none() && !self.is_written(row)).map(Row::len).sum()
     }
 
     /// Refuses to add so many entries, if there is no room.

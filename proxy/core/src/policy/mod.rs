@@ -232,7 +232,8 @@ impl Engine {
         }
         let retrying = self.retry.is_some_and(|retry| retry.at <= now);
         if retrying {
-            self.compiled.values_mut().for_each(|compiled| compiled.failed = None);
+            let tried = self.compiled.values_mut().filter(|compiled| compiled.waiting.is_none());
+            tried.for_each(|compiled| compiled.failed = None);
         }
         self.leftover = None;
         self.absorb();

@@ -52,11 +52,6 @@ impl Prefix {
         self.len <= other.len && Self::new(other.first, self.len) == self
     }
 
-    /// How many addresses' bits count.
-    pub(super) fn len(self) -> u8 {
-        self.len
-    }
-
     /// The key in the map.
     pub(super) fn key(self) -> RangeKey {
         RangeKey {
@@ -160,6 +155,11 @@ struct Place {
 }
 
 impl Place {
+    /// Whether it is a range, or an exception of one, that a peer in use names.
+    fn is_range(&self) -> bool {
+        !self.begins.is_empty() || !self.ends.is_empty()
+    }
+
     fn is_empty(&self) -> bool {
         let Self { begins, ends, pods, nodes, own, border, .. } = self;
         begins.is_empty() && ends.is_empty() && pods.is_empty() && nodes.is_empty() && !own && !border
@@ -170,11 +170,16 @@ impl Place {
 #[derive(Debug, Default)]
 pub(super) struct Places {
     places: Tree<Place>,
+    /// How many of them are ranges.
+    ranges: usize,
     dirty: BTreeSet<Prefix>,
     /// What is in the map.
     actual: Tree<u32>,
     /// Prefixes that may be other in the map than they should.
     unwritten: BTreeSet<Prefix>,
+    /// Prefixes that an earlier run left, of which nothing is known any more. Nobody has those addresses: they keep no
+    /// number from those who have it now.
+    strays: Vec<Prefix>,
 }
 
 impl Places {
@@ -224,11 +229,6 @@ impl Places {
         self.dirty.insert(address.into());
     }
 
-    /// How many addresses and ranges there are.
-    pub(super) fn len(&self) -> usize {
-        self.places.entries.len()
-    }
-
     /// The pod that has an address: of several the one that lives longest.
     pub(super) fn pod<'a>(&'a self, address: IpAddr, census: &Census) -> Option<&'a ObjectName> {
         winner(self.places.entries.get(&address.into())?, census)
@@ -248,7 +248,6 @@ impl Places {
     pub(super) fn adopt(&mut self, entries: impl Iterator<Item = (RangeKey, u32)>) {
         for (key, value) in entries {
             self.actual.insert(key.into(), value);
-            self.unwritten.insert(key.into());
         }
     }
 
@@ -258,6 +257,8 @@ impl Places {
             place.number = self.actual.around(*prefix, prefix.len).map_or(0, |(_, value)| number(*value));
             numbers.assume(place.number);
         }
+        let is_stray = |prefix: &&Prefix| !self.places.entries.contains_key(prefix);
+        self.strays = self.actual.entries.keys().filter(is_stray).copied().collect();
     }
 
     /// Gives all that changed a number, and notes what the map should hold.
@@ -289,11 +290,13 @@ impl Places {
                 self.unwritten.insert(*prefix);
             }
         }
+        self.unwritten.extend(std::mem::take(&mut self.strays));
         changes
     }
 
     /// What is to be written, in order: longer prefixes first, so that no address falls to a range that means
-    /// something else while its own entry is on its way; then removals, shorter prefixes first.
+    /// something else while its own entry is on its way, and the node's own first, should there not be room for all;
+    /// then removals, shorter prefixes first.
     pub(super) fn plan(&mut self) -> Vec<(Prefix, Option<u32>)> {
         let wanted = |prefix: &Prefix| self.places.entries.get(prefix).and_then(|place| place.value);
         let actual = &self.actual.entries;
@@ -303,7 +306,8 @@ impl Places {
             .iter()
             .map(|prefix| (*prefix, wanted(prefix)))
             .partition(|(_, value)| value.is_some());
-        upserts.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len));
+        let is_other = |value: &Option<u32>| value.is_some_and(|value| value & identities::OWN_NODE == 0);
+        upserts.sort_by_key(|(prefix, value)| (std::cmp::Reverse(prefix.len), is_other(value)));
         removals.sort_by_key(|(prefix, _)| prefix.len);
         upserts.extend(removals);
         upserts
@@ -357,14 +361,15 @@ impl Places {
         self.actual.entries.len()
     }
 
-    /// How many prefixes `peers` would add to those that there are.
-    pub(super) fn missing<'a>(&self, peers: impl Iterator<Item = &'a Peer>) -> usize {
+    /// How many ranges there would be with those of `peers`.
+    pub(super) fn ranges_with<'a>(&self, peers: impl Iterator<Item = &'a Peer>) -> usize {
         let ranges = peers.flat_map(|peer| match peer {
             Peer::Network { cidr, except } => std::iter::once(cidr).chain(except.iter()).copied().collect(),
             Peer::Pods(_) | Peer::Nodes(_) => Vec::new(),
         });
         let ranges: BTreeSet<Prefix> = ranges.map(Prefix::from).collect();
-        ranges.iter().filter(|prefix| !self.places.entries.contains_key(prefix)).count()
+        let is_known = |prefix: &Prefix| self.places.entries.get(prefix).is_some_and(Place::is_range);
+        self.ranges + ranges.iter().filter(|prefix| !is_known(prefix)).count()
     }
 
     fn actual_number(&self, prefix: Prefix) -> u32 {
@@ -377,7 +382,9 @@ impl Places {
             self.set_border(prefix);
         }
         if let Some(place) = self.places.entries.get_mut(&prefix) {
+            self.ranges -= usize::from(place.is_range());
             change(place);
+            self.ranges += usize::from(place.is_range());
         }
         self.dirty.insert(prefix);
     }

@@ -139,6 +139,11 @@ impl Program {
         }
     }
 
+    /// Whether any rule names ranges of addresses.
+    pub(super) fn names_ranges(&self) -> bool {
+        self.peers.iter().any(|peer| matches!(peer, Peer::Network { .. }))
+    }
+
     /// The rules that are about an address which is these of [`Self::peers`], in order.
     pub(super) fn matching(&self, held: impl Iterator<Item = usize>) -> Vec<u32> {
         let mut rules = self.everyone.to_vec();

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use fairlead_abi::{Frontend, FrontendKey, cidr_flags, frontend_flags, protocol};
+use fairlead_abi::{
+    Counter, Frontend, FrontendKey, cidr_flags, frontend_flags, identities, protocol, state_flags, verdicts,
+};
 use fairlead_prog_tests::case::{REDIRECT, SHOT, UNSPEC};
 use fairlead_prog_tests::packet::sctp::{ABORT, INIT, SHUTDOWN};
 use fairlead_prog_tests::packet::tcp::{ACK, FIN_ACK, RST, SYN};
@@ -14,12 +16,15 @@ use fairlead_prog_tests::{FAMILIES, Family, Hook, Node, Packet, Pod, Transport, 
 use crate::{NODE_PORT, SERVICE_PORT, TARGET_PORT, at};
 
 const PACKETS: usize = 20_000;
-const HOOKS: [Hook; 6] = [
+/// After how many packets policies change.
+const CHANGE: usize = 200;
+const HOOKS: [Hook; 7] = [
     Hook::FromPod(Pod::A),
     Hook::FromPod(Pod::B),
     Hook::FromWire,
     Hook::FromWire,
     Hook::ToPod(Pod::A),
+    Hook::Through(Pod::B),
     Hook::ToWire,
 ];
 
@@ -30,16 +35,63 @@ fn no_packet_confuses_the_programs() {
     let mut node = Node::start();
     node.set_snat_ports(50_000, 4096);
     add_services(&mut node);
+    send(&mut random, &node, PACKETS);
+}
+
+/// Flows begin, are judged again, and lose what admitted them.
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn no_packet_confuses_the_programs_while_policies_change() {
+    let mut random = Random::announced();
+    let mut node = Node::start();
+    node.set_snat_ports(50_000, 4096);
+    add_services(&mut node);
+    add_policies(&mut node);
+    for round in 0..PACKETS / CHANGE {
+        for pod in Pod::ALL {
+            let [ingress, egress] = [(); 2].map(|()| random.below(6) as u32);
+            node.set_isolation(pod, ingress, egress);
+        }
+        let flags = if random.below(8) == 0 { state_flags::KEEP } else { 0 };
+        node.set_policy_state(round as u32, flags);
+        send(&mut random, &node, CHANGE);
+        node.events();
+    }
+    let judged = node.counters()[Counter::PolicyJudged as usize];
+    assert!(judged > PACKETS as u64 / 50, "only {judged} packets were judged");
+}
+
+/// Policies that admit all, nothing, some ports, and some peers; of those of their number, one is not written.
+fn add_policies(node: &mut Node) {
+    node.set_policy(2, verdicts::ALLOW);
+    node.set_policy(3, verdicts::DENY_NETWORK);
+    for number in [protocol::TCP, protocol::UDP, protocol::SCTP] {
+        node.set_ports(8, number, TARGET_PORT, 16, verdicts::ALLOW);
+        node.set_ports(8, number, SERVICE_PORT, 12, verdicts::DENY_ADMIN);
+    }
+    node.set_row(8, verdicts::DENY_NETWORK);
+    node.set_policy(4, 8);
+    for family in FAMILIES {
+        node.set_identity(family.node(), 1 | identities::OWN_NODE);
+        node.set_identity(family.remote_pod(), 2);
+        node.set_identity(Pod::B.ip(family), 2);
+    }
+    node.set_cell(4, 2, verdicts::ALLOW);
+    node.set_policy(5, 9);
+}
+
+/// Sends so many random packets, and checks what comes out as far as that can be said of any.
+fn send(random: &mut Random, node: &Node, packets: usize) {
     node.inside(|| {
-        for round in 0..PACKETS {
+        for round in 0..packets {
             let hook = *random.one_of(&HOOKS);
-            let mut packet = valid(&mut random);
+            let mut packet = valid(random);
             if random.below(4) == 0 {
-                packet = error_about(&mut random, &packet);
+                packet = error_about(random, &packet);
             }
             let mut sent = hook.frame(packet).bytes();
             for _ in 0..random.below(4) {
-                mutate(&mut random, &mut sent);
+                mutate(random, &mut sent);
             }
             let Some(outcome) = node.try_send_inside(hook, &sent) else {
                 assert!(sent.len() < ETHERNET + 40, "refused a whole packet: round {round}, {hook:?}");
@@ -174,13 +226,17 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
 }
 
 /// Whether the packet may be translated and left to the stack all the same: one that the node itself sends, to a
-/// frontend or as a backend, one that a backend sends in answer to the node, and a later fragment that is too large
+/// frontend or as a backend, one that a backend sends in answer to the node, one that its stack forwards to a pod which
+/// sees it as somebody else's, and a later fragment that is too large
 /// for its route, whose flow nobody can tell any more.
 fn may_change(hook: Hook, sent: &[u8]) -> bool {
     let is_later_fragment = match sent[12..14] {
         [8, 0] => u16::from_be_bytes([sent[ETHERNET + 6], sent[ETHERNET + 7]]) & 0x1fff != 0,
         _ => sent[ETHERNET + 6] == 44 || sent[ETHERNET + 40] == 44,
     };
+    if let Hook::Through(_) = hook {
+        return true;
+    }
     if is_later_fragment && sent.len() > ETHERNET + usize::from(WIDE) {
         return true;
     }

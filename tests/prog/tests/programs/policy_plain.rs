@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use fairlead_abi::{Cell, CellKey, Counter, Reason, identities, policies, verdicts};
+use fairlead_abi::{Cell, CellKey, Config, Counter, Reason, identities, policies, verdicts};
 use fairlead_prog_tests::packet::tcp::{ACK, SYN};
 use fairlead_prog_tests::{Case, FAMILIES, Family, Hook, Node, Packet, Pod, Then, Transport};
 
@@ -316,6 +316,39 @@ fn what_the_nodes_own_stack_sends_passes_whatever_the_pods_policies_are() {
             }
             assert_eq!(node.flows(), []);
         }
+    }
+}
+
+/// Whoever on the wire claims to be the node, by whichever of its addresses, is not believed.
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn the_wire_brings_nothing_from_the_node_itself() {
+    let mut node = Node::start();
+    for family in FAMILIES {
+        node.reset();
+        node.set_isolation(Pod::A, POLICY, policies::OPEN);
+        node.set_identity(family.stranger(), PEER | identities::OWN_NODE);
+        for verdict in [verdicts::DENY_NETWORK, verdicts::ALLOW] {
+            node.set_cell(POLICY, PEER, verdict);
+            let packet = Packet::udp(at(family.stranger(), CLIENT_PORT), at(Pod::A.ip(family), SERVICE_PORT));
+            let case = Case::new("spoofed", WIRE, packet, Then::Dropped(Reason::SpoofedSource));
+            check(&mut node, case.counting(Counter::PolicyJudged));
+        }
+    }
+}
+
+/// Its answer may not: there is no room to remember that it is one.
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn a_probe_passes_though_the_flow_table_is_full() {
+    let mut node = Node::start();
+    for family in FAMILIES {
+        node.reset();
+        node.set_config(Config { places: 1, ..Node::config() });
+        node.set_isolation(Pod::A, POLICY, POLICY);
+        let probe = |port| Packet::tcp(SYN, at(family.node(), port), at(Pod::A.ip(family), SERVICE_PORT));
+        Case::begins("first", Hook::ToPod(Pod::A), probe(1), Then::Passed).check(&node);
+        Case::new("second", Hook::ToPod(Pod::A), probe(2), Then::Passed).check(&node);
     }
 }
 
