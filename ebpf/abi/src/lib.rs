@@ -22,6 +22,7 @@
 //! | [`maps::SOURCE_RANGES`] | longest prefix | [`SourceRange`] → 1 | agent |
 //! | [`maps::SERVICE_CIDRS`] | longest prefix | [`Address`] → [`cidr_flags`] | agent |
 //! | [`maps::ISOLATION`] | array | endpoint index → [`Isolation`] | agent |
+//! | [`maps::ISOLATED`] | array | endpoint index → when it came under policies, nanoseconds | agent |
 //! | [`maps::POLICIES`] | array | policy → its row for identities without a cell | agent |
 //! | [`maps::PEERS`] | longest prefix | [`Address`] → identity, [`identities`] | agent |
 //! | [`maps::CELLS`] | hash | [`CellKey`] → [`Cell`] | agent |
@@ -91,6 +92,9 @@ pub mod maps {
     pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
     /// Endpoint index → [`Isolation`](crate::Isolation).
     pub const ISOLATION: &str = "ISOLATION";
+    /// Endpoint index → when, in nanoseconds of the monotonic clock, the pod last came under a policy in a direction in
+    /// which it had been under none (`u64`).
+    pub const ISOLATED: &str = "ISOLATED";
     /// Compiled policy → the row (`u32`) of identities that it has no cell for.
     pub const POLICIES: &str = "POLICIES";
     /// [`PeerKey`](crate::PeerKey), of which a prefix counts → identity (`u32`), see

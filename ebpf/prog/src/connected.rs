@@ -1,13 +1,14 @@
-//! Connections of local pods that are in no table of ours. The pod's own table of sockets tells of them.
+//! Connections of local pods that are in no table of ours. The pod's own tables of sockets tell of them.
 //!
 //! A pod may have a plain connection to a backend, from a port from which it now dials a Service that would give it
 //! that very backend: both would have one tuple there. And a pod may have connections that are older than the policies
-//! which admit them from one of their ends only: which end has a listener tells who began.
+//! which admit them from one of their ends only: which end has a listener tells who began. Of datagrams, a socket that is
+//! connected tells that its owner is a client, if no other at its port hears everybody.
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock_tuple as SocketTuple};
-use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 use fairlead_abi::{Address, FlowKey, protocol};
 
 use crate::endpoint;
@@ -16,6 +17,8 @@ use crate::endpoint;
 const NONE: u32 = 0;
 /// A state that new connections of the tuple may follow (RFC 9293, section 3.6.1).
 const TIME_WAIT: u32 = 6;
+/// The state of a datagram socket that is not connected (TCP_CLOSE), and of no other that is found.
+const UNCONNECTED: u32 = 7;
 /// A state of no connection.
 const LISTEN: u32 = 10;
 const V4: u32 = 12;
@@ -49,10 +52,31 @@ fn is_connected(skb: *mut __sk_buff, netns: u32, tuple: &FlowKey) -> bool {
     !matches!(state(skb, netns, tuple, From::Source), NONE | TIME_WAIT | LISTEN)
 }
 
-/// Whether the packet is one of a server to its client, in a connection that a local pod at either end of it has.
+/// Whether the packet is one of a server to its client, in a connection that a local pod at either end of it has. Of
+/// datagrams only those to a client that is a local pod and has connected its socket are known to be.
 #[inline(always)]
 pub(crate) fn is_answer(skb: *mut __sk_buff, tuple: &FlowKey) -> bool {
-    tuple.protocol == protocol::TCP && fairlead_answer(skb, tuple) != 0
+    let tells = matches!(tuple.protocol, protocol::TCP | protocol::UDP);
+    tells && fairlead_answer(skb, tuple) != 0
+}
+
+/// Whether the datagram's sender is a local pod whose sockets do not say that it is a client of the receiver: perhaps
+/// its server.
+#[inline(always)]
+pub(crate) fn may_be_answer(skb: *mut __sk_buff, tuple: &FlowKey) -> bool {
+    fairlead_serves(skb, tuple) != 0
+}
+
+/// Out of line as a global function: the verifier walks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_serves(skb: *mut __sk_buff, tuple: *const FlowKey) -> u32 {
+    // SAFETY: the caller passes a tuple of its own; the verifier wants to see that it is there.
+    let Some(tuple) = (unsafe { tuple.as_ref() }) else {
+        return 0;
+    };
+    let sender = endpoint::find(&tuple.source);
+    u32::from(sender.is_some_and(|sender| end(skb, sender.netns, &tuple.reversed()) != End::Client))
 }
 
 /// Out of line as a global function: the verifier walks it once, by itself.
@@ -63,6 +87,11 @@ extern "C" fn fairlead_answer(skb: *mut __sk_buff, tuple: *const FlowKey) -> u32
     let Some(tuple) = (unsafe { tuple.as_ref() }) else {
         return 0;
     };
+    if tuple.protocol == protocol::UDP {
+        // That a sender's socket is not connected says nothing: any may send to anybody.
+        let receiver = endpoint::find(&tuple.destination);
+        return u32::from(receiver.is_some_and(|receiver| end(skb, receiver.netns, tuple) == End::Client));
+    }
     let mut is_told = 0;
     if let Some(receiver) = endpoint::find(&tuple.destination)
         && receiver.netns != 0
@@ -96,11 +125,12 @@ enum End {
 
 #[inline(always)]
 fn end(skb: *mut __sk_buff, netns: u32, tuple: &FlowKey) -> End {
-    if matches!(state(skb, netns, tuple, From::Source), NONE | LISTEN) {
+    if matches!(state(skb, netns, tuple, From::Source), NONE | UNCONNECTED | LISTEN) {
         return End::Neither;
     }
     // From where nobody can be connected, only a listener would hear.
-    if state(skb, netns, tuple, From::Nowhere) == LISTEN { End::Server } else { End::Client }
+    let accepts = matches!(state(skb, netns, tuple, From::Nowhere), UNCONNECTED | LISTEN);
+    if accepts { End::Server } else { End::Client }
 }
 
 /// Whose packet it is that a socket is looked up for.
@@ -141,12 +171,32 @@ fn state(skb: *mut __sk_buff, netns: u32, tuple: &FlowKey, from: From) -> u32 {
             (&raw mut (*v6).dport).write_volatile(tuple.destination_port.wire());
         }
     }
+    if tuple.protocol == protocol::UDP {
+        return datagrams(skb, wanted, size, netns);
+    }
     // SAFETY: the context is the kernel's, the tuple ours, initialised as far as the size says.
     let socket = unsafe { bpf_skc_lookup_tcp(skb.cast(), wanted, size, u64::from(netns - 1), 0) };
     if socket.is_null() {
         return NONE;
     }
     // SAFETY: the helper has given a socket, whose state may be read until it is released.
+    unsafe {
+        let state = (&raw const (*socket).state).read_volatile();
+        bpf_sk_release(socket.cast());
+        state
+    }
+}
+
+/// The same of a datagram socket (kernel 4.20). Out of line, since the verifier does not let one instruction read the
+/// state of sockets of two kinds.
+#[inline(never)]
+fn datagrams(skb: *mut __sk_buff, wanted: *mut SocketTuple, size: u32, netns: u32) -> u32 {
+    // SAFETY: as in `state`.
+    let socket = unsafe { bpf_sk_lookup_udp(skb.cast(), wanted, size, u64::from(netns - 1), 0) };
+    if socket.is_null() {
+        return NONE;
+    }
+    // SAFETY: as in `state`.
     unsafe {
         let state = (&raw const (*socket).state).read_volatile();
         bpf_sk_release(socket.cast());

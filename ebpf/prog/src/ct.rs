@@ -1,6 +1,7 @@
 //! Flows: which packets are translated, and to what, and which are admitted.
 //!
-//! In the table are flows to Services, and those whose replies policies would not admit by themselves. Each has two
+//! In the table are flows to Services, those whose replies policies would not admit by themselves, and those of datagrams
+//! that policies have a say in, lest the answers be taken for flows when the policies change. Each has two
 //! entries, made together by [`enter`]: the client's packets find the forward one, the backend's packets the reply one.
 //! What is over is removed by [`crate::places`].
 //!
@@ -70,9 +71,10 @@ pub(crate) fn flow_of<'room>(
     if found != Found::Flow as i32 {
         let told = if found == Found::Another as i32 { may | may::ANOTHER } else { may };
         let begun = Outcome(fairlead_begin(skb, packet, findings, told));
-        if begun == ANSWER {
+        if begun == ANSWER || begun == REMEMBERED {
             // Not entered, the next one is found out about in the same way.
-            let _ = fairlead_open(skb, packet, findings, open::ANSWER);
+            let how = if begun == ANSWER { open::ANSWER } else { open::REMEMBERED };
+            let _ = fairlead_open(skb, packet, findings, how);
             return Ok(None);
         }
         if !begun.is_something()? {
@@ -87,6 +89,9 @@ pub(crate) fn flow_of<'room>(
 /// What [`fairlead_begin`] says of a packet that is the answer of a server whose connection has no entry.
 const ANSWER: Outcome = Outcome(2);
 
+/// What it says of a packet that passes by itself, but is to be remembered as the first of a flow if there is room.
+const REMEMBERED: Outcome = Outcome(3);
+
 /// How [`fairlead_open`] is to enter a flow.
 mod open {
     /// As a new one.
@@ -95,6 +100,8 @@ mod open {
     pub(super) const ANEW: u32 = 1;
     /// By an answer: the trial's tuple is the client's.
     pub(super) const ANSWER: u32 = 2;
+    /// As it is or not at all.
+    pub(super) const REMEMBERED: u32 = 3;
 }
 
 /// What a look into the table finds.
@@ -193,7 +200,24 @@ extern "C" fn fairlead_begin(
             Ok(_) if may & may::OUTSIDE != 0 && trial.identity & identities::OWN_NODE != 0 => {
                 return Outcome::from(Reason::SpoofedSource).0;
             }
-            Ok(admission) => is_entered = is_plain && needs_entry(packet, admission, trial),
+            Ok(admission) if is_plain && !is_another && is_late_answer(skb, packet, admission) => {
+                trial.tuple = packet.tuple.reversed();
+                trial.flags = 0;
+                // One to a client that is not admitted any more passes as its sender's own, and opens no way back.
+                if policy::judge(trial, reading::AGAIN).is_ok() {
+                    itself(&trial.tuple, choice);
+                    return ANSWER.0;
+                }
+            }
+            Ok(admission) if is_plain && !is_another => match entry_of(packet, admission, trial) {
+                Entry::None => {}
+                Entry::Needed => is_entered = true,
+                Entry::Wanted => {
+                    itself(&packet.tuple, choice);
+                    return REMEMBERED.0;
+                }
+            },
+            Ok(_) => {}
             Err(reason) => {
                 let is_late = is_plain && !is_another && !packet.tcp.opens();
                 let admitted = if is_late { answers(skb, packet, trial, reason) } else { Err(reason) };
@@ -235,34 +259,64 @@ fn answers(
     policy::judge(trial, reading::AGAIN).map(|_| ())
 }
 
-/// Whether the packet, which is for no frontend and which policies have just admitted by `trial`, must be entered as the
-/// first of a flow, so that its replies pass.
+/// Whether the packet, which policies have just admitted, is more likely an answer, in a flow that has no entry since
+/// they had no say in it, than the first of another flow: a datagram of a pod whose clients came under a policy
+/// lately, unless its socket is a client's, or one to the socket of a client that came under one lately.
 ///
-/// It might itself be a reply, of a flow that has no entry since policies admit its replies by themselves. Taken for the
-/// first of a flow, it would open a way back for good. Connections and echo requests say which they are. Of a datagram
-/// only one whose replies would be denied is entered: what it might be a reply to is denied then.
+/// What has entries whatever policies say has had them before.
 ///
 /// Out of line for the stack's sake.
 #[inline(never)]
-fn needs_entry(packet: &Packet, admission: Admission, trial: &mut DropEvent) -> bool {
-    if !admission.is_guarded() || packet.is_opaque() {
+fn is_late_answer(skb: *mut __sk_buff, packet: &Packet, admission: Admission) -> bool {
+    let is_datagram = !life::is_of_connections(packet.tuple.protocol) && !packet.is_icmp();
+    if !is_datagram || packet.is_opaque() || admission.is_kept() {
         return false;
     }
-    if packet.tcp.opens() {
-        return true;
+    if endpoint::find(&packet.tuple.source).is_some_and(policy::is_late_server) {
+        return connected::may_be_answer(skb, &packet.tuple);
     }
-    if packet.is_icmp() || packet.tcp.resets() {
-        return false;
+    endpoint::find(&packet.tuple.destination).is_some_and(policy::is_late)
+        && connected::is_answer(skb, &packet.tuple)
+}
+
+/// Whether a packet is to be entered as the first of a flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    /// No.
+    None,
+    /// Its replies pass only so.
+    Needed,
+    /// Its replies pass anyhow; but if policies stop admitting it, they must stop too, and not be taken for the first
+    /// packets of a flow of their own.
+    Wanted,
+}
+
+/// Whether the packet, which is for no frontend and which policies have just admitted by `trial`, is to be entered as
+/// the first of a flow.
+///
+/// Connections and echo requests say whether they are. A later packet of a connection might be a reply, of a flow that
+/// has no entry since policies admit its replies by themselves; taken for the first, it would open a way back for good.
+/// Of datagrams, whoever is seen first is the client.
+///
+/// Out of line for the stack's sake.
+#[inline(never)]
+fn entry_of(packet: &Packet, admission: Admission, trial: &mut DropEvent) -> Entry {
+    if packet.is_opaque() || packet.fragment == Fragment::Later || !admission.is_of_policies() {
+        return Entry::None;
+    }
+    if life::is_of_connections(packet.tuple.protocol) || packet.is_icmp() {
+        let is_first = packet.tcp.opens() || admission.is_kept() && !packet.is_icmp() && !packet.tcp.resets();
+        return if admission.is_guarded() && is_first { Entry::Needed } else { Entry::None };
     }
     if admission.is_kept() {
-        return true;
+        return Entry::Needed;
     }
-    if life::is_of_connections(packet.tuple.protocol) {
-        return false;
+    if !admission.is_guarded() {
+        return Entry::Wanted;
     }
     trial.tuple = trial.tuple.reversed();
     trial.flags = 0;
-    policy::judge(trial, reading::AGAIN).is_err()
+    if policy::judge(trial, reading::AGAIN).is_err() { Entry::Needed } else { Entry::Wanted }
 }
 
 /// Enters the flow to the choice: see [`enter`].
@@ -285,12 +339,16 @@ extern "C" fn fairlead_open(
         flow.place = NO_PLACE;
     }
     let is_answer = how == open::ANSWER;
+    let passes = is_answer || how == open::REMEMBERED;
+    if passes && packet.fragment == Fragment::First {
+        lead(packet, flow);
+    }
     let key = if is_answer { &trial.tuple } else { &packet.tuple };
-    // The client of a connection that is under way has the port that it has.
-    let is_fixed = is_answer || !is_of_ports(key.protocol);
+    // The client of a flow that is under way has the port that it has.
+    let is_fixed = passes || !is_of_ports(key.protocol);
     let opened = enter(skb, key, choice, flow, is_fixed);
     if opened.is_ok() {
-        if packet.fragment == Fragment::First {
+        if packet.fragment == Fragment::First && !passes {
             fragment::remember(packet, flow);
         }
         observe::count(if how == open::ANEW { Counter::FlowRebalanced } else { Counter::FlowCreated });

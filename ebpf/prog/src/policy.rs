@@ -16,11 +16,15 @@ use fairlead_abi::{
     Reason, RowKey, event_flags, flow_flags, identities, policies, rows, state_flags, verdicts,
 };
 
+use crate::clock::{self, SECOND};
 use crate::verdict::Outcome;
 use crate::{endpoint, events, observe, table};
 
 #[map]
 static ISOLATION: Array<Isolation> = Array::pinned(1024, 0);
+
+#[map]
+static ISOLATED: Array<u64> = Array::pinned(1024, 0);
 
 #[map]
 static POLICIES: Array<u32> = Array::pinned(2048, 0);
@@ -38,6 +42,8 @@ static ROWS: LpmTrie<RowKey, u32> = LpmTrie::pinned(65_536, 0);
 static POLICY_STATE: Array<PolicyState> = Array::pinned(1, 0);
 
 const ADDRESS_BITS: u32 = 128;
+/// How long a pod's datagrams may be answers to what came before it was under a policy.
+const LATELY: u64 = 2 * SECOND;
 
 const OPEN: Isolation = Isolation { ingress: policies::OPEN, egress: policies::OPEN };
 const CLOSED: Isolation = Isolation { ingress: policies::CLOSED, egress: policies::CLOSED };
@@ -57,18 +63,26 @@ pub(crate) mod reading {
 pub(crate) struct Admission(i32);
 
 impl Admission {
-    /// Its packets say themselves whether they pass, in either direction.
+    /// No policy was asked, nor would one be about its replies.
     const PLAIN: i32 = 0;
     /// Its replies may need an entry in the flow table: without one they are judged as if they began a flow, and who
     /// answers is under a policy for what it sends, or who is answered under one for what it is sent.
     const GUARDED: i32 = 1;
     /// It is to have entries, so that it stays admitted.
     const KEPT: i32 = 2;
+    /// A policy was asked, and none would be about its replies.
+    const JUDGED: i32 = 3;
+
+    /// Whether a policy has a say in it, in either direction.
+    #[inline(always)]
+    pub(crate) fn is_of_policies(self) -> bool {
+        self.0 != Self::PLAIN
+    }
 
     /// Whether a policy would be asked about its replies.
     #[inline(always)]
     pub(crate) fn is_guarded(self) -> bool {
-        self.0 != Self::PLAIN
+        matches!(self.0, Self::GUARDED | Self::KEPT)
     }
 
     /// Whether it must have entries whatever policies would say.
@@ -94,6 +108,18 @@ pub(crate) fn keeps() -> bool {
 #[inline(always)]
 pub(crate) fn of(endpoint: &Endpoint) -> Isolation {
     ISOLATION.get(endpoint.index).map_or(CLOSED, at_once)
+}
+
+/// Whether the pod came under a policy so lately that its flows from before may have no entries yet.
+#[inline(always)]
+pub(crate) fn is_late(endpoint: &Endpoint) -> bool {
+    ISOLATED.get(endpoint.index).is_some_and(|since| clock::now().saturating_sub(*since) < LATELY)
+}
+
+/// Whether that may be so, and policies have a say in who the pod's clients are.
+#[inline(always)]
+pub(crate) fn is_late_server(endpoint: &Endpoint) -> bool {
+    of(endpoint).ingress != policies::OPEN && is_late(endpoint)
 }
 
 /// Whether no policy selects the pod, in either direction.
@@ -160,6 +186,7 @@ extern "C" fn fairlead_judge(trial: *mut DropEvent, reading: u32) -> i32 {
     if client.egress == policies::OPEN && server.ingress == policies::OPEN {
         return admitted;
     }
+    let admitted = if admitted == Admission::PLAIN { Admission::JUDGED } else { admitted };
     if reading & reading::AGAIN == 0 {
         observe::count(Counter::PolicyJudged);
     }

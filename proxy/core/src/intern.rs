@@ -1,7 +1,7 @@
 //! Values that many objects share, each kept once.
 //!
-//! A cluster has many more endpoints than nodes and zones. Used by [`crate::convert`], owned by
-//! [`crate::index::Index`].
+//! A cluster has many more endpoints than nodes and zones, and many more pods than sets of labels. Used by
+//! [`crate::convert`] and [`crate::policy`], owned by [`crate::index::Index`] and [`crate::policy::Engine`].
 
 use std::collections::HashSet;
 use std::sync::Arc;

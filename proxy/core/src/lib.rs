@@ -6,11 +6,12 @@
 //! watch ──► convert ──► index ──► endpoints ──► frontends ──► reconcile ──► dataplane (maps)
 //!           objects     state,    who may       what each     ids, regions, order of writes,
 //!           checked     dirty     serve         client dials  retries, adoption
-//!                       Services                    (tables)
+//!              │        Services                    (tables)            ▲
+//!              └──────► policy: who is whom, what each pod is under ────┘
 //! ```
 //!
-//! The agent feeds [`index::Index`] from its watches and calls [`reconcile::Reconciler::reconcile`]; the
-//! golden scripts do the same from files.
+//! The agent feeds [`index::Index`] and [`policy::Engine`] from its watches and calls
+//! [`reconcile::Reconciler::reconcile`] and [`policy::Engine::reconcile`]; the golden scripts do the same from files.
 
 pub mod convert;
 pub mod dataplane;

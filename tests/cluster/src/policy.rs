@@ -34,7 +34,9 @@ pub fn namespace(name: &str, labels: Value) -> Value {
 
 /// A Pod that serves [`POD_PORT`] as `web`, `datagrams` and `associations`, and [`OTHER_PORT`] as `other`.
 pub fn pod(namespace: &str, name: &str, labels: Value, node: &str) -> Value {
-    let port = |name: &str, number: u16, protocol: &str| json!({ "name": name, "containerPort": number, "protocol": protocol });
+    let port = |name: &str, number: u16, protocol: &str| -> Value {
+        json!({ "name": name, "containerPort": number, "protocol": protocol })
+    };
     let ports = [
         port("web", POD_PORT, "TCP"),
         port("datagrams", POD_PORT, "UDP"),

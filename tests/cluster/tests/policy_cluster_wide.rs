@@ -134,7 +134,9 @@ fn what_pods_send_is_denied_by_networks_and_nodes() {
         let estate = Estate::set(cluster)?;
         let (matrix, api) = (estate.matrix(by_sockets), cluster.api());
         let egress = |to: Value| json!({ "egress": [{ "action": "Deny", "to": [to] }] });
-        let networks = json!({ "networks": ["10.90.0.100/30", "fd00:90::100/126", "10.244.2.0/24", "fd00:10:244:2::/64"] });
+        // The client outside, and the pods of node2.
+        let networks = json!(["10.90.0.100/30", "fd00:90::100/126", "10.244.2.0/24", "fd00:10:244:2::/64"]);
+        let networks = json!({ "networks": networks });
         api.apply(&cluster_policy("networks", "Admin", 10, egress(networks)))?;
         // Node1 is the pod's own, and denied to it by nobody but a ClusterNetworkPolicy.
         matrix.shows("near far away node1 node2 outside\n web . X X . . X")?;

@@ -22,6 +22,8 @@ pub mod case;
 pub mod cluster;
 pub mod compare;
 pub mod generate;
+pub mod kept;
+pub mod kernel;
 pub mod maps;
 pub mod oracle;
 pub mod shrink;

@@ -1,12 +1,13 @@
 //! The maps of the loaded programs, as the reconciler writes them.
 
-use aya::Pod;
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError as KernelError};
+use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError as KernelError};
 use fairlead_abi::{Address, Backend, Flow, FlowKey, Frontend, FrontendKey, Region, SourceRange, maps};
-use fairlead_core::dataplane::{MapAction, MapCause, MapError, RangeKey, ServiceMaps, SourceRangeKey};
+use fairlead_core::dataplane::{MapAction, MapError, RangeKey, ServiceMaps, SourceRangeKey};
 use fairlead_core::reconcile::Capacity;
 use fairlead_prog_tests::Node;
+
+use crate::kernel::{array, failed, gone, hash, trie, typed, unread};
 
 /// The node's maps.
 pub struct NodeMaps<'a>(pub &'a mut Node);
@@ -116,49 +117,4 @@ pub fn clear_flows(node: &mut Node) {
     for key in keys {
         flows.remove(&key).expect("remove a flow");
     }
-}
-
-fn typed<'a, T>(node: &'a Node, name: &str) -> T
-where
-    T: TryFrom<&'a Map, Error = KernelError>,
-{
-    node.ebpf.map(name).expect("the map").try_into().expect("a map of this type")
-}
-
-fn typed_mut<'a, T>(node: &'a mut Node, name: &str) -> T
-where
-    T: TryFrom<&'a mut Map, Error = KernelError>,
-{
-    node.ebpf.map_mut(name).expect("the map").try_into().expect("a map of this type")
-}
-
-fn hash<'a, K: Pod, V: Pod>(node: &'a mut Node, name: &str) -> HashMap<&'a mut MapData, K, V> {
-    typed_mut(node, name)
-}
-
-fn array<'a, V: Pod>(node: &'a mut Node, name: &str) -> Array<&'a mut MapData, V> {
-    typed_mut(node, name)
-}
-
-fn trie<'a, K: Pod>(node: &'a mut Node, name: &str) -> LpmTrie<&'a mut MapData, K, u32> {
-    typed_mut(node, name)
-}
-
-/// What is not there need not be removed.
-fn gone(removed: Result<(), KernelError>) -> Result<(), KernelError> {
-    match removed {
-        Err(KernelError::KeyNotFound) => Ok(()),
-        Err(KernelError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
-            Ok(())
-        }
-        other => other,
-    }
-}
-
-fn failed(error: &KernelError) -> MapCause {
-    MapCause::Failed(format!("{error:?}"))
-}
-
-fn unread(what: &str, error: &KernelError) -> MapError {
-    MapError { action: MapAction::Read, object: what.to_owned(), cause: failed(error) }
 }

@@ -45,6 +45,9 @@ pub mod sctp {
     pub const SHUTDOWN_ACK: u8 = 8;
 }
 
+/// How many IPv6 extension headers the programs walk.
+const WALKED: usize = 3;
+
 /// What stands between the IP header and the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
@@ -297,6 +300,14 @@ impl Packet {
     #[must_use]
     pub fn is_v4(&self) -> bool {
         self.source.is_ipv4()
+    }
+
+    /// Whether it says to whom it goes, by its protocol and ports, but not whether it begins a flow.
+    #[must_use]
+    pub fn is_datagram(&self) -> bool {
+        let is_bare = matches!(self.transport, Transport::Bare(_));
+        let is_udp = matches!(self.transport, Transport::Udp | Transport::UdpWithoutChecksum);
+        (is_udp || is_bare) && !self.is_later_fragment() && self.extensions.len() <= WALKED
     }
 
     /// Whether it is only a part of its datagram.

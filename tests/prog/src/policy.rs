@@ -1,6 +1,7 @@
 //! Policies of the node's pods.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
@@ -9,6 +10,7 @@ use fairlead_abi::{
     Address, Cell, CellKey, DropEvent, FlowKey, Isolation, PeerKey, PolicyState, Port, RowKey, maps,
     policies, rows,
 };
+use nix::time::{ClockId, clock_gettime};
 
 use crate::node::{Node, array, clear, hash};
 use crate::place::Pod;
@@ -22,6 +24,19 @@ impl Node {
     pub fn set_isolation(&mut self, pod: Pod, ingress: u32, egress: u32) {
         let isolation = Isolation { ingress, egress };
         array(&mut self.ebpf, maps::ISOLATION).set(pod as u32, isolation, 0).expect("isolate a pod");
+    }
+
+    /// Lets the pod have come under a policy, after none, so long ago; false if the machine, whose clock it is, is younger.
+    ///
+    /// # Panics
+    /// When the map refuses it.
+    #[must_use]
+    pub fn set_isolated(&mut self, pod: Pod, ago: Duration) -> bool {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("read the clock");
+        let Some(since) = Duration::from(now).checked_sub(ago) else { return false };
+        let nanoseconds = u64::try_from(since.as_nanos()).expect("a time that the kernel can tell");
+        array(&mut self.ebpf, maps::ISOLATED).set(pod as u32, nanoseconds, 0).expect("write when");
+        true
     }
 
     /// Makes `row` what the policy says to identities without a cell.
@@ -181,6 +196,7 @@ impl Node {
         self.clear_policy_drops();
         for pod in Pod::ALL {
             self.set_isolation(pod, policies::OPEN, policies::OPEN);
+            array(&mut self.ebpf, maps::ISOLATED).set(pod as u32, 0_u64, 0).expect("forget when");
         }
         self.set_policy_state(0, 0);
         self.quiet();

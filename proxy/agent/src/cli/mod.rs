@@ -127,7 +127,7 @@ pub struct Run {
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(2..))]
     pub max_policies: u32,
     /// Room for so many pairs of a compiled policy and an identity that it says something special to.
-    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 524_288, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_policy_cells: u32,
     /// Room for so many ranges of ports in policies.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..))]

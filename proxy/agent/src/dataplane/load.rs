@@ -216,6 +216,7 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
 fn policy_maps(ebpf: &mut Ebpf, sizes: &[MapSize]) -> Result<KernelPolicyMaps, DataplaneError> {
     Ok(KernelPolicyMaps {
         isolation: map(ebpf, maps::ISOLATION)?,
+        isolated: map(ebpf, maps::ISOLATED)?,
         policies: map(ebpf, maps::POLICIES)?,
         peers: map(ebpf, maps::PEERS)?,
         cells: Batched { fd: descriptor(ebpf, maps::CELLS)?, map: map(ebpf, maps::CELLS)? },

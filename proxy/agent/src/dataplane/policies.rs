@@ -30,6 +30,8 @@ pub struct PolicyCapacity {
 pub struct KernelPolicyMaps {
     /// [`fairlead_abi::maps::ISOLATION`].
     pub isolation: Array<MapData, Isolation>,
+    /// [`fairlead_abi::maps::ISOLATED`].
+    pub isolated: Array<MapData, u64>,
     /// [`fairlead_abi::maps::POLICIES`].
     pub policies: Array<MapData, u32>,
     /// [`fairlead_abi::maps::PEERS`].
@@ -121,8 +123,12 @@ impl PolicyMaps for KernelPolicyMaps {
     }
 
     fn write_isolation(&mut self, index: u32, isolation: Isolation) -> Result<(), MapError> {
-        let written = self.isolation.set(index, isolation, 0);
-        written.map_err(|e| programming(format_args!("isolation of endpoint {index}"), out_of_bounds(e)))
+        let failed = |e| programming(format_args!("isolation of endpoint {index}"), out_of_bounds(e));
+        let before = self.isolation.get(&index, 0).map_err(failed)?;
+        if was_free(before.ingress, isolation.ingress) || was_free(before.egress, isolation.egress) {
+            self.isolated.set(index, sys::coarse_clock(), 0).map_err(failed)?;
+        }
+        self.isolation.set(index, isolation, 0).map_err(failed)
     }
 
     fn write_state(&mut self, state: PolicyState) -> Result<(), MapError> {
@@ -168,6 +174,11 @@ impl DropCounts {
     pub fn of(&self, policy: u32) -> Result<u64, KernelError> {
         Ok(self.0.get(&policy, 0)?.iter().sum())
     }
+}
+
+/// Whether a pod comes under a policy in a direction in which it was under none.
+fn was_free(before: u32, now: u32) -> bool {
+    before == policies::OPEN && now != policies::OPEN
 }
 
 fn found<T>(result: Result<T, KernelError>) -> Result<Option<T>, KernelError> {

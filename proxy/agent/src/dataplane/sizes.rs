@@ -47,7 +47,7 @@ pub struct Sizes {
 
 impl Sizes {
     /// The wanted size of each map that has one.
-    pub(super) fn wanted(&self) -> [(&'static str, u32); 18] {
+    pub(super) fn wanted(&self) -> [(&'static str, u32); 19] {
         let flows = flow_entries(self.places);
         [
             (maps::FRONTENDS, self.frontends),
@@ -63,6 +63,7 @@ impl Sizes {
             (maps::AFFINITY, self.affinities),
             (maps::SOURCE_RANGES, self.source_ranges),
             (maps::ISOLATION, self.endpoints),
+            (maps::ISOLATED, self.endpoints),
             (maps::POLICIES, self.policies),
             (maps::POLICY_DROPS, self.policies),
             (maps::CELLS, self.cells),

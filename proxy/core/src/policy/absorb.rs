@@ -2,9 +2,11 @@
 //!
 //! Nothing is written here, and no address gets another number: that is [`super::apply`]'s.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use fairlead_abi::Isolation;
 
 use super::Engine;
 use super::census::{Member, Network};
@@ -59,7 +61,6 @@ impl Engine {
         if !policies.is_empty() {
             self.reload(&policies);
         }
-        self.retry_loads();
         self.touch();
     }
 
@@ -163,17 +164,23 @@ impl Engine {
         if let Some(handle) = self.handles.get(&key) {
             return Under::Policy(*handle);
         }
-        let program = Program::new(direction, &sources, ports).into();
+        let program = Program::new(direction, &sources, ports);
+        Under::Policy(self.compile(key, program.into()))
+    }
+
+    /// A new compiled policy.
+    fn compile(&mut self, key: Key, program: Arc<Program>) -> Handle {
         self.last_handle += 1;
         let handle = self.last_handle;
         self.handles.insert(key.clone(), handle);
+        let direction = key.direction;
         let mut compiled = Compiled::new(key, Loaded::empty(direction));
         match self.load(handle, &program) {
             Ok(loaded) => compiled.loaded = loaded,
             Err(error) => (compiled.waiting, compiled.failed) = (Some(program), Some(error)),
         }
         self.compiled.insert(handle, compiled);
-        Under::Policy(handle)
+        handle
     }
 
     fn put_under(&mut self, index: u32, ingress: Under, egress: Under) {
@@ -201,15 +208,18 @@ impl Engine {
 
     /// Makes the programs of these objects anew, where anybody is under them.
     fn reload(&mut self, policies: &BTreeSet<PolicyName>) {
-        let concerned = |compiled: &Compiled| {
-            !compiled.endpoints.is_empty() && compiled.key.policies.iter().any(|name| policies.contains(name))
-        };
-        let handles: Vec<Handle> = self
-            .compiled
-            .iter()
-            .filter(|(_, compiled)| concerned(compiled))
-            .map(|(handle, _)| *handle)
-            .collect();
+        let concerned =
+            |compiled: &Compiled| compiled.key.policies.iter().any(|name| policies.contains(name));
+        let concerned = self.compiled.iter().filter(|(_, compiled)| concerned(compiled));
+        let (wanted, idle): (Vec<_>, Vec<_>) =
+            concerned.partition(|(_, compiled)| !compiled.endpoints.is_empty());
+        let handles: Vec<Handle> = wanted.into_iter().map(|(handle, _)| *handle).collect();
+        // Nobody comes back to what is not kept up.
+        for (handle, compiled) in idle {
+            if self.handles.get(&compiled.key) == Some(handle) {
+                self.handles.remove(&compiled.key);
+            }
+        }
         for handle in handles {
             let Some(compiled) = self.compiled.get(&handle) else { continue };
             // Whoever is under it is selected by the same objects, in whatever order they come now.
@@ -223,14 +233,44 @@ impl Engine {
             };
             let sources = sources(&self.objects, compiled.key.direction, namespace, labels);
             let program = Program::new(compiled.key.direction, &sources, ports);
-            if *compiled.latest() != program {
+            if *compiled.latest() == program {
+                continue;
+            }
+            if self.is_left_by_any(compiled) {
+                self.move_on(handle, program.into());
+            } else {
                 self.replace(handle, program.into());
             }
         }
     }
 
+    /// Whether an endpoint is under a policy in the maps that should be under another one: what changes of its objects
+    /// is not meant for it.
+    fn is_left_by_any(&self, compiled: &Compiled) -> bool {
+        let Some(id) = compiled.id else { return false };
+        let is_under = |isolation: &Isolation| isolation.ingress == id || isolation.egress == id;
+        let mut under = self.ledger.isolation.iter().filter(|(_, isolation)| is_under(isolation));
+        under.any(|(index, _)| !compiled.endpoints.contains(index))
+    }
+
+    /// Has another compiled policy take the place of one, for those who should be under it.
+    fn move_on(&mut self, old: Handle, program: Arc<Program>) {
+        let Some(compiled) = self.compiled.get_mut(&old) else { return };
+        let (key, endpoints) = (compiled.key.clone(), std::mem::take(&mut compiled.endpoints));
+        let direction = key.direction;
+        let handle = self.compile(key, program);
+        for index in &endpoints {
+            if let Some(endpoint) = self.endpoints.get_mut(*index) {
+                endpoint.set_under(direction, Under::Policy(handle));
+            }
+        }
+        if let Some(compiled) = self.compiled.get_mut(&handle) {
+            compiled.endpoints = endpoints;
+        }
+    }
+
     /// Tries again to replace programs that there was no room for.
-    fn retry_loads(&mut self) {
+    pub(super) fn retry_loads(&mut self) {
         let waiting = |(handle, compiled): (&Handle, &Compiled)| Some((*handle, compiled.waiting.clone()?));
         let waiting: Vec<(Handle, Arc<Program>)> = self.compiled.iter().filter_map(waiting).collect();
         waiting.into_iter().for_each(|(handle, program)| self.replace(handle, program));
@@ -262,19 +302,20 @@ impl Engine {
             let object = format!("{ranges} ranges of addresses, which may be at most half of the entries");
             return Err(MapError::policy(MapAction::Program, object, MapCause::Full(self.capacity.peers)));
         }
-        let mut places = HashMap::with_capacity(program.peers.len());
+        let mut elements = Vec::with_capacity(program.peers.len());
         for (place, peer) in program.peers.iter().enumerate() {
             let (element, network) =
                 self.census.acquire_peer(handle, peer, &self.objects.namespaces, &self.objects.nodes);
             if let Some(Network::Taken(element, peer)) = network {
                 self.places.take_network(element, peer);
             }
-            places.insert(element, place);
+            elements.push((element, place));
         }
         for name in program.names_of_peers() {
             self.census.acquire_name(handle, name);
         }
-        Ok(Loaded { program: program.clone(), places })
+        elements.sort_unstable();
+        Ok(Loaded { program: program.clone(), elements: elements.into() })
     }
 
     /// The peers of a program are no longer in use by it.

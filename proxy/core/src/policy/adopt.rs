@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fairlead_abi::{Isolation, policies};
+use fairlead_abi::{Isolation, policies, verdicts};
 
 use super::Engine;
 use super::absorb::DIRECTIONS;
@@ -51,9 +51,13 @@ impl Engine {
                 }
             }
         }
-        for (id, left) in &mut left {
-            left.default = maps.default_row(*id)?;
-            self.ids.reserve(*id);
+        // Also of those whose cells are gone, but whose default row an earlier run could not take back.
+        for id in policies::FIRST..self.capacity.policies {
+            let default = maps.default_row(id)?;
+            if default != verdicts::DENY_NETWORK || left.contains_key(&id) {
+                left.entry(id).or_default().default = default;
+                self.ids.reserve(id);
+            }
         }
         self.leftovers = Some(Leftovers { policies: left });
         Ok(())
@@ -63,7 +67,8 @@ impl Engine {
     pub(super) fn take_over(&mut self) {
         let Some(Leftovers { policies: left }) = self.leftovers.take() else { return };
         self.places.assume(&mut self.identities);
-        let claims = self.claims(&left.keys().copied().collect());
+        let ids = left.keys().copied().filter(|id| (policies::FIRST..self.capacity.policies).contains(id));
+        let claims = self.claims(&ids.collect());
         for (id, left) in left {
             let rows = left.cells.values().copied().chain([left.default]);
             rows.for_each(|row| self.ledger.rows.refer(row));

@@ -86,11 +86,15 @@ impl Engine {
     /// Makes policies what their objects ask for, and puts endpoints under them.
     fn switch(&mut self, pass: &mut Pass<'_, impl PolicyMaps>) -> Result<(), Halted> {
         for (handle, compiled) in &mut self.compiled {
-            if let Some(next) = compiled.next.take() {
-                self.replaced.push((*handle, std::mem::replace(&mut compiled.loaded, next)));
-                compiled.stale.all = true;
-                compiled.failed = None;
+            let Some(next) = compiled.next.take() else { continue };
+            if compiled.endpoints.is_empty() {
+                // It is not meant for those who are leaving.
+                self.replaced.push((*handle, next));
+                continue;
             }
+            self.replaced.push((*handle, std::mem::replace(&mut compiled.loaded, next)));
+            compiled.stale.all = true;
+            compiled.failed = None;
         }
         self.fill_all(|compiled| !compiled.endpoints.is_empty(), pass);
         self.fail_mistaken(pass);

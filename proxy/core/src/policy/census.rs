@@ -17,6 +17,8 @@ use crate::model::ObjectName;
 pub(super) type ElementId = u32;
 /// The number of a profile.
 type ProfileId = u32;
+/// What the pods of a profile have in common: namespace, labels and named ports.
+type ProfileKey = (Arc<str>, Arc<Labels>, Arc<[NamedPort]>);
 /// Namespaces by name.
 type Namespaces = HashMap<Arc<str>, Namespace>;
 
@@ -31,7 +33,7 @@ pub(super) struct Census {
     port_ids: HashMap<NamedPort, ElementId>,
     names: HashMap<Arc<str>, NameUse>,
     profiles: HashMap<ProfileId, Profile>,
-    profile_ids: HashMap<(Arc<str>, Arc<Labels>, Arc<[NamedPort]>), ProfileId>,
+    profile_ids: HashMap<ProfileKey, ProfileId>,
     by_label: HashMap<(Arc<str>, Arc<str>), BTreeSet<ProfileId>>,
     by_namespace: HashMap<Arc<str>, BTreeSet<ProfileId>>,
     /// Peers that are pods of one namespace.
@@ -436,15 +438,21 @@ impl Census {
         self.touched.extend(members.flat_map(|member| &member.addresses));
     }
 
-    /// Profiles among which all are whose pods `peer` may be.
+    /// Profiles among which all are whose pods `peer` may be: by label or by namespace, whichever are fewer.
     fn candidates(&self, peer: &PodPeer) -> Vec<ProfileId> {
-        if let Some((key, values)) = peer.pods.anchor() {
+        let labelled = peer.pods.anchor().map(|(key, values)| {
             let sets = values.iter().filter_map(|value| self.by_label.get(&(key.clone(), value.clone())));
-            return sets.flatten().copied().collect();
-        }
-        match &peer.scope {
-            Scope::One(name) => self.by_namespace.get(name).into_iter().flatten().copied().collect(),
-            Scope::Matching(_) => self.profiles.keys().copied().collect(),
+            sets.collect::<Vec<_>>()
+        });
+        let within = match &peer.scope {
+            Scope::One(name) => Some(self.by_namespace.get(name).into_iter().collect::<Vec<_>>()),
+            Scope::Matching(_) => None,
+        };
+        let len = |sets: &Vec<&BTreeSet<ProfileId>>| sets.iter().map(|set| set.len()).sum::<usize>();
+        let fewest = labelled.into_iter().chain(within).min_by_key(len);
+        match fewest {
+            Some(sets) => sets.into_iter().flatten().copied().collect(),
+            None => self.profiles.keys().copied().collect(),
         }
     }
 }

@@ -31,14 +31,14 @@ pub(super) struct Key {
 #[derive(Clone, Debug)]
 pub(super) struct Loaded {
     pub(super) program: Arc<Program>,
-    /// The program's peers by element.
-    pub(super) places: HashMap<ElementId, usize>,
+    /// The elements that the program's peers are, in order, each with its place among the peers.
+    pub(super) elements: Box<[(ElementId, usize)]>,
 }
 
 impl Loaded {
     /// No rules at all.
     pub(super) fn empty(direction: Direction) -> Self {
-        Self { program: Program::new(direction, &[], &[]).into(), places: HashMap::new() }
+        Self { program: Program::new(direction, &[], &[]).into(), elements: Box::default() }
     }
 }
 
@@ -136,7 +136,7 @@ impl Compiled {
         let mut rows = Compiler::new(&self.loaded, census);
         let default = rows.row(&[]);
         let mut stale: Vec<u32> = if self.stale.all {
-            let elements = self.loaded.places.keys().copied();
+            let elements = self.loaded.elements.iter().map(|(element, _)| *element);
             let names = self.loaded.program.names_of_peers().iter();
             let ports = names.flat_map(|name| census.elements_of_name(name));
             let held = elements.chain(ports).flat_map(|element| numbers.holders(element));
@@ -147,7 +147,9 @@ impl Compiled {
         stale.sort_unstable();
         stale.dedup();
         let mut wanted = Wanted::default();
-        for number in stale.into_iter().filter(|number| *number != identities::UNKNOWN) {
+        // What an earlier run knew of a number stays as it is until no address has it.
+        let is_open = |number: &u32| *number != identities::UNKNOWN && !numbers.is_inherited(*number);
+        for number in stale.into_iter().filter(is_open) {
             let has_cell = self.cells.contains_key(&number);
             match numbers.signature(number).map(|signature| rows.row(signature)) {
                 Some(row) if row != default => wanted.cells.push((number, row)),
@@ -169,31 +171,41 @@ struct Compiler<'a> {
     rows: Vec<Row>,
     /// Places in `rows`, by row.
     places: HashMap<Row, usize>,
-    /// Places in `rows`, by the rules that match and what their names of ports stand for.
-    known: HashMap<(Vec<u32>, Vec<NamedPort>), usize>,
+    /// Places in `rows`, by the rules that match, and behind [`SEPARATOR`] the elements that their names of ports are.
+    known: HashMap<Box<[u32]>, usize>,
+    /// Room for such a key.
+    key: Vec<u32>,
 }
+
+/// Neither a rule nor an element.
+const SEPARATOR: u32 = u32::MAX;
 
 impl<'a> Compiler<'a> {
     fn new(loaded: &'a Loaded, census: &'a Census) -> Self {
-        Self { loaded, census, rows: Vec::new(), places: HashMap::new(), known: HashMap::new() }
+        let (places, known) = (HashMap::new(), HashMap::new());
+        Self { loaded, census, rows: Vec::new(), places, known, key: Vec::new() }
     }
 
     /// The place of what the program says to whoever is these elements.
     fn row(&mut self, signature: &[ElementId]) -> usize {
-        let Loaded { program, places } = self.loaded;
-        let rules = program.matching(signature.iter().filter_map(|element| places.get(element).copied()));
+        let Self { loaded: Loaded { program, elements }, census, key, .. } = self;
+        let held = signature.iter().filter_map(|element| {
+            let found = elements.binary_search_by_key(element, |(own, _)| *own).ok()?;
+            Some(elements[found].1)
+        });
+        program.matching(held, key);
+        let count = key.len();
         let names = program.names_of_peers();
-        let mut named: Vec<NamedPort> = Vec::new();
         if !names.is_empty() {
-            let ports = signature.iter().filter_map(|element| self.census.port(*element));
-            named.extend(ports.filter(|port| names.binary_search(&port.name).is_ok()).cloned());
-            named.sort();
+            key.push(SEPARATOR);
+            let is_asked = |port: &NamedPort| names.binary_search(&port.name).is_ok();
+            key.extend(signature.iter().filter(|element| census.port(**element).is_some_and(is_asked)));
         }
-        let key = (rules, named);
-        if let Some(place) = self.known.get(&key) {
+        if let Some(place) = self.known.get(&**key) {
             return *place;
         }
-        let row = program.row(&key.0, &key.1);
+        let ports = key[count..].iter().filter_map(|element| census.port(*element));
+        let row = program.row(&key[..count], &ports.cloned().collect::<Vec<NamedPort>>());
         let place = match self.places.get(&row) {
             Some(place) => *place,
             None => {
@@ -202,7 +214,7 @@ impl<'a> Compiler<'a> {
                 self.rows.len() - 1
             }
         };
-        self.known.insert(key, place);
+        self.known.insert(key.as_slice().into(), place);
         place
     }
 }

@@ -77,6 +77,13 @@ impl Endpoint {
             Direction::Egress => self.egress,
         }
     }
+
+    pub(super) fn set_under(&mut self, direction: Direction, under: Under) {
+        match direction {
+            Direction::Ingress => self.ingress = under,
+            Direction::Egress => self.egress = under,
+        }
+    }
 }
 
 impl Endpoints {
@@ -108,6 +115,11 @@ impl Endpoints {
             }
         }
         Some(old)
+    }
+
+    /// Whether one of them has the address.
+    pub(super) fn hold(&self, address: IpAddr) -> bool {
+        self.table.values().any(|endpoint| endpoint.addresses.contains(&address))
     }
 
     pub(super) fn get(&self, index: u32) -> Option<&Endpoint> {

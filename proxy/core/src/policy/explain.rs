@@ -8,6 +8,7 @@ use fairlead_abi::verdicts;
 use serde::Serialize;
 
 use super::Engine;
+use super::endpoints::Endpoint;
 use super::model::{Direction, NamedPort, Peer, Pod, Tier};
 use super::program::{Decision, Program};
 use super::select::sources;
@@ -124,22 +125,32 @@ impl Engine {
     }
 
     fn whois(&self, party: &Party) -> Whois<'_> {
-        let name = match party {
-            Party::Pod(name) => Some(name.clone()),
-            Party::Address(address) => self.places.pod(*address, &self.census).cloned(),
+        let (name, endpoint) = match party {
+            Party::Pod(name) => {
+                let pod = self.objects.pods.get(name);
+                let is_own = |endpoint: &Endpoint| pod.is_none_or(|pod| endpoint.is_of(pod));
+                let mut own = self.endpoints.of_pod(name);
+                (Some(name.clone()), own.find(|index| self.endpoints.get(*index).is_some_and(is_own)))
+            }
+            Party::Address(address) => {
+                // A pod that has ended has no address as far as others go, but is still enforced.
+                let mut own =
+                    self.endpoints.iter().filter(|(_, endpoint)| endpoint.addresses.contains(address));
+                let pod = self.places.pod(*address, &self.census);
+                let found = match pod {
+                    Some(name) => own.find(|(_, endpoint)| endpoint.name().as_ref() == Some(name)),
+                    None => own.next(),
+                };
+                let name = pod.cloned().or_else(|| found.and_then(|(_, endpoint)| endpoint.name()));
+                (name, found.map(|(index, _)| index))
+            }
         };
+        let local = endpoint.and_then(|index| self.endpoints.get(index));
         let pod = name.as_ref().and_then(|name| self.objects.pods.get(name));
-        let endpoint = name.as_ref().and_then(|name| {
-            let mut own = self.endpoints.of_pod(name).filter(|index| {
-                let endpoint = self.endpoints.get(*index);
-                endpoint.is_some_and(|endpoint| pod.is_none_or(|pod| endpoint.is_of(pod)))
-            });
-            own.next()
-        });
+        let pod = pod.filter(|pod| local.is_none_or(|endpoint| endpoint.is_of(pod)));
         let addresses = match party {
             Party::Address(address) => vec![*address],
             Party::Pod(_) => {
-                let local = endpoint.and_then(|index| self.endpoints.get(index));
                 let host = pod.filter(|pod| pod.host_network).and_then(|pod| pod.node.as_ref());
                 let host = host.and_then(|node| self.objects.nodes.get(node));
                 let listed = pod.into_iter().flat_map(|pod| &pod.addresses);
@@ -177,6 +188,9 @@ impl Engine {
             misses: Vec::new(),
         };
         let local = subject.endpoint.and_then(|index| Some((index, self.endpoints.get(index)?)));
+        if local.is_some_and(|(_, endpoint)| endpoint.name().is_none()) {
+            return side(true, "no Pod of the API: no policy is about it");
+        }
         let known = local.and_then(|(_, endpoint)| endpoint.subject.clone());
         let known = known.map(|subject| (subject.labels, subject.ports));
         let (labels, ports): (Arc<Labels>, Arc<[NamedPort]>) = match (known, subject.pod) {
@@ -206,7 +220,8 @@ impl Engine {
             .filter(|(_, one)| self.is_peer(one, peer))
             .map(|(place, _)| place)
             .collect();
-        let rules = program.matching(held.iter().copied());
+        let mut rules = Vec::new();
+        program.matching(held.into_iter(), &mut rules);
         let named: &[NamedPort] = peer.member().map_or(&[], |pod| &pod.ports);
         let decisions = program.decisions(&rules, named, packet.0);
         let place = decisions.partition_point(|(first, _)| *first <= packet.1).saturating_sub(1);

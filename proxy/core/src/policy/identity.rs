@@ -85,6 +85,11 @@ impl Identities {
         }
     }
 
+    /// Whether a number means something that only an earlier run knew.
+    pub(super) fn is_inherited(&self, number: u32) -> bool {
+        self.signature(number).is_some_and(|signature| signature.first() == Some(&UNKNOWN_MEANING))
+    }
+
     /// The numbers of those who are `element`.
     pub(super) fn holders(&self, element: ElementId) -> impl Iterator<Item = u32> + '_ {
         self.holders.get(&element).into_iter().flatten().copied()

@@ -7,10 +7,10 @@
 //!                       objects     programs: ordered rules  writes, retries
 //! ```
 //!
-//! What the programs look up, and its words: [`fairlead_abi::policy`]. A pod's *program* is the ordered list of all
-//! rules of the objects that select it in one direction. The peers that programs in use name are interned and counted
-//! (the census); an address's *signature* is the set of them that it is, and equal signatures are one *identity*. What
-//! a program says to an identity is a *row*. Pods under the same objects share one *compiled policy*.
+//! What the programs look up: [`fairlead_abi::Isolation`] and what it leads to. A pod's *program* is the ordered list
+//! of all rules of the objects that select it in one direction. The peers that programs in use name are interned and
+//! counted (the census); an address's *signature* is the set of them that it is, and equal signatures are one
+//! *identity*. What a program says to an identity is a *row*. Pods under the same objects share one *compiled policy*.
 //!
 //! A pod of which something is not known is closed, and so is one under a policy that can't be written; the rest
 //! proceeds. Work is proportional to what changed. [`Engine::why`] answers from the programs that fill the maps.
@@ -213,8 +213,10 @@ impl Engine {
 
     /// The endpoint at `index` is this pod's, with these addresses.
     pub fn add_endpoint(&mut self, index: u32, pod: PodId, addresses: Vec<IpAddr>) {
+        let held = addresses.clone();
         let old = self.endpoints.add(index, pod, addresses);
         self.left(index, old);
+        held.into_iter().for_each(|address| self.places.set_held(address, true));
         self.objects.dirty.pods.extend(self.endpoints.get(index).and_then(Endpoint::name));
     }
 
@@ -237,6 +239,10 @@ impl Engine {
         }
         self.leftover = None;
         self.absorb();
+        if retrying {
+            self.retry_loads();
+            self.touch();
+        }
         self.take_over();
         let mut pass = Pass { now, maps, report: Report::default() };
         if self.apply(&mut pass).is_ok() {
@@ -285,6 +291,9 @@ impl Engine {
         self.leave(index, old.ingress);
         self.leave(index, old.egress);
         self.objects.dirty.pods.extend(old.name());
+        for address in old.addresses.into_iter().filter(|address| !self.endpoints.hold(*address)) {
+            self.places.set_held(address, false);
+        }
     }
 
     /// Pauses grow while nothing changes; a removal may have made the room that others wait for.

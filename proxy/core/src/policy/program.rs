@@ -144,15 +144,15 @@ impl Program {
         self.peers.iter().any(|peer| matches!(peer, Peer::Network { .. }))
     }
 
-    /// The rules that are about an address which is these of [`Self::peers`], in order.
-    pub(super) fn matching(&self, held: impl Iterator<Item = usize>) -> Vec<u32> {
-        let mut rules = self.everyone.to_vec();
+    /// Makes `rules` those that are about an address which is these of [`Self::peers`], in order.
+    pub(super) fn matching(&self, held: impl Iterator<Item = usize>, rules: &mut Vec<u32>) {
+        rules.clear();
+        rules.extend(&self.everyone);
         for place in held {
             rules.extend(&self.rules_of[place]);
         }
         rules.sort_unstable();
         rules.dedup();
-        rules
     }
 
     /// What `rules` say of each port, where the destination's containers name these ports: each decision from its
@@ -313,7 +313,8 @@ mod tests {
     fn verdict(program: &Program, held: &[&str], protocol: Option<Protocol>, port: u16) -> u32 {
         let places =
             program.peers.iter().enumerate().filter(|(_, one)| held.iter().any(|name| peer(name) == **one));
-        let rules = program.matching(places.map(|(place, _)| place));
+        let mut rules = Vec::new();
+        program.matching(places.map(|(place, _)| place), &mut rules);
         let decisions = program.decisions(&rules, &[], protocol);
         let place = decisions.partition_point(|(first, _)| *first <= port) - 1;
         let verdict = decisions[place].1.verdict;
@@ -393,7 +394,9 @@ mod tests {
             .map(|index| rule(index, Action::Accept, None, Some(vec![port(index as u16 / 2 + 1)])))
             .collect();
         let program = Program::new(Direction::Ingress, &[source("many", Tier::Network, &rules)], &[]);
-        let decisions = program.decisions(&program.matching(std::iter::empty()), &[], TCP);
+        let mut matching = Vec::new();
+        program.matching(std::iter::empty(), &mut matching);
+        let decisions = program.decisions(&matching, &[], TCP);
         let rule = |port: u16| decisions[decisions.partition_point(|(first, _)| *first <= port) - 1].1.rule;
         assert_eq!([rule(1), rule(2), rule(500), rule(501)], [Some(0), Some(2), Some(998), None]);
     }

@@ -87,6 +87,8 @@ fn block(random: &mut Random) -> Value {
         json!({ "cidr": "10.244.1.0/28" }),
         json!({ "cidr": "0.0.0.0/0", "except": ["10.244.0.0/24"] }),
         json!({ "cidr": "10.244.1.3/32" }),
+        json!({ "cidr": "::/0", "except": ["fd00::1:0/125"] }),
+        json!({ "cidr": "fd00::/64" }),
         json!({ "cidr": "203.0.113.0/24", "except": ["203.0.113.8/29", "203.0.113.1/32"] }),
     ])
 }
@@ -165,6 +167,7 @@ fn change(random: &mut Random, everything: bool) -> Change {
             if random.below(4) == 0 {
                 labels["extra"] = json!("1");
             }
+            let v6 = format!("fd00::{}:{}", u32::from(node == "b"), host + 1);
             let mut object = json!({
                 "kind": "Pod",
                 "metadata": {
@@ -175,10 +178,10 @@ fn change(random: &mut Random, everything: bool) -> Change {
                     { "name": "http", "containerPort": 8080 + random.below(2) },
                 ] }] },
                 "status": { "phase": random.pick(&["Running", "Running", "Running", "Failed"]),
-                    "podIPs": [{ "ip": address }] },
+                    "podIPs": [{ "ip": address }, { "ip": v6 }] },
             });
-            if number < LOCAL {
-                object["status"]["phase"] = json!("Running");
+            if random.below(8) == 0 {
+                object["metadata"]["deletionTimestamp"] = json!("2025-01-02T00:00:00Z");
             }
             Change::Object(object)
         }
@@ -264,13 +267,31 @@ impl Storm {
         engine
     }
 
+    /// Another engine takes over.
+    fn restart(&mut self, maps: &MemoryPolicyMaps) {
+        self.engine = self.fresh();
+        self.engine.adopt(maps).expect("readable maps");
+    }
+
     fn addresses(&self) -> Vec<FlowSide> {
         let mut sides: Vec<FlowSide> = (0..LOCAL)
             .filter(|number| self.objects.contains_key(&format!("Pod {}", pod_name(*number))))
-            .map(|number| side(&format!("10.244.0.{}", number + 1), Some(number)))
+            .flat_map(|number| {
+                let host = number + 1;
+                [format!("10.244.0.{host}"), format!("fd00::{host}")].map(|own| side(&own, Some(number)))
+            })
             .collect();
         sides.extend((0..10).map(|host| side(&format!("10.244.1.{}", host + 1), None)));
-        for other in ["192.0.2.1", "192.0.2.2", "203.0.113.1", "203.0.113.9", "203.0.113.20", "fd00::1"] {
+        for other in [
+            "192.0.2.1",
+            "192.0.2.2",
+            "203.0.113.1",
+            "203.0.113.9",
+            "203.0.113.20",
+            "fd00::1:3",
+            "fd00::1:9",
+            "2001:db8::1",
+        ] {
             sides.push(side(other, None));
         }
         sides
@@ -281,7 +302,7 @@ impl Storm {
         let sides = self.addresses();
         let mut found = BTreeMap::new();
         for own in sides.iter().filter(|side| side.endpoint.is_some()) {
-            for peer in &sides {
+            for peer in sides.iter().filter(|peer| peer.address.is_ipv4() == own.address.is_ipv4()) {
                 for (number, _) in PORTS.iter().enumerate() {
                     for ingress in [true, false] {
                         let probe = Probe {
@@ -347,9 +368,11 @@ fn add_endpoint(engine: &mut Engine, pod: &Value) {
     let text = |field: &str| pod["metadata"][field].as_str().expect("a text").to_owned();
     let number: u32 = text("uid").parse().expect("a number");
     if number < LOCAL {
-        let address = format!("10.244.0.{}", number + 1).parse().expect("an address");
+        let host = number + 1;
+        let addresses = [format!("10.244.0.{host}"), format!("fd00::{host}")];
         let pod = PodId { namespace: text("namespace"), name: text("name"), uid: text("uid") };
-        engine.add_endpoint(number, pod, vec![address]);
+        let addresses = addresses.map(|address| address.parse().expect("an address"));
+        engine.add_endpoint(number, pod, addresses.to_vec());
     }
 }
 
@@ -441,23 +464,26 @@ fn expect_settled(storm: &Storm, maps: &MemoryPolicyMaps) {
     assert_eq!(report.pending, 0);
     assert_eq!(maps.dump(), fresh.dump());
     for (probe, allowed) in storm.ideal() {
-        assert_eq!(probe.judge(maps).is_ok(), allowed, "{probe:?}\n{}", maps.dump());
+        assert_eq!(probe.judge(maps).is_ok(), allowed, "{probe:?}");
     }
 }
 
 #[test]
 fn the_end_of_a_storm_is_what_a_fresh_engine_writes_whatever_failed_on_the_way() {
-    for seed in 0..12 {
+    for seed in 0..6 {
         let mut storm = Storm::new(seed);
         let mut maps = FaultyMaps::new(MemoryPolicyMaps::default(), seed, 0);
-        for turn in 0..150 {
+        for turn in 0..100 {
             maps.failures_per_mille = [0, 100, 300][turn % 3];
             for _ in 0..=storm.random.below(3) {
                 let change = change(&mut storm.random, true);
                 storm.feed(&change);
             }
             storm.now += Duration::from_millis(400);
-            storm.engine.reconcile(storm.now, &mut maps);
+            let report = storm.engine.reconcile(storm.now, &mut maps);
+            if report.pending == 0 && turn % 7 == 0 {
+                storm.restart(&maps.inner);
+            }
             if turn % 50 == 49 {
                 maps.failures_per_mille = 0;
                 storm.now += Duration::from_secs(60);
@@ -465,6 +491,10 @@ fn the_end_of_a_storm_is_what_a_fresh_engine_writes_whatever_failed_on_the_way()
                 assert_eq!((report.pending, report.failed.first()), (0, None));
                 assert_eq!(storm.engine.next_deadline(), None);
                 expect_settled(&storm, &maps.inner);
+                let writes = maps.inner.writes;
+                storm.restart(&maps.inner);
+                storm.engine.reconcile(storm.now, &mut maps);
+                assert_eq!(maps.inner.writes - writes, 1, "only the revision");
             }
         }
     }
@@ -472,10 +502,10 @@ fn the_end_of_a_storm_is_what_a_fresh_engine_writes_whatever_failed_on_the_way()
 
 #[test]
 fn no_packet_meets_anything_but_the_old_state_or_the_new_one() {
-    for seed in 0..6 {
+    for seed in 0..3 {
         let mut storm = Storm::new(seed);
         let mut maps = MemoryPolicyMaps::default();
-        for turn in 0..80 {
+        for turn in 0..50 {
             // A namespace's labels are two things: whose policies select its pods, and whom its pods are.
             let change = change(&mut storm.random, false);
             storm.feed(&change);
@@ -503,30 +533,36 @@ fn no_packet_meets_anything_but_the_old_state_or_the_new_one() {
 
 #[test]
 fn what_fails_never_opens_anything() {
-    for seed in 0..6 {
+    for seed in 0..3 {
         let mut storm = Storm::new(seed + 100);
-        let mut maps = FaultyMaps::new(MemoryPolicyMaps::default(), seed, 200);
-        for turn in 0..80 {
+        let mut maps = FaultyMaps::new(MemoryPolicyMaps::default(), seed, 0);
+        for turn in 0..40 {
+            storm.now += Duration::from_secs(60);
+            maps.failures_per_mille = 0;
+            assert_eq!(storm.engine.reconcile(storm.now, &mut maps).pending, 0);
             let change = change(&mut storm.random, false);
             storm.feed(&change);
-            storm.now += Duration::from_millis(300);
             let old = storm.survey(|probe| probe.judge(&maps.inner).is_ok());
-            let mut seen = Vec::new();
-            let mut watch = |maps: &FaultyMaps<MemoryPolicyMaps>, what: &str| {
-                seen.push((maps.inner.clone(), what.to_owned()))
-            };
-            let mut watched = Watched { inner: maps, watch: &mut watch };
-            storm.engine.reconcile(storm.now, &mut watched);
-            maps = watched.inner;
             let mut calm = MemoryPolicyMaps::default();
             storm.fresh().reconcile(storm.now, &mut calm);
-            let new = storm.survey(|probe| probe.judge(&calm).is_ok());
-            for (probe, old) in old {
+            let mut seen = Vec::new();
+            maps.failures_per_mille = 200;
+            for _ in 0..3 {
+                storm.now += Duration::from_millis(300);
+                let mut watch = |maps: &FaultyMaps<MemoryPolicyMaps>, what: &str| {
+                    seen.push((maps.inner.clone(), what.to_owned()));
+                };
+                let mut watched = Watched { inner: maps, watch: &mut watch };
+                storm.engine.reconcile(storm.now, &mut watched);
+                maps = watched.inner;
+            }
+            for (probe, old) in old.into_iter().filter(|(probe, _)| probe.own != probe.peer) {
+                if old || probe.judge(&calm).is_ok() {
+                    continue;
+                }
                 for (moment, what) in &seen {
-                    assert!(
-                        old || new[&probe] || probe.judge(moment).is_err(),
-                        "{seed} {turn}: {probe:?} is open after {what}: {change:?}"
-                    );
+                    let judged = probe.judge(moment);
+                    assert!(judged.is_err(), "{seed} {turn}: {probe:?} is open after {what}: {change:?}");
                 }
             }
         }

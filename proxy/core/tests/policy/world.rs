@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use fairlead_abi::Reason;
-use fairlead_core::dataplane::{FlowSide, MemoryPolicyMaps, PolicyMaps};
+use fairlead_core::dataplane::{FlowSide, MemoryPolicyMaps};
 use fairlead_core::model::{ObjectName, Protocol};
 use fairlead_core::policy::{Capacity, Engine, Explanation, Party, PodId, Report};
 use serde_json::{Value, from_value, json};
@@ -167,11 +167,6 @@ pub(crate) fn pod(full: &str, node: &str, address: &str, labels: Value) -> Value
         },
         "status": { "phase": "Running", "podIPs": [{ "ip": address }] },
     })
-}
-
-/// A fresh engine over maps that an earlier one left.
-pub(crate) fn adopt(engine: &mut Engine, maps: &impl PolicyMaps) {
-    engine.adopt(maps).expect("readable maps");
 }
 
 fn party(text: &str) -> Party {

@@ -14,6 +14,7 @@ mod malformed;
 mod nodeport;
 mod odd_errors;
 mod pods;
+mod policy_datagrams;
 mod policy_drops;
 mod policy_flows;
 mod policy_parts;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use fairlead_abi::{Counter, Reason, identities, policies, protocol, state_flags, verdicts};
+use fairlead_abi::{Counter, Reason, identities, policies, state_flags, verdicts};
 use fairlead_prog_tests::node::SNAT_FIRST;
 use fairlead_prog_tests::packet::sctp::DATA;
 use fairlead_prog_tests::packet::tcp::{ACK, RST, SYN, SYN_ACK};
@@ -27,38 +27,38 @@ fn all() -> impl Iterator<Item = (Family, Transport)> {
 
 /// A client and a server, by where their packets are met and where they come out.
 #[derive(Clone, Copy, Debug)]
-struct Pair {
-    client: SocketAddr,
-    server: SocketAddr,
-    from: Hook,
-    back: Hook,
+pub(crate) struct Pair {
+    pub(crate) client: SocketAddr,
+    pub(crate) server: SocketAddr,
+    pub(crate) from: Hook,
+    pub(crate) back: Hook,
 }
 
 impl Pair {
-    fn inside(family: Family) -> Self {
+    pub(crate) fn inside(family: Family) -> Self {
         let (client, server) = (at(Pod::A.ip(family), CLIENT_PORT), at(Pod::B.ip(family), TARGET_PORT));
         Self { client, server, from: A, back: B }
     }
 
-    fn outward(family: Family) -> Self {
+    pub(crate) fn outward(family: Family) -> Self {
         let server = at(family.remote_pod(), TARGET_PORT);
         Self { server, back: WIRE, ..Self::inside(family) }
     }
 
-    fn inward(family: Family) -> Self {
+    pub(crate) fn inward(family: Family) -> Self {
         let client = at(family.remote_pod(), CLIENT_PORT);
         Self { client, from: WIRE, ..Self::inside(family) }
     }
 
-    fn request(&self, transport: Transport) -> Packet {
+    pub(crate) fn request(&self, transport: Transport) -> Packet {
         Packet::new(transport, self.client, self.server)
     }
 
-    fn answer(&self, transport: Transport) -> Packet {
+    pub(crate) fn answer(&self, transport: Transport) -> Packet {
         Packet::new(transport, self.server, self.client)
     }
 
-    fn arrives(&self, packet: Packet) -> Then {
+    pub(crate) fn arrives(&self, packet: Packet) -> Then {
         let other = if packet.destination == self.server { self.back } else { self.from };
         match other {
             Hook::FromPod(pod) => Then::ToPod(pod, packet),
@@ -74,12 +74,16 @@ fn strict_and_lenient(node: &mut Node) {
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn replies_pass_and_have_an_entry_only_where_a_policy_would_stop_them() {
+fn replies_pass_and_have_an_entry_where_a_policy_would_stop_them_and_datagrams_where_one_is_asked() {
     let mut node = Node::start();
     for (family, opener) in all() {
-        // The policies of A and B, in pairs of ingress and egress; whether one is asked, and whether replies need it.
+        // The policies of A and B, in pairs of ingress and egress; whether one is asked, and whether one would be about
+        // replies.
         let open = policies::OPEN;
-        for (pair, [a, b], is_asked, is_entered) in [
+        for (pair, [a, b], is_asked, is_guarded) in [
+            (Pair::outward(family), [(open, open), (open, open)], false, false),
+            (Pair::inward(family), [(open, open), (open, open)], false, false),
+            (Pair::inside(family), [(open, open), (open, open)], false, false),
             (Pair::outward(family), [(open, LENIENT), (open, open)], true, false),
             (Pair::outward(family), [(STRICT, open), (open, open)], false, true),
             (Pair::outward(family), [(STRICT, LENIENT), (open, open)], true, true),
@@ -99,6 +103,7 @@ fn replies_pass_and_have_an_entry_only_where_a_policy_would_stop_them() {
             let judged = |case: Case| if is_asked { case.counting(Counter::PolicyJudged) } else { case };
             let request = pair.request(opener);
             let then = pair.arrives(request.clone());
+            let is_entered = is_guarded || is_asked && request.is_datagram();
             let case = if is_entered { Case::begins } else { Case::new };
             judged(case(what.clone(), pair.from, request.clone(), then.clone())).check(&node);
             for transport in [reply(family, opener), next(family, opener)] {
@@ -169,7 +174,7 @@ fn an_echo_request_is_nobodys_answer() {
 }
 
 /// Admits `PEER` at this port of the protocol, and nobody and nothing else.
-fn admit_port(node: &mut Node, protocol: u8, port: u16) {
+pub(crate) fn admit_port(node: &mut Node, protocol: u8, port: u16) {
     node.set_policy(POLICY, verdicts::DENY_NETWORK);
     node.set_cell(POLICY, PEER, ROW);
     node.set_row(ROW, verdicts::DENY_NETWORK);
@@ -429,29 +434,6 @@ fn a_segment_in_the_middle_of_a_connection_is_judged_but_not_entered() {
             let denied = Then::Dropped(Reason::PolicyIngress);
             judged(Case::new("answer", WIRE, pair.answer(transport), denied)).check(&node);
         }
-    }
-}
-
-/// Datagrams do not say who began.
-#[test]
-#[ignore = "needs root and the eBPF programs: run make test"]
-fn a_datagram_is_entered_only_where_its_answers_would_be_denied() {
-    let mut node = Node::start();
-    for family in FAMILIES {
-        let pair = Pair::outward(family);
-        let [request, answer] = [pair.request(Transport::Udp), pair.answer(Transport::Udp)];
-        let judged = |case: Case| case.counting(Counter::PolicyJudged);
-        node.reset();
-        admit_port(&mut node, protocol::UDP, TARGET_PORT);
-        node.set_identity(pair.server.ip(), PEER);
-        node.set_isolation(Pod::A, policies::OPEN, POLICY);
-        judged(Case::new("request", A, request.clone(), Then::ToNode2(request.clone()))).check(&node);
-        // Under the policy that admits requests, this may be an answer to one.
-        Case::new("answer", WIRE, answer.clone(), Then::ToPod(Pod::A, answer.clone())).check(&node);
-        let unasked = answer.clone().from(at(pair.server.ip(), TARGET_PORT + 1));
-        Case::begins("unasked", WIRE, unasked.clone(), Then::ToPod(Pod::A, unasked)).check(&node);
-        let heard = request.to(at(pair.server.ip(), TARGET_PORT + 1));
-        Case::new("and answered", A, heard.clone(), Then::ToNode2(heard)).check(&node);
     }
 }
 

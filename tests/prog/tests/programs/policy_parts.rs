@@ -38,15 +38,14 @@ fn later_fragments_follow_their_first() {
     let mut node = Node::start();
     for family in FAMILIES {
         let (client, server) = (at(Pod::A.ip(family), CLIENT_PORT), at(family.remote_pod(), TARGET_PORT));
-        for (ingress, is_entered) in [(policies::OPEN, false), (STRICT, true)] {
+        for ingress in [policies::OPEN, STRICT] {
             node.reset();
             node.set_isolation(Pod::A, ingress, POLICY);
             admit_port(&mut node, server.ip(), protocol::UDP, TARGET_PORT);
             let [first, second] = parts(client, server);
             let denied = || Then::Dropped(Reason::PolicyEgress);
             judged(Case::new("its first not seen", A, second.clone(), denied())).check(&node);
-            let begins = if is_entered { Case::begins } else { Case::new };
-            judged(begins("first", A, first.clone(), Then::ToNode2(first.clone()))).check(&node);
+            judged(Case::begins("first", A, first.clone(), Then::ToNode2(first.clone()))).check(&node);
             Case::new("second", A, second.clone(), Then::ToNode2(second.clone())).check(&node);
             // Admitted by policies as they were.
             node.revise();
