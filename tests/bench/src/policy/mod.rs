@@ -68,8 +68,9 @@ const FIGURES: [&str; 14] = [
 ];
 
 /// The maps of policies.
-const MAPS: [&str; 8] = [
+const MAPS: [&str; 9] = [
     maps::ISOLATION,
+    maps::ISOLATED,
     maps::POLICIES,
     maps::PEERS,
     maps::CELLS,
