@@ -6,8 +6,10 @@
 //!   │          └───── worker ═══ orders ── server     one process per end
 //!   │                              └────── crr, rr, throughput, udp ── pace
 //!   │                              └────── named      who is it that answers?
+//!   │                              └────── probe      does anybody?
 //!   └──── rounds ── cpu                               what is measured when
 //!   └──── scale                                       thousands of Services: programming, changes, memory
+//!   └──── policy                                      a thousand policies: compiling, changes, memory, and the cells
 //!   └──── report ── stats                             what it means
 //! ```
 //!
@@ -23,6 +25,8 @@ mod kernel;
 mod named;
 mod orders;
 mod pace;
+mod policy;
+mod probe;
 mod report;
 mod rounds;
 mod rr;
@@ -47,10 +51,10 @@ use crate::report::Report;
 use crate::rounds::Amount;
 use crate::topology::{Path, Topology};
 
-/// Measures Fairlead's paths beside plain kernel routing, and how it holds up with many Services, and prints
-/// `name value unit` lines.
+/// Measures Fairlead's paths beside plain kernel routing, and how it holds up with many Services and under many
+/// policies, and prints `name value unit` lines.
 ///
-/// Names ending in `_ratio` compare with the kernel's direct path, those in `_limit_ratio` with two
+/// Names ending in `_ratio` compare with the kernel's direct path, or of policies with pods that are under none, those in `_limit_ratio` with two
 /// namespaces joined by a single veth pair; above 1 is better, whatever is compared.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -64,7 +68,7 @@ struct Arguments {
     /// A short look: three rounds of a fifth of a second.
     #[arg(long, conflicts_with_all = ["rounds", "seconds"])]
     quick: bool,
-    /// Measure only what has this in its name (`clusterip`, `_crr`, `nodeport_udp`, `sync_full`), and its baselines.
+    /// Measure only what has this in its name (`clusterip`, `_crr`, `nodeport_udp`, `sync_full`, `policy`), and its baselines.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
     /// Measure the kernel's paths alone; no cluster is started.
@@ -101,13 +105,23 @@ fn bench(arguments: &Arguments) -> Result<()> {
     ensure!(cpus.contains(&cpu), "processor {cpu} is none of {cpus:?}");
     let paths = measure_paths(arguments, cpu)?;
     let scale = !arguments.baselines && scale::is_asked_for(&arguments.only);
-    ensure!(paths.is_some() || scale, "nothing that is measured has {:?} in its name", arguments.only);
+    let policies = !arguments.baselines && policy::is_asked_for(&arguments.only);
+    ensure!(
+        paths.is_some() || scale || policies,
+        "nothing that is measured has {:?} in its name",
+        arguments.only
+    );
     let mut report = paths.unwrap_or_default();
     // What goes wrong afterwards takes no result away that is there.
     let scaled = if scale { scale::run(cpu, scale_amount(arguments), &mut report) } else { Ok(()) };
+    let policed = if policies {
+        policy::run(cpu, &arguments.only, policy_amount(arguments), &mut report)
+    } else {
+        Ok(())
+    };
     report.print();
     report.write(&arguments.json)?;
-    scaled.context("measure many Services")
+    scaled.context("measure many Services").and(policed.context("measure many policies"))
 }
 
 /// Measures the paths that are asked for, if any is.
@@ -152,6 +166,14 @@ fn scale_amount(arguments: &Arguments) -> scale::Amount {
         return scale::Amount { restarts: 1, rounds: 1, changes: 50 };
     }
     scale::Amount { restarts: 5, rounds: 5, changes: 100 }
+}
+
+fn policy_amount(arguments: &Arguments) -> policy::Amount {
+    let traffic = amount(arguments);
+    if arguments.quick {
+        return policy::Amount { starts: 1, pods: 20, changes: 10, traffic };
+    }
+    policy::Amount { starts: 5, pods: 100, changes: 50, traffic }
 }
 
 /// The cells to measure, each with the paths that have `only` in a result's name, and their baselines.

@@ -22,7 +22,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::cell::{Cell, Order, Sample};
-use crate::{cpu, crr, named, rr, server, throughput, udp};
+use crate::{cpu, crr, named, probe, rr, server, throughput, udp};
 
 /// How long a path may take to be ready: a Service has to reach the node first.
 const REACHABLE_WITHIN: Duration = Duration::from_secs(10);
@@ -54,6 +54,13 @@ pub(crate) enum Request {
         /// The name.
         server: u8,
     },
+    /// Send datagrams to the target until they begin to be answered, or cease to be.
+    Probe {
+        /// The target.
+        target: SocketAddr,
+        /// Whether they are to be answered.
+        answered: bool,
+    },
     /// Wait until a TCP server accepts connections.
     Reach(SocketAddr),
     /// Tell the processor time used so far.
@@ -69,7 +76,7 @@ pub(crate) enum Reply {
     Done,
     /// To [`Request::CpuTime`].
     CpuTime(Duration),
-    /// To [`Request::Watch`]: when the server was first seen, by the monotonic clock.
+    /// To [`Request::Watch`] and [`Request::Probe`]: when it was first so, by the monotonic clock.
     Seen(Duration),
     /// To [`Request::Measure`].
     Measured(Sample),
@@ -105,6 +112,10 @@ fn perform(request: Request) -> Result<Reply> {
         Request::ServeNamed(name) => named::serve(name).context("start the named server")?,
         Request::Watch { target, server } => {
             let seen = named::watch(target, server).with_context(|| format!("watch {target}"))?;
+            return Ok(Reply::Seen(seen));
+        }
+        Request::Probe { target, answered } => {
+            let seen = probe::until(target, answered).with_context(|| format!("probe {target}"))?;
             return Ok(Reply::Seen(seen));
         }
         Request::Reach(target) => reach(target).with_context(|| format!("connect to {target}"))?,

@@ -2,7 +2,8 @@
 //!
 //! `<path>_<metric>` is a median in its own unit. `<path>_<metric>_ratio` compares with the path's *direct*
 //! counterpart and `…_limit_ratio` with *limit*: the ratio is taken within each round, the median over
-//! rounds afterwards, and above 1 is better for every metric. What [`crate::scale`] finds stands for itself.
+//! rounds afterwards, and above 1 is better for every metric. On the paths of [`crate::policy`] the counterpart is the
+//! one without policies. What [`crate::scale`] finds stands for itself.
 
 use std::fs;
 use std::path::Path as File;
@@ -46,17 +47,22 @@ impl Report {
     /// Evaluates the samples of a plan.
     pub(crate) fn new(plan: &[(Cell, Vec<Path>)], samples: &Samples) -> Self {
         let mut report = Self::default();
+        report.add_samples(plan, samples);
+        report
+    }
+
+    /// Evaluates the samples of another plan.
+    pub(crate) fn add_samples(&mut self, plan: &[(Cell, Vec<Path>)], samples: &Samples) {
         for (cell, paths) in plan {
             for path in paths {
                 for &metric in cell.metrics() {
-                    report.compare(*cell, path, metric, samples);
+                    self.compare(*cell, path, metric, samples);
                 }
-                report.warn_of_losses(*cell, path.name, samples);
+                self.warn_of_losses(*cell, path.name, samples);
             }
         }
-        report.warn_of_others("other processes used", &samples.others);
-        report.warn_of_others("the hypervisor took away", &samples.stolen);
-        report
+        self.warn_of_others("other processes used", &samples.others);
+        self.warn_of_others("the hypervisor took away", &samples.stolen);
     }
 
     /// Adds a result that stands for itself.

@@ -16,7 +16,7 @@ pub(crate) struct End(usize);
 pub(crate) struct Path {
     /// Its name, which begins the names of its results.
     pub(crate) name: &'static str,
-    /// The path of plain kernel routing that it is compared with; `None` for a baseline.
+    /// The path that it is compared with: of plain kernel routing, or without policies; `None` for a baseline.
     pub(crate) direct: Option<&'static str>,
     /// The client's worker.
     pub(crate) client: End,
@@ -77,6 +77,11 @@ impl Topology {
         }
         self.paths.push(path);
         Ok(())
+    }
+
+    /// The processor of all clients and servers.
+    pub(crate) const fn cpu(&self) -> usize {
+        self.cpu
     }
 
     /// The paths, in the order in which they were added.

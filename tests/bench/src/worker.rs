@@ -97,14 +97,22 @@ impl Worker {
         self.send(&Request::Watch { target, server }, PATIENCE)
     }
 
-    /// When the server was first seen that [`Worker::watch`] named, by the monotonic clock.
+    /// Has it send datagrams until they begin to be answered, or cease to be: [`Worker::seen`] tells when.
     ///
     /// # Errors
-    /// When it was not seen within some seconds, or a connection failed.
+    /// When the worker is gone.
+    pub(crate) fn probe(&mut self, target: SocketAddr, answered: bool) -> Result<()> {
+        self.send(&Request::Probe { target, answered }, PATIENCE)
+    }
+
+    /// When that was first so that [`Worker::watch`] or [`Worker::probe`] waits for, by the monotonic clock.
+    ///
+    /// # Errors
+    /// When it was not so within some seconds, or a connection failed.
     pub(crate) fn seen(&mut self) -> Result<Duration> {
-        match self.receive("a watch")? {
+        match self.receive("a watch or probe")? {
             Reply::Seen(at) => Ok(at),
-            other => bail!("worker {} answered {other:?} to a watch", self.name),
+            other => bail!("worker {} answered {other:?} to a watch or probe", self.name),
         }
     }
 

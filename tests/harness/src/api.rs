@@ -14,7 +14,7 @@ use kube::discovery::{Scope, pinned_kind};
 use kube::{Client, Config, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 /// How many of many requests are under way at a time.
@@ -103,14 +103,30 @@ impl Api {
         deleted.map(drop).with_context(|| format!("delete {} {name}", what::<K>()))
     }
 
-    /// Creates many objects, several at a time.
+    /// Creates many objects, several at a time, each in the namespace that it names.
     ///
     /// # Errors
     /// When the API server refuses one; others may have been created then.
     pub fn create_all<K: Object>(&self, objects: &[K]) -> Result<()> {
-        let (api, how) = (self.of::<K>(), PostParams::default());
-        self.many(objects.iter().map(async |object| api.create(&how, object).await.map(drop)))
+        let how = PostParams::default();
+        let create = async |object| self.around(object).create(&how, object).await.map(drop);
+        self.many(objects.iter().map(create))
             .with_context(|| format!("create {} {}s", objects.len(), what::<K>()))
+    }
+
+    /// Gives many objects the status that each has here, several at a time, as whoever runs them would.
+    ///
+    /// # Errors
+    /// When the API server refuses one; others may have been written then.
+    pub fn report_all<K: Object>(&self, objects: &[K]) -> Result<()> {
+        let how = PatchParams::default();
+        let report = async |object: &K| {
+            let status = serde_json::to_value(object).map_err(kube::Error::SerdeError)?["status"].take();
+            let patch = Patch::Merge(json!({ "status": status }));
+            self.around(object).patch_status(&object.name_any(), &how, &patch).await.map(drop)
+        };
+        self.many(objects.iter().map(report))
+            .with_context(|| format!("write the status of {} {}s", objects.len(), what::<K>()))
     }
 
     /// Makes many objects what they are here, several at a time: replaces them whatever they were, or creates them.
@@ -146,9 +162,15 @@ impl Api {
     /// # Errors
     /// When the API server refuses.
     pub fn patch<K: Object>(&self, name: &str, patch: &Value) -> Result<K> {
-        let (api, how, what_to) = (self.of::<K>(), PatchParams::default(), Patch::Merge(patch));
-        self.block_on(api.patch(name, &how, &what_to))
-            .with_context(|| format!("patch {} {name}", what::<K>()))
+        self.patch_at(&self.of::<K>(), name, patch)
+    }
+
+    /// The same in another namespace.
+    ///
+    /// # Errors
+    /// As [`patch`](Self::patch).
+    pub fn patch_in<K: Object>(&self, namespace: &str, name: &str, patch: &Value) -> Result<K> {
+        self.patch_at(&kube::Api::namespaced(self.client.clone(), namespace), name, patch)
     }
 
     /// Makes the object that the document names what the document says, by server-side apply: what an earlier one said
@@ -195,12 +217,25 @@ impl Api {
         })
     }
 
+    fn patch_at<K: Object>(&self, api: &kube::Api<K>, name: &str, patch: &Value) -> Result<K> {
+        let patched = self.block_on(api.patch(name, &PatchParams::default(), &Patch::Merge(patch)));
+        patched.with_context(|| format!("patch {} {name}", what::<K>()))
+    }
+
     fn many(&self, work: impl Iterator<Item = impl Future<Output = kube::Result<()>>>) -> kube::Result<()> {
         self.block_on(stream::iter(work).buffer_unordered(AT_A_TIME).try_collect())
     }
 
     fn of<K: Object>(&self) -> kube::Api<K> {
         kube::Api::default_namespaced(self.client.clone())
+    }
+
+    /// The objects of the namespace that this one names.
+    fn around<K: Object>(&self, object: &K) -> kube::Api<K> {
+        match object.namespace() {
+            Some(namespace) => kube::Api::namespaced(self.client.clone(), &namespace),
+            None => self.of(),
+        }
     }
 }
 

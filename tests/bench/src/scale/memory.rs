@@ -30,14 +30,15 @@ pub(crate) fn of_agent(node: &Node) -> Result<Memory> {
     Ok(Memory { resident: mebibytes("VmRSS:")?, peak: mebibytes("VmHWM:")? })
 }
 
-/// The memory that the kernel counts for a node's maps, in MiB.
+/// The memory that the kernel counts for those of a node's maps that `counts` says of by their names, in MiB.
 ///
 /// # Errors
 /// When they can't be opened.
-pub(crate) fn of_maps(node: &Node) -> Result<f64> {
+pub(crate) fn of_maps(node: &Node, counts: impl Fn(&str) -> bool) -> Result<f64> {
     let mut bytes = 0.0;
     for layout in fs::read_dir(node.layout().bpffs())?.flatten().filter(|entry| entry.path().is_dir()) {
-        for pin in fs::read_dir(layout.path())?.flatten().filter(|entry| !entry.path().is_dir()) {
+        let pins = fs::read_dir(layout.path())?.flatten().filter(|entry| !entry.path().is_dir());
+        for pin in pins.filter(|pin| pin.file_name().to_str().is_some_and(&counts)) {
             bytes += of_map(&pin.path()).with_context(|| format!("map {}", pin.path().display()))?;
         }
     }

@@ -13,9 +13,9 @@
 //! endpoints are mere addresses.
 
 mod change;
-mod memory;
+pub(crate) mod memory;
 mod objects;
-mod restart;
+pub(crate) mod restart;
 
 use anyhow::{Context, Result};
 use fairlead_harness::{Cluster, Options};
@@ -75,7 +75,7 @@ pub(crate) fn run(cpu: usize, amount: Amount, report: &mut Report) -> Result<()>
     let agent = memory::of_agent(node).context("read the agent's memory")?;
     report.add("agent_rss_mib_10k", agent.resident, "MiB");
     report.add("agent_rss_peak_mib_10k", agent.peak, "MiB");
-    report.add("maps_mib_10k", memory::of_maps(node).context("read the maps' memory")?, "MiB");
+    report.add("maps_mib_10k", memory::of_maps(node, |_| true).context("read the maps' memory")?, "MiB");
     few.down()?;
     many.down()?;
     let mut large = start(LARGE)?;

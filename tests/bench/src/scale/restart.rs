@@ -27,10 +27,16 @@ pub(crate) fn with_maps(cluster: &mut Cluster, size: Size) -> Result<Duration> {
 /// # Errors
 /// As [`with_maps`].
 pub(crate) fn without_maps(cluster: &mut Cluster, size: Size) -> Result<Duration> {
-    restart(cluster, size, |node| {
-        let mut command = node.place().command(binary("fairlead-proxy")?)?;
-        output(command.arg("cleanup").arg("--bpffs").arg(node.layout().bpffs())).map(drop)
-    })
+    restart(cluster, size, remove_maps)
+}
+
+/// Removes maps and programs of a node whose agent does not run.
+///
+/// # Errors
+/// When it can't be done.
+pub(crate) fn remove_maps(node: &Node) -> Result<()> {
+    let mut command = node.place().command(binary("fairlead-proxy")?)?;
+    output(command.arg("cleanup").arg("--bpffs").arg(node.layout().bpffs())).map(drop)
 }
 
 /// Waits until the running agent has caught up with all that was created.
