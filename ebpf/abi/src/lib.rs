@@ -49,8 +49,8 @@ pub use count::{Counter, Reason};
 pub use endpoint::{Endpoint, Mac, marks};
 pub use flow::{Flow, FlowKey, FragmentKey, flow_flags};
 pub use policy::{
-    Cell, CellKey, DropEvent, Isolation, PeerKey, PolicyState, RowKey, event_flags, identities, policies,
-    rows, state_flags, verdicts,
+    Asked, Cell, CellKey, DropEvent, Isolation, PeerKey, PolicyState, RowKey, event_flags, identities,
+    policies, rows, state_flags, verdicts,
 };
 pub use service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendKey, Region, SourceRange, cidr_flags, frontend_flags,

@@ -124,6 +124,40 @@ impl RowKey {
     }
 }
 
+/// What a policy was asked and said yes to: the key of the programs' own cache of verdicts. 24 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Asked {
+    /// The peer.
+    pub peer: Address,
+    /// A compiled policy's id.
+    pub policy: u32,
+    /// The server's port.
+    pub port: Port,
+    /// An IP protocol number, see [`crate::protocol`].
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+layout!(Asked, 24);
+
+impl Asked {
+    /// A word of its own, in 31 bits, by which a program knows that it has read this key's element.
+    #[inline(always)]
+    pub const fn check(&self) -> u32 {
+        let [a, b, c, d] = self.peer.words();
+        let rest = (self.port.wire() as u32) << 16 | (self.protocol as u32) << 8;
+        // Odd constants keep equal words from cancelling each other.
+        let mixed = a
+            ^ b.wrapping_mul(0x9e37_79b1)
+            ^ c.wrapping_mul(0x85eb_ca6b)
+            ^ d.wrapping_mul(0xc2b2_ae35)
+            ^ self.policy.wrapping_mul(0x27d4_eb2f)
+            ^ rest;
+        mixed >> 1
+    }
+}
+
 /// What all policies of the node have in common: the element of [`crate::maps::POLICY_STATE`]. 8 bytes.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

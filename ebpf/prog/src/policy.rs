@@ -10,10 +10,10 @@ use core::ptr;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap};
 use fairlead_abi::{
-    Address, Cell, CellKey, Counter, DropEvent, Endpoint, Flow, FlowKey, Isolation, PeerKey, PolicyState,
-    Reason, RowKey, event_flags, flow_flags, identities, policies, rows, state_flags, verdicts,
+    Address, Asked, Cell, CellKey, Counter, DropEvent, Endpoint, Flow, FlowKey, Isolation, PeerKey,
+    PolicyState, Reason, RowKey, event_flags, flow_flags, identities, policies, rows, state_flags, verdicts,
 };
 
 use crate::clock::{self, SECOND};
@@ -40,6 +40,10 @@ static ROWS: LpmTrie<RowKey, u32> = LpmTrie::pinned(65_536, 0);
 
 #[map]
 static POLICY_STATE: Array<PolicyState> = Array::pinned(1, 0);
+
+/// What was admitted lately: an [`Admitted`] for each question. Not pinned: the next programs ask anew.
+#[map]
+static ADMITTED: LruHashMap<Asked, u64> = LruHashMap::with_max_entries(16_384, 0);
 
 const ADDRESS_BITS: u32 = 128;
 /// How long a pod's datagrams may be answers to what came before it was under a policy.
@@ -219,12 +223,23 @@ extern "C" fn fairlead_ask(trial: *mut DropEvent, reading: u32) -> i32 {
         return Outcome::from(Reason::PolicyUnknown).0;
     };
     let is_egress = trial.flags & event_flags::EGRESS != 0;
-    let peer = if is_egress { trial.tuple.destination } else { trial.tuple.source };
-    trial.identity = identity_of(&peer);
+    let asked = Asked {
+        peer: if is_egress { trial.tuple.destination } else { trial.tuple.source },
+        policy: trial.policy,
+        port: trial.tuple.destination_port,
+        protocol: trial.tuple.protocol,
+        reserved: 0,
+    };
+    let is_opaque = reading & reading::OPAQUE != 0;
+    let revision = state().revision;
+    if !is_opaque && let Some(identity) = Admitted::find(&asked, revision) {
+        trial.identity = identity;
+        return Outcome::SOMETHING.0;
+    }
+    trial.identity = identity_of(&asked.peer);
     let Some(row) = row_of(trial.policy, trial.identity & !identities::OWN_NODE) else {
         return unknown(trial);
     };
-    let is_opaque = reading & reading::OPAQUE != 0;
     let is_uniform = row < rows::FIRST;
     trial.verdict = if is_uniform {
         row
@@ -242,10 +257,49 @@ extern "C" fn fairlead_ask(trial: *mut DropEvent, reading: u32) -> i32 {
     let is_exempt =
         trial.identity & identities::OWN_NODE != 0 || trial.tuple.source == trial.tuple.destination;
     let is_known = is_uniform || !is_opaque;
-    if trial.verdict == verdicts::ALLOW || trial.verdict == verdicts::DENY_NETWORK && is_exempt && is_known {
+    let is_allowed = trial.verdict == verdicts::ALLOW;
+    if is_allowed && !is_opaque {
+        Admitted::note(&asked, revision, trial.identity);
+    }
+    if is_allowed || trial.verdict == verdicts::DENY_NETWORK && is_exempt && is_known {
         return Outcome::SOMETHING.0;
     }
     Outcome::from(if is_egress { Reason::PolicyEgress } else { Reason::PolicyIngress }).0
+}
+
+/// That a question was answered by "allow", as one word, which is read and written in one step: the revision of the
+/// policies then, whether the peer is the node itself, and the question's check, since the kernel may reuse an element
+/// while a program reads it.
+struct Admitted;
+
+impl Admitted {
+    /// In the lower half of the word, above the check.
+    const OWN_NODE: u32 = identities::OWN_NODE;
+
+    /// The peer's identity, as far as it is noted: [`identities::OWN_NODE`] or none; if the answer still holds.
+    #[inline(always)]
+    fn find(asked: &Asked, revision: u32) -> Option<u32> {
+        let noted = ADMITTED.get_ptr(asked)?;
+        // SAFETY: the pointer is to an element's aligned word; another key's shows in the check.
+        let noted = unsafe { noted.read_volatile() };
+        let (then, rest) = ((noted >> 32) as u32, noted as u32);
+        let holds = then == revision && rest & !Self::OWN_NODE == asked.check();
+        holds.then_some(rest & Self::OWN_NODE)
+    }
+
+    /// `revision` is to have been read before the policies were asked.
+    #[inline(always)]
+    fn note(asked: &Asked, revision: u32, identity: u32) {
+        let noted = u64::from(revision) << 32 | u64::from(identity & Self::OWN_NODE | asked.check());
+        match ADMITTED.get_ptr_mut(asked) {
+            // SAFETY: as in `find`; written over another key's it is not believed.
+            Some(place) => unsafe { place.write_volatile(noted) },
+            // Refused, it is asked again.
+            None => {
+                let _ = ADMITTED.insert(asked, &noted, 0);
+            }
+        }
+    }
 }
 
 /// Nothing is known that would answer, and so nothing passes.

@@ -7,7 +7,7 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::util::nr_cpus;
 use fairlead_abi::{
-    Address, Cell, CellKey, DropEvent, FlowKey, Isolation, PeerKey, PolicyState, Port, RowKey, maps,
+    Address, Asked, Cell, CellKey, DropEvent, FlowKey, Isolation, PeerKey, PolicyState, Port, RowKey, maps,
     policies, rows,
 };
 use nix::time::{ClockId, clock_gettime};
@@ -45,6 +45,7 @@ impl Node {
     /// When the map refuses it.
     pub fn set_policy(&mut self, policy: u32, row: u32) {
         array(&mut self.ebpf, maps::POLICIES).set(policy, row, 0).expect("write a policy");
+        self.forget_admitted();
     }
 
     /// Makes `row` what the policy says to the identity.
@@ -62,6 +63,7 @@ impl Node {
     /// When the map refuses it.
     pub fn put_cell(&mut self, key: CellKey, cell: Cell) {
         hash(&mut self.ebpf, maps::CELLS).insert(key, cell, 0).expect("write a cell");
+        self.forget_admitted();
     }
 
     /// Takes a cell away.
@@ -71,6 +73,7 @@ impl Node {
     pub fn remove_cell(&mut self, policy: u32, identity: u32) {
         let key = CellKey { policy, identity };
         hash::<CellKey, Cell>(&mut self.ebpf, maps::CELLS).remove(&key).expect("remove a cell");
+        self.forget_admitted();
     }
 
     /// Gives the identity to a range of addresses, of which `bits` count.
@@ -80,6 +83,7 @@ impl Node {
     pub fn set_peer(&mut self, address: IpAddr, bits: u32, identity: u32) {
         let key = Key::new(mapped_bits(address, bits), PeerKey::from(address));
         self.trie::<PeerKey>(maps::PEERS).insert(&key, identity, 0).expect("write a peer");
+        self.forget_admitted();
     }
 
     /// Gives the identity to one address.
@@ -109,6 +113,7 @@ impl Node {
     fn put_row(&mut self, row: u32, protocol: u8, port: u16, bits: u32, verdict: u32) {
         let key = Key::new(bits, RowKey::new(row, protocol, Port::new(port)));
         self.trie::<RowKey>(maps::ROWS).insert(&key, verdict, 0).expect("write a row");
+        self.forget_admitted();
     }
 
     /// Writes what all policies have in common.
@@ -129,6 +134,33 @@ impl Node {
             self.ebpf.map(maps::POLICY_STATE).expect("the map").try_into().expect("an array");
         let state = map.get(&0, 0).expect("read the state");
         self.set_policy_state(state.revision + 1, state.flags);
+    }
+
+    /// Has the programs ask anew about what is in no flow, as a new revision has, which has them judge flows anew too.
+    /// What writes to the maps of policies does so by itself.
+    ///
+    /// # Panics
+    /// When the map refuses.
+    pub fn forget_admitted(&mut self) {
+        clear::<Asked, u64>(&mut self.ebpf, "ADMITTED");
+    }
+
+    /// What the programs have noted of admitted questions.
+    ///
+    /// # Panics
+    /// When the map can't be read.
+    #[must_use]
+    pub fn admitted(&mut self) -> Vec<(Asked, u64)> {
+        let noted = hash::<Asked, u64>(&mut self.ebpf, "ADMITTED");
+        noted.iter().map(|entry| entry.expect("read a note")).collect()
+    }
+
+    /// Writes such a note.
+    ///
+    /// # Panics
+    /// When the map refuses it.
+    pub fn note_admitted(&mut self, asked: Asked, noted: u64) {
+        hash(&mut self.ebpf, "ADMITTED").insert(asked, noted, 0).expect("write a note");
     }
 
     /// The events that nobody has read yet.
@@ -199,6 +231,7 @@ impl Node {
             array(&mut self.ebpf, maps::ISOLATED).set(pod as u32, 0_u64, 0).expect("forget when");
         }
         self.set_policy_state(0, 0);
+        self.forget_admitted();
         self.quiet();
     }
 }

@@ -488,3 +488,33 @@ fn the_clients_packets_are_all_judged_alike() {
         }
     }
 }
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn what_was_admitted_is_believed_until_the_policies_change_and_of_its_own_question_alone() {
+    let mut node = Node::start();
+    for family in FAMILIES {
+        for side in Side::all(family) {
+            node.reset();
+            side.isolate(&mut node, POLICY);
+            node.set_identity(side.peer(), PEER);
+            node.set_cell(POLICY, PEER, verdicts::DENY_NETWORK);
+            let to = |port| Packet::tcp(ACK, at(side.source, CLIENT_PORT), at(side.destination, port));
+            check(&mut node, side.dropped("denied", to(80)));
+            assert_eq!(node.admitted(), [], "what is denied is asked about each time");
+            node.set_cell(POLICY, PEER, verdicts::ALLOW);
+            check(&mut node, side.admitted("admitted", to(80)));
+            let [(asked, noted)] = node.admitted()[..] else { panic!("one answer is noted") };
+
+            node.set_cell(POLICY, PEER, verdicts::DENY_NETWORK);
+            node.note_admitted(asked, noted);
+            check(&mut node, side.admitted("not asked again", to(80)));
+            check(&mut node, side.dropped("another port is another question", to(81)));
+            node.note_admitted(asked, noted ^ 1);
+            check(&mut node, side.dropped("another question's answer", to(80)));
+            node.note_admitted(asked, noted);
+            node.revise();
+            check(&mut node, side.dropped("the policies have changed", to(80)));
+        }
+    }
+}
