@@ -41,8 +41,9 @@ pub(crate) fn from_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
     }
     let is_marked = endpoint::is_translated(sender);
     if !is_marked
-        && is_idle
+        && !ends_here
         && let Some(receiver) = receiver
+        && (is_idle || policy::goes_on(Some(sender), Some(receiver), packet))
     {
         return forward::deliver(ctx, packet, receiver);
     }
@@ -54,7 +55,8 @@ pub(crate) fn from_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
     if is_marked {
         may |= may::FIND | may::KEEP_APART;
     }
-    if !ends_here {
+    // A local pod's address is no frontend.
+    if !ends_here && receiver.is_none() {
         may |= may::BEGIN_INSIDE;
     }
     if quoted::settle(ctx, packet, may | may::OWN_SOURCE, &mut findings.trial)? {

@@ -16,7 +16,10 @@ use fairlead_abi::{
     PolicyState, Reason, RowKey, event_flags, flow_flags, identities, policies, rows, state_flags, verdicts,
 };
 
+use fairlead_flow::life;
+
 use crate::clock::{self, SECOND};
+use crate::packet::{Fragment, Packet};
 use crate::verdict::Outcome;
 use crate::{endpoint, events, observe, table};
 
@@ -136,6 +139,18 @@ pub(crate) fn is_free(endpoint: &Endpoint) -> bool {
 #[inline(always)]
 pub(crate) fn is_idle(sender: Option<&Endpoint>, receiver: Option<&Endpoint>) -> bool {
     sender.is_none_or(is_free) && receiver.is_none_or(is_free) && !(sender.or(receiver).is_some() && keeps())
+}
+
+/// Whether the packet goes on with a connection, and no policy has a say in what its sender sends its receiver, as far as
+/// they are local pods: whatever connection it is of, it passes, and begins none.
+#[inline(always)]
+pub(crate) fn goes_on(sender: Option<&Endpoint>, receiver: Option<&Endpoint>, packet: &Packet) -> bool {
+    life::is_of_connections(packet.tuple.protocol)
+        && !packet.tcp.opens()
+        && packet.fragment == Fragment::Whole
+        && sender.is_none_or(|sender| of(sender).egress == policies::OPEN)
+        && receiver.is_none_or(|receiver| of(receiver).ingress == policies::OPEN)
+        && !keeps()
 }
 
 /// Whether the flow needs no look at the policies: they have not changed since it was admitted, or do not matter to it.

@@ -34,8 +34,8 @@ pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
     let receiver = endpoint::find(&packet.tuple.destination);
     let is_idle = policy::is_idle(None, receiver);
     if let Some(receiver) = receiver
-        && is_idle
         && !endpoint::is_translated(receiver)
+        && (is_idle || policy::goes_on(None, Some(receiver), packet))
     {
         return forward::deliver(ctx, packet, receiver);
     }
