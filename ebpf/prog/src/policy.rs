@@ -141,16 +141,54 @@ pub(crate) fn is_idle(sender: Option<&Endpoint>, receiver: Option<&Endpoint>) ->
     sender.is_none_or(is_free) && receiver.is_none_or(is_free) && !(sender.or(receiver).is_some() && keeps())
 }
 
-/// Whether the packet goes on with a connection, and no policy has a say in what its sender sends its receiver, as far as
-/// they are local pods: whatever connection it is of, it passes, and begins none.
+/// Whether the packet goes on with a connection, and the policies that have a say in what its sender sends its receiver,
+/// as far as they are local pods, have said yes to that lately: whatever connection it is of, it passes, and begins none.
 #[inline(always)]
 pub(crate) fn goes_on(sender: Option<&Endpoint>, receiver: Option<&Endpoint>, packet: &Packet) -> bool {
-    life::is_of_connections(packet.tuple.protocol)
+    let is_later = life::is_of_connections(packet.tuple.protocol)
         && !packet.tcp.opens()
-        && packet.fragment == Fragment::Whole
-        && sender.is_none_or(|sender| of(sender).egress == policies::OPEN)
-        && receiver.is_none_or(|receiver| of(receiver).ingress == policies::OPEN)
-        && !keeps()
+        && packet.fragment == Fragment::Whole;
+    if !is_later || keeps() {
+        return false;
+    }
+    let egress = sender.map_or(policies::OPEN, |sender| of(sender).egress);
+    let ingress = receiver.map_or(policies::OPEN, |receiver| of(receiver).ingress);
+    if egress == policies::OPEN && ingress == policies::OPEN {
+        return true;
+    }
+    let goes_on = (egress == policies::OPEN
+        || fairlead_admits(&packet.tuple, egress, event_flags::EGRESS) != 0)
+        && (ingress == policies::OPEN || fairlead_admits(&packet.tuple, ingress, 0) != 0);
+    if goes_on {
+        observe::count(Counter::PolicyJudged);
+    }
+    goes_on
+}
+
+/// Whether the policy, the client's with [`event_flags::EGRESS`], has admitted the tuple lately. Out of line as a global
+/// function.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fairlead_admits(tuple: *const FlowKey, policy: u32, side: u32) -> u32 {
+    // SAFETY: the caller passes a tuple of its own; the verifier wants to see that it is there.
+    let Some(tuple) = (unsafe { tuple.as_ref() }) else {
+        return 0;
+    };
+    // Who claims to be the node is looked at more closely.
+    let identity = Admitted::find(&question(tuple, policy, side), state().revision);
+    u32::from(identity == Some(identities::UNKNOWN))
+}
+
+/// What the policy, the client's with [`event_flags::EGRESS`], is asked about the tuple.
+#[inline(always)]
+fn question(tuple: &FlowKey, policy: u32, side: u32) -> Asked {
+    Asked {
+        peer: if side & event_flags::EGRESS != 0 { tuple.destination } else { tuple.source },
+        policy,
+        port: tuple.destination_port,
+        protocol: tuple.protocol,
+        reserved: 0,
+    }
 }
 
 /// Whether the flow needs no look at the policies: they have not changed since it was admitted, or do not matter to it.
@@ -238,13 +276,7 @@ extern "C" fn fairlead_ask(trial: *mut DropEvent, reading: u32) -> i32 {
         return Outcome::from(Reason::PolicyUnknown).0;
     };
     let is_egress = trial.flags & event_flags::EGRESS != 0;
-    let asked = Asked {
-        peer: if is_egress { trial.tuple.destination } else { trial.tuple.source },
-        policy: trial.policy,
-        port: trial.tuple.destination_port,
-        protocol: trial.tuple.protocol,
-        reserved: 0,
-    };
+    let asked = question(&trial.tuple, trial.policy, trial.flags);
     let is_opaque = reading & reading::OPAQUE != 0;
     let revision = state().revision;
     if !is_opaque && let Some(identity) = Admitted::find(&asked, revision) {
