@@ -1,14 +1,17 @@
 //! Fairlead's service proxy: watches the API and keeps one node's eBPF maps programmed.
 //!
 //! ```text
-//!  API server ──► watch ──► sync (thread) ──► fairlead_core: index, reconcile ──► dataplane::services
-//!                   │         │ own Node                                             │
-//!   interfaces ─────┼────►    ├──► uplinks ──► dataplane::links, CONFIG              ▼
-//!                   │         └──► service_health ◄── load balancers            maps, links (pinned)
-//!                   └──► pods ──────────┐                                            ▲
-//!  CNI plugin ──► socket ──► agent ──► dataplane::endpoints, clients ────────────────┤
-//!                                                  sweep (thread) ──► dataplane::flows
-//!  kubelet, Prometheus, people ──► health, metrics, status
+//!  API server ──► watch ──► sync (thread) ──────► fairlead_core::reconcile ──► dataplane::services ──┐
+//!                   │         │ own Node                                                             │
+//!   interfaces ─────┼────►    ├──► uplinks ──────────────────────────────────► dataplane::links ─────┤
+//!                   │         └──► service_health ◄── load balancers                                 ▼
+//!                   ├──► policy (thread) ────────► fairlead_core::policy ────► dataplane::policies ─► maps, links
+//!                   │         ▲ guards                                                               ▲ (pinned)
+//!                   └──► pods ┼ what is translated                                                   │
+//!  CNI plugin ──► socket ──► agent ──────────────► dataplane::endpoints, clients ────────────────────┤
+//!                             │                    sweep (thread) ──► dataplane::flows ──────────────┤
+//!                             │                    policy::drops ◄─── dataplane::events ◄────────────┘
+//!  kubelet, Prometheus, people ──► health, metrics, status, policy::why
 //! ```
 //!
 //! The kernel's half lives on without the agent: what [`run`] finds pinned it adopts.
