@@ -61,9 +61,12 @@ extern "C" fn fairlead_about(
 fn ask(packet: &Packet, key: &FlowKey, trial: &mut DropEvent, may: u32) -> Result<About, Reason> {
     let is_judged = may & may::JUDGE != 0;
     let is_free = may & may::PASS_PLAIN != 0;
-    // Whoever may not send to the packet's receiver, or hear of its sender, does not by quoting what others said.
-    let is_sincere = key.destination == packet.tuple.destination
-        && (may & may::OWN_SOURCE == 0 || key.source == packet.tuple.source);
+    // An error is for whoever sent what it quotes (RFC 1122, section 3.2.2; RFC 4443, section 2.2).
+    if key.destination != packet.tuple.destination {
+        return Ok(About::NOTHING);
+    }
+    // Whoever may not hear of the packet's sender does not by quoting what others said.
+    let is_sincere = may & may::OWN_SOURCE == 0 || key.source == packet.tuple.source;
     if is_judged && !is_free && !is_sincere {
         return Ok(About::NOTHING);
     }

@@ -33,6 +33,8 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
     // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
     let (arrived, interface) = unsafe { ((*ctx.skb.skb).ingress_ifindex, (*ctx.skb.skb).ifindex) };
     let mut may;
+    // Only what comes from where backends are, or from elsewhere, may be part of a flow to a Service.
+    let mut may_serve = true;
     if arrived == 0 {
         may = if is_marked { may::FIND } else { 0 };
         if receiver.is_some_and(|receiver| policy::of(receiver).egress != policies::OPEN) {
@@ -47,6 +49,8 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
         } else if may & may::ENTER == 0 {
             // Not a reply of a backend.
             return Ok(Verdict::Stack);
+        } else {
+            may_serve = false;
         }
     } else {
         // Until it is known who has the interface, nobody but the node reaches it.
@@ -58,12 +62,12 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
         }
         may = may::FIND | may::JUDGE | if is_idle { may::PASS_PLAIN } else { 0 };
     }
-    if may == 0 || quoted::settle(ctx, packet, may, &mut findings.trial)? {
+    if may == 0 || may_serve && quoted::settle(ctx, packet, may, &mut findings.trial)? {
         return Ok(Verdict::Stack);
     }
     match ct::flow_of(ctx, packet, may, findings) {
-        Ok(Some(flow)) => nat::follow(ctx, packet, flow)?,
-        Ok(None) => {}
+        Ok(Some(flow)) if may_serve => nat::follow(ctx, packet, flow)?,
+        Ok(_) => {}
         // What can't be entered passes all the same, though its answer may not.
         Err(_) if may & may::ENTER != 0 => {}
         Err(reason) => return Err(reason),
