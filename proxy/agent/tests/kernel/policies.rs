@@ -5,7 +5,8 @@ use fairlead_core::dataplane::{MapCause, MapError, PolicyMaps, RowPrefix};
 use fairlead_core::model::Protocol;
 use fairlead_proxy::dataplane::policies::{KernelPolicyMaps, Looked};
 use fairlead_proxy::pace::Work;
-use fairlead_proxy::policy::{Policies, PolicyLoop};
+use fairlead_proxy::pods::PodApi;
+use fairlead_proxy::policy::{PATIENCE, Policies, PolicyLoop};
 use fairlead_proxy::watch::{Change, PolicyUpdate};
 use serde_json::{Value, from_value, json};
 
@@ -175,4 +176,44 @@ fn the_next_agent_leaves_verdicts_as_they_are_until_it_knows_better() {
     fed.turn.work(std::time::Instant::now());
     let open = Isolation { ingress: policies::OPEN, egress: policies::OPEN };
     assert_eq!(maps.isolation(0).expect("read"), open);
+}
+
+/// A client of an API that knows of one Pod, and of nothing else.
+async fn api_with(known: Value) -> PodApi {
+    let path = "/api/v1/namespaces/{namespace}/pods/{name}";
+    let answer = async move |axum::extract::Path((_, name)): axum::extract::Path<(String, String)>| {
+        let status = |code: u16| axum::http::StatusCode::from_u16(code).expect("a code");
+        match known["metadata"]["name"] == name.as_str() {
+            true => (status(200), axum::Json(known.clone())),
+            false => (status(404), axum::Json(json!({"kind": "Status", "code": 404, "reason": "NotFound"}))),
+        }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let router = axum::Router::new().route(path, axum::routing::get(answer));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let config = kube::Config::new(format!("http://{address}").parse().expect("a URI"));
+    PodApi::new(kube::Client::try_from(config).expect("a client"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root: run make test"]
+async fn a_pod_that_no_watch_has_brought_is_asked_for_and_one_that_nobody_knows_is_refused_in_time() {
+    let room = Room::new();
+    let mut fed = Fed::new(&room);
+    fed.lists(&[], &[deny_all()]);
+    let api = api_with(pod_object("late", "10.0.0.9")).await;
+    let policies = Arc::clone(&fed.policies);
+    let asked = tokio::task::spawn_blocking(move || {
+        policies.await_pod(&pod_ref("late"), &api).expect("the API has it");
+        Arc::clone(&policies).admit(0, &pod_ref("late"), &[address("10.0.0.9")]).expect("admitted");
+        let started = std::time::Instant::now();
+        let error = policies.await_pod(&pod_ref("nobody"), &api).expect_err("nobody has it");
+        (error, started.elapsed())
+    });
+    let (error, took) = asked.await.expect("asked");
+    assert!(error.contains("no such Pod"), "{error}");
+    assert!(took < PATIENCE + Duration::from_secs(2), "{took:?}");
+    let isolation = room.load().maps.policies.isolation(0).expect("read");
+    assert!(isolation.ingress >= policies::FIRST, "{isolation:?}");
 }
