@@ -14,13 +14,12 @@ static SOURCE_RANGES: LpmTrie<SourceRange, u32> = LpmTrie::pinned(65_536, 0);
 #[map]
 static SERVICE_CIDRS: LpmTrie<Address, u32> = LpmTrie::pinned(65_536, 0);
 
-const ADDRESS_BITS: u32 = 128;
 const SERVICE_BITS: u32 = 32;
 
 /// Whether the client is in one of the Service port's ranges.
 #[inline(never)]
 pub(crate) fn admits(service: u32, client: &Address) -> bool {
-    let key = Key::new(SERVICE_BITS + ADDRESS_BITS, SourceRange { service, address: *client });
+    let key = Key::new(SERVICE_BITS + Address::BITS, SourceRange { service, address: *client });
     SOURCE_RANGES.get(&key).is_some()
 }
 
@@ -30,7 +29,7 @@ pub(crate) fn admits(service: u32, client: &Address) -> bool {
 /// ServiceCIDR that no Service has is a black hole.
 #[inline(never)]
 pub(crate) fn unclaimed(destination: &Address) -> Option<Reason> {
-    let key = Key::new(ADDRESS_BITS, *destination);
+    let key = Key::new(Address::BITS, *destination);
     let flags = *SERVICE_CIDRS.get(&key)?;
     let whole = FrontendKey::whole(*destination);
     if service::has_flags(&whole, frontend_flags::WHOLE) {

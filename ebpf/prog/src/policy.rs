@@ -15,7 +15,6 @@ use fairlead_abi::{
     Address, Asked, Cell, CellKey, Counter, DropEvent, Endpoint, Flow, FlowKey, Isolation, PeerKey,
     PolicyState, Reason, RowKey, event_flags, flow_flags, identities, policies, rows, state_flags, verdicts,
 };
-
 use fairlead_flow::life;
 
 use crate::clock::{self, SECOND};
@@ -48,7 +47,6 @@ static POLICY_STATE: Array<PolicyState> = Array::pinned(1, 0);
 #[map]
 static ADMITTED: LruHashMap<Asked, u64> = LruHashMap::with_max_entries(16_384, 0);
 
-const ADDRESS_BITS: u32 = 128;
 /// How long a pod's datagrams may be answers to what came before it was under a policy.
 const LATELY: u64 = 2 * SECOND;
 
@@ -359,7 +357,7 @@ fn unknown(trial: &mut DropEvent) -> i32 {
 /// Whom an address belongs to.
 #[inline(always)]
 fn identity_of(address: &Address) -> u32 {
-    PEERS.get(&Key::new(ADDRESS_BITS, *address)).map_or(identities::UNKNOWN, |identity| *identity)
+    PEERS.get(&Key::new(Address::BITS, *address)).map_or(identities::UNKNOWN, |identity| *identity)
 }
 
 /// What the policy says to an identity; none if that is not known.
