@@ -50,6 +50,28 @@ pub struct Registration {
     /// the pod's sockets; none where it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns_cookie: Option<u64>,
+    /// The node's ports that lead to the pod (capability `portMappings`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+    /// Whether the host's end limits what the pod is sent (capability `bandwidth`), so that nothing may go past its
+    /// queue.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_shaped: bool,
+}
+
+/// A port of the node that leads to a pod: one entry of `runtimeConfig.portMappings`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortMapping {
+    /// The node's port.
+    pub host_port: u16,
+    /// The pod's.
+    pub container_port: u16,
+    /// "tcp", "udp" or "sctp".
+    pub protocol: String,
+    /// The node's address that has the port; all of them if none.
+    #[serde(default, rename = "hostIP", skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
 }
 
 /// What may be asked of the agent.

@@ -98,6 +98,8 @@ fn add(environment: &Environment, conf: &NetConf) -> Result<Value, Failure> {
                 addresses: addresses.clone(),
                 // Without it the pod's packets are translated, and its sockets are not.
                 netns_cookie: netns.cookie().inspect_err(|error| tracing::debug!(%error, "no cookie")).ok(),
+                port_mappings: Vec::new(),
+                is_shaped: false,
             };
             Some(Registered::new(socket, &attachment, registration)?)
         }

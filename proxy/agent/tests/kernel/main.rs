@@ -171,6 +171,8 @@ fn pod(name: &str, address: &str) -> Registration {
         host_mac: [2, 0, 0, 0, 0, 2],
         addresses: vec![self::address(address)],
         netns_cookie: Some(u64::MAX - u64::from(if_nametoindex(name).expect("an interface"))),
+        port_mappings: Vec::new(),
+        is_shaped: false,
     }
 }
 

@@ -77,6 +77,8 @@ mod tests {
             host_mac: [2, 0, 0, 0, 0, 2],
             addresses: vec!["10.0.0.1".parse().expect("an address")],
             netns_cookie: Some(7),
+            port_mappings: Vec::new(),
+            is_shaped: false,
         }
     }
 
