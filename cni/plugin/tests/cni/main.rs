@@ -9,5 +9,6 @@ mod api;
 mod daemon;
 mod host;
 mod overlay;
+mod servers;
 mod sites;
 mod verbs;
