@@ -17,6 +17,14 @@ use crate::place::Place;
 /// The interface's name inside a pod.
 pub const IFNAME: &str = "eth0";
 
+/// Where Debian's package and the project's own archive put the reference plugins.
+const REFERENCE_DIRS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
+
+/// The directory of the reference plugins (`ptp`, `host-local`, `portmap`, …); none where they are not installed.
+pub fn reference_plugins() -> Option<PathBuf> {
+    REFERENCE_DIRS.iter().map(PathBuf::from).find(|dir| dir.join("host-local").is_file())
+}
+
 /// A pod's sandbox, as the plugins get to know it.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
