@@ -38,6 +38,11 @@ pub fn port(host: u8) -> String {
     format!("port{host}")
 }
 
+/// The Ethernet address of a host's interface: a machine keeps it when it reboots.
+fn mac(subnet: u8, host: u8) -> Vec<u8> {
+    vec![0x02, 0x90, 0, 0, subnet, host]
+}
+
 /// Joins a namespace to a subnet by an interface [`UPLINK`] with the addresses of host `host`. No two have one number,
 /// also if they are on different subnets.
 ///
@@ -53,6 +58,7 @@ pub fn join(fabric: &Netns, netns: &Netns, subnet: u8, host: u8) -> Result<()> {
         let pair =
             LinkMessageBuilder::<LinkVeth>::new_with_info_kind(rtnetlink::packet_route::link::InfoKind::Veth)
                 .name(UPLINK)
+                .address(mac(subnet, host))
                 .set_info_data(InfoData::Veth(InfoVeth::Peer(far)))
                 .up()
                 .build();
