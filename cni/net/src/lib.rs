@@ -5,7 +5,7 @@
 //!         ├─> store (ipam: addresses) ─> plan (pure) ─> exec (rtnetlink, undone on drop) ─> agent
 //! node ───┘
 //! here (this node's addresses) ─> routing (pure) ─> network (pure diff) ─> tables (rtnetlink)
-//! node: what the daemon installs and sets on the node
+//! node, sysctl: what the daemon installs and sets on the node
 //! ```
 //!
 //! The binary `fairlead-cni` is the caller; the agent uses [`agent`] and, like the test harness, [`netns`].
@@ -27,6 +27,7 @@ pub mod plan;
 pub mod routes;
 pub mod routing;
 pub mod store;
+pub mod sysctl;
 pub mod tables;
 pub mod vxlan;
 

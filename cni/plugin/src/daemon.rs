@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! watch Nodes ─> Nodes (pure) ─> a pass: routes and the overlay (full diff), settings, node file, binary, conflist
+//!                                 └─> the Node's condition
 //! ```
 //!
 //! A pass runs when a Node changed in a way that matters, every [`RESYNC`], and after [`RETRY`], doubling up
@@ -24,6 +25,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
+use crate::condition;
 use crate::nodes::Nodes;
 use crate::pass::Reconciler;
 
@@ -94,11 +96,12 @@ async fn serve(options: Options) -> Result<()> {
     let servers = fairlead_api::Api::connect(options.kubeconfig.as_deref(), &remembered).await?;
     let client = servers.client.clone();
     tokio::spawn(servers.follow());
+    let mut nodes = Nodes::new(&node);
     let mut reconciler = Reconciler::new(node, options)?;
     let mut stop = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut watch =
-        std::pin::pin!(watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff());
-    let mut nodes = Nodes::default();
+    let mut watch = std::pin::pin!(
+        watcher(Api::<Node>::all(client.clone()), watcher::Config::default()).default_backoff()
+    );
     let mut due = Instant::now() + RESYNC;
     let mut retry = RETRY;
     tracing::info!(node = reconciler.node(), "watching Nodes");
@@ -115,10 +118,15 @@ async fn serve(options: Options) -> Result<()> {
                 Err(error) => tracing::warn!(%error, "watch Nodes"),
             },
             () = sleep_until(due) => {
-                let failures = match nodes.synced() {
-                    Some(nodes) => reconciler.pass(nodes).await,
-                    None => Vec::new(),
-                };
+                let mut failures = Vec::new();
+                if let Some(known) = nodes.synced() {
+                    let outcome = reconciler.pass(known).await;
+                    failures = outcome.failures;
+                    if let Some(readiness) = &outcome.readiness {
+                        let noted = condition::note(&client, reconciler.node(), readiness, nodes.condition());
+                        failures.extend(noted.await.err());
+                    }
+                }
                 failures.iter().for_each(|failure| tracing::error!("{failure:#}"));
                 due = Instant::now() + if failures.is_empty() { RESYNC } else { retry };
                 retry = if failures.is_empty() { RETRY } else { RESYNC.min(retry * 2) };

@@ -5,6 +5,7 @@
 //! The plugin's way is short on purpose: it parses no command line and starts no threads but the one that
 //! enters the pod.
 
+mod condition;
 mod daemon;
 mod environment;
 mod failure;

@@ -24,6 +24,7 @@ struct Log {
     objects: BTreeMap<(&'static str, String), Value>,
     /// The path of the kind, the kind of event, and the object: the version is their number.
     events: Vec<(&'static str, String, Value)>,
+    patches: Vec<Value>,
 }
 
 impl Objects {
@@ -56,6 +57,11 @@ impl Objects {
         self.0.0.lock().expect("log").objects[&(NODES, name.to_owned())].clone()
     }
 
+    /// The patches of Nodes' statuses so far.
+    pub(crate) fn patches(&self) -> Vec<Value> {
+        self.0.0.lock().expect("log").patches.clone()
+    }
+
     /// Merges a patch into a Node's status, conditions by their type.
     fn patch(&self, name: &str, patch: &Value) -> Value {
         let mut node = self.node(name);
@@ -67,6 +73,7 @@ impl Objects {
             conditions.retain(|old| old["type"] != condition["type"]);
             conditions.push(condition.clone());
         }
+        self.0.0.lock().expect("log").patches.push(patch.clone());
         self.send("MODIFIED", &node);
         self.node(name)
     }

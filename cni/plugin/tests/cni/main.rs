@@ -9,6 +9,7 @@ mod api;
 mod daemon;
 mod host;
 mod overlay;
+mod readiness;
 mod servers;
 mod sites;
 mod verbs;

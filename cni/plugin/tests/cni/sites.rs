@@ -103,6 +103,11 @@ pub(crate) fn items(host: &Host) -> BTreeSet<String> {
     host.netns.run(read).expect("enter").iter().map(ToString::to_string).collect()
 }
 
+/// What the daemon has said.
+pub(crate) fn log(host: &Host) -> String {
+    fs::read_to_string(host.dir.path().join("log")).unwrap_or_default()
+}
+
 pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
     eventually_within(Duration::from_secs(15), what, holds);
 }
