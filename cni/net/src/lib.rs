@@ -9,8 +9,9 @@
 //! ```
 //!
 //! The binary `fairlead-cni` is the caller; the agent uses [`agent`] and, like the test harness, [`netns`].
-//! Everything that decides ([`config`], [`capabilities`], [`ipam`], [`plan`], [`routes::diff`]) is a function of values; what
-//! touches the machine ([`store`], [`exec`], [`netns`], [`link`], [`files`], [`routes::RouteTable`]) decides nothing.
+//! Everything that decides ([`config`], [`capabilities`], [`ipam`], [`plan`], [`routes::diff`]) is a function of
+//! values; what touches the machine ([`store`], [`exec`], [`netns`], [`link`], [`files`], [`routes::RouteTable`])
+//! decides nothing.
 
 pub mod agent;
 pub mod attachment;

@@ -38,8 +38,8 @@ pub struct Conflist {
 impl Conflist {
     /// The conflist's JSON text.
     ///
-    /// Runtimes that know of `cniVersions` (libcni 1.2) take the newest of them that they speak, 1.1.0 with STATUS and GC;
-    /// older ones go by `cniVersion`, and would refuse the answers of 1.1.0.
+    /// Runtimes that know of `cniVersions` (libcni 1.2) take the newest of them that they speak, 1.1.0 with STATUS
+    /// and GC; older ones go by `cniVersion`, and would refuse the answers of 1.1.0.
     #[must_use]
     pub fn to_json(&self) -> String {
         // Without an agent nobody here maps ports: a plugin chained after this one may, and declares it.

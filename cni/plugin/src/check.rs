@@ -1,5 +1,6 @@
-//! CHECK: whether an attachment still is what ADD made. The plan is made again, from the record and the configuration, and
-//! compared with the previous result, with both ends of the pair, and, by the agent, with the programs and maps.
+//! CHECK: whether an attachment still is what ADD made. The plan is made again, from the record and the
+//! configuration, and compared with the previous result, with both ends of the pair, and, by the agent, with the
+//! programs and maps.
 //!
 //! All differences are told, not just the first.
 

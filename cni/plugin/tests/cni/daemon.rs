@@ -18,22 +18,28 @@ use crate::api::{FakeApi, node};
 use crate::host::{BINARY, Host, Pod};
 
 /// The daemon under test, killed if the test fails.
-struct Daemon(Child);
+pub(crate) struct Daemon(Child);
 
 impl Daemon {
     fn start(host: &Host, api: &FakeApi) -> Self {
+        Self::start_with(host, api, "", "60")
+    }
+
+    /// With the agent's socket, and so many seconds between its sweeps.
+    pub(crate) fn start_with(host: &Host, api: &FakeApi, agent: &str, sweep_seconds: &str) -> Self {
         let dir = host.dir.path();
         let kubeconfig = dir.join("kubeconfig");
         fs::write(&kubeconfig, api.kubeconfig()).expect("write the kubeconfig");
         let mut command = Command::new(BINARY);
-        command.args(["node", "--hostname-override", "a", "--agent-socket", "", "--kubeconfig"]);
+        command.args(["node", "--hostname-override", "a", "--agent-socket", agent]);
+        command.args(["--sweep-seconds", sweep_seconds, "--kubeconfig"]);
         command.arg(kubeconfig).arg("--cni-bin-dir").arg(dir.join("bin"));
         command.arg("--cni-conf-dir").arg(dir.join("conf")).arg("--data-dir").arg(dir.join("data"));
         command.arg("--node-file").arg(host.node_file()).stderr(Stdio::null());
         Self(host.netns.enter(&mut command).spawn().expect("start the daemon"))
     }
 
-    fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM).expect("SIGTERM");
         assert!(self.0.wait().expect("wait").success(), "the daemon ends well");
     }
@@ -77,7 +83,7 @@ fn routes(host: &Host) -> BTreeSet<String> {
     host.netns.run(read).expect("enter").iter().map(ToString::to_string).collect()
 }
 
-fn eventually(what: &str, holds: impl Fn() -> bool) {
+pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(15);
     while !holds() {
         assert!(Instant::now() < deadline, "not within 15 s: {what}");

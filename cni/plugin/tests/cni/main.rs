@@ -6,10 +6,15 @@
 
 mod agent;
 mod api;
+mod capabilities;
 mod chain;
 mod check;
 mod daemon;
+mod faults;
+mod gc;
 mod host;
+mod ledger;
 mod runtime;
 mod status;
+mod traffic;
 mod verbs;
