@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use crate::agent::Mood;
 use crate::api::{FakeApi, node};
-use crate::daemon::{Daemon, eventually};
 use crate::host::{Host, Pod};
 use crate::runtime::output;
+use crate::sites::{Daemon, eventually};
 use crate::traffic::{addresses, exchange};
 
 const BOTH: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
@@ -130,7 +130,8 @@ fn the_daemon_removes_what_nobody_knows_any_more_and_nothing_else() {
     leases.remove(&format!("{}/eth0", unrecorded.id)).expect("its lease");
     fs::write(host.ledger(), ledger.to_string()).expect("write");
 
-    let daemon = Daemon::start_with(&host, &api, &host.socket().to_string_lossy(), "1");
+    let socket = host.socket().to_string_lossy().into_owned();
+    let daemon = Daemon::start_as("a", &host, &api, &["--agent-socket", &socket, "--sweep-seconds", "1"]);
     let only_alive = [alive.id.clone()].into();
     eventually("the others are gone", || agent.endpoints() == only_alive);
     sleep(Duration::from_millis(2500));
