@@ -18,6 +18,7 @@ pub mod exec;
 pub mod files;
 pub mod ipam;
 pub mod link;
+pub mod names;
 pub mod netns;
 pub mod node;
 pub mod plan;

@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use fairlead_net::agent::DEFAULT_SOCKET;
 use fairlead_net::config::{DEFAULT_DATA_DIR, DEFAULT_NODE_FILE, NodeFile};
+use fairlead_net::names;
 use fairlead_net::node::{self, Conflist};
 use fairlead_net::routes::{NodeNetwork, RouteTable, desired, diff};
 use futures::StreamExt;
@@ -62,6 +63,7 @@ pub(crate) struct Options {
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(options: Options) -> Result<()> {
+    names::use_files_and_dns().context("set up the look-up of names")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(options))
 }

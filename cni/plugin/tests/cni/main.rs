@@ -8,4 +8,5 @@ mod agent;
 mod api;
 mod daemon;
 mod host;
+mod shipped;
 mod verbs;
