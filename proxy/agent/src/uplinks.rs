@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::dataplane::clients::Clients;
 use crate::dataplane::links::{Links, Place};
 use crate::errors::chain;
+use crate::interfaces;
 use crate::node::{self, PortRange};
 
 /// The node as the agent has it, for the status.
@@ -115,6 +116,8 @@ impl Uplinks {
             view.errors.push(format!("no interface carries one of {addresses:?}: see --uplink"));
             return;
         }
+        // Other nodes' packets come out of the overlay's devices, and the node's own answers go into them.
+        let names = names.into_iter().chain(interfaces::overlays().map(str::to_owned));
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wanted = BTreeSet::new();
         for name in names {

@@ -8,5 +8,7 @@ mod agent;
 mod api;
 mod daemon;
 mod host;
+mod overlay;
 mod shipped;
+mod sites;
 mod verbs;
