@@ -25,6 +25,7 @@ pub mod gc;
 pub mod here;
 pub mod ipam;
 pub mod link;
+pub mod names;
 pub mod netns;
 pub mod network;
 pub mod node;

@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use fairlead_net::agent::DEFAULT_SOCKET;
 use fairlead_net::config::{DEFAULT_DATA_DIR, DEFAULT_NODE_FILE};
+use fairlead_net::names;
 use fairlead_net::routing::{Mode, Settings};
 use fairlead_net::vxlan::{DEFAULT_PORT, DEFAULT_VNI};
 use futures::StreamExt;
@@ -91,6 +92,7 @@ impl Options {
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(options: Options) -> Result<()> {
+    names::use_files_and_dns().context("set up the look-up of names")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(options))
 }

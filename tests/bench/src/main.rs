@@ -9,6 +9,7 @@
 //!   │                              └────── probe      does anybody?
 //!   └──── rounds ── cpu                               what is measured when
 //!   └──── scale                                       thousands of Services: programming, changes, memory
+//!   └──── cni                                         pods added and removed, beside the reference plugins
 //!   └──── policy                                      a thousand policies: compiling, changes, memory, and the cells
 //!   └──── report ── stats                             what it means
 //! ```
@@ -18,6 +19,7 @@
 //! benchmark itself, and whatever a cluster needs to run, are left to the other processors.
 
 mod cell;
+mod cni;
 mod cpu;
 mod crr;
 mod fairlead;
@@ -51,11 +53,12 @@ use crate::report::Report;
 use crate::rounds::Amount;
 use crate::topology::{Path, Topology};
 
-/// Measures Fairlead's paths beside plain kernel routing, and how it holds up with many Services and under many
-/// policies, and prints `name value unit` lines.
+/// Measures Fairlead's paths beside plain kernel routing, how it holds up with many Services and under many policies,
+/// and its CNI plugin beside the reference plugins, and prints `name value unit` lines.
 ///
 /// Names ending in `_ratio` compare with the kernel's direct path, or of policies with pods that are under none, those in `_limit_ratio` with two
-/// namespaces joined by a single veth pair; above 1 is better, whatever is compared.
+/// namespaces joined by a single veth pair; above 1 is better, whatever is compared. Only the ratios of `cni_` are those of
+/// times to the reference plugins', with the unit `of reference`: below 1 is better.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -68,7 +71,7 @@ struct Arguments {
     /// A short look: three rounds of a fifth of a second.
     #[arg(long, conflicts_with_all = ["rounds", "seconds"])]
     quick: bool,
-    /// Measure only what has this in its name (`clusterip`, `_crr`, `nodeport_udp`, `sync_full`, `policy`), and its baselines.
+    /// Measure only what has this in its name (`clusterip`, `_crr`, `nodeport_udp`, `sync_full`, `policy`, `cni`), and its baselines.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
     /// Measure the kernel's paths alone; no cluster is started.
@@ -106,8 +109,9 @@ fn bench(arguments: &Arguments) -> Result<()> {
     let paths = measure_paths(arguments, cpu)?;
     let scale = !arguments.baselines && scale::is_asked_for(&arguments.only);
     let policies = !arguments.baselines && policy::is_asked_for(&arguments.only);
+    let pods = !arguments.baselines && cni::is_asked_for(&arguments.only);
     ensure!(
-        paths.is_some() || scale || policies,
+        paths.is_some() || scale || policies || pods,
         "nothing that is measured has {:?} in its name",
         arguments.only
     );
@@ -119,9 +123,11 @@ fn bench(arguments: &Arguments) -> Result<()> {
     } else {
         Ok(())
     };
+    let wired = if pods { cni::run(cni_amount(arguments), &mut report) } else { Ok(()) };
     report.print();
     report.write(&arguments.json)?;
-    scaled.context("measure many Services").and(policed.context("measure many policies"))
+    let scaled = scaled.context("measure many Services");
+    scaled.and(policed.context("measure many policies")).and(wired.context("measure ADD and DEL"))
 }
 
 /// Measures the paths that are asked for, if any is.
@@ -174,6 +180,13 @@ fn policy_amount(arguments: &Arguments) -> policy::Amount {
         return policy::Amount { starts: 1, pods: 20, changes: 10, traffic };
     }
     policy::Amount { starts: 5, pods: 100, changes: 50, traffic }
+}
+
+fn cni_amount(arguments: &Arguments) -> cni::Amount {
+    if arguments.quick {
+        return cni::Amount { batches: 2, rushes: 1 };
+    }
+    cni::Amount { batches: 15, rushes: 5 }
 }
 
 /// The cells to measure, each with the paths that have `only` in a result's name, and their baselines.
