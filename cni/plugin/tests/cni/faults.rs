@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::agent::{FakeAgent, Mood};
 use crate::host::{BINARY, Host, Pod};
 use crate::runtime::output;
+use crate::steps::{Progress, Traced};
 use crate::traffic::{addresses, exchange};
 
 const BOTH: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
@@ -51,7 +52,7 @@ fn an_add_killed_at_any_moment_leaves_nothing_after_del_or_gc() {
     eprintln!("seed {seed}, an ADD takes {whole:?}");
     // A multiplicative generator: its upper half is random enough for delays.
     let mut state = u64::from(seed) | 1;
-    for run in 0..240 {
+    for run in 0..120 {
         state = state.wrapping_mul(0x5851_f42d_4c95_7f2d);
         let delay = whole.mul_f64((state >> 32) as f64 / f64::from(u32::MAX));
         let mut child = start_add(&host, &pod, &host.conf());
@@ -64,6 +65,33 @@ fn an_add_killed_at_any_moment_leaves_nothing_after_del_or_gc() {
     }
     let files = fs::read_dir(host.dir.path().join("data/pods")).expect("data directory").count();
     assert!(files <= 3, "temporary files do not pile up: {files}");
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn an_add_killed_before_any_of_its_steps_leaves_nothing_after_del_or_gc() {
+    let host = Host::new(&BOTH);
+    let agent = host.agent(Mood::Willing);
+    let pod = Pod::new();
+    let before = host.traces(&pod);
+    let conf = host.conf().to_string();
+    for steps in 0.. {
+        let mut command = host.command(BINARY, "ADD", &pod);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = host.netns.enter(&mut command).spawn().expect("start the plugin");
+        let mut traced = Traced::seize(child);
+        traced.child().stdin.take().expect("stdin").write_all(conf.as_bytes()).expect("write");
+        let progress = traced.run(steps);
+        traced.kill();
+        clean(&host, &pod, steps % 2 == 0);
+        assert_eq!(host.traces(&pod), before, "killed before step {steps}");
+        assert!(agent.endpoints().is_empty(), "killed before step {steps}");
+        if progress == Progress::Ended {
+            eprintln!("an ADD takes {steps} steps");
+            assert!(steps > 50, "it takes more than {steps}");
+            return;
+        }
+    }
 }
 
 #[test]

@@ -19,5 +19,6 @@ mod runtime;
 mod shipped;
 mod sites;
 mod status;
+mod steps;
 mod traffic;
 mod verbs;
