@@ -78,7 +78,7 @@ pub(crate) fn wire(near: &Netns, far: &Netns, name: &str, subnets: &[(&str, &str
     let host = End { ifname: "up0".into(), mac: Mac([2, 0, 0, 0, 0, 1]), steps: Vec::new() };
     let pod = End { ifname: name.into(), mac: Mac([2, 0, 0, 0, 0, 2]), steps };
     let plan = Plan { host, pod, opening, mtu: Some(1400) };
-    near.run(|| exec::wire(&plan, far)?.open(&plan, far)).expect("enter").expect("wire the uplink")
+    near.run(|| exec::wire(&plan, far)?.open(&plan)).expect("enter").expect("wire the uplink")
 }
 
 /// Gives the host an uplink with 192.0.2.1 and 2001:db8::1, on whose subnets the other nodes are.
