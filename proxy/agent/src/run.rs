@@ -19,8 +19,6 @@ use fairlead_core::egress::Egress;
 use fairlead_core::reconcile::{Capacity, Reconciler};
 use fairlead_core::settings::{NodePortAddresses, Settings};
 use fairlead_net::netns;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -57,7 +55,8 @@ pub async fn run(options: Run) -> Result<()> {
     let settings = settings(&options)?;
     let _lock = lock(&options.state_dir)?;
     let node_name = node_name(&options)?;
-    let client = client(options.kubeconfig.as_deref()).await?;
+    let servers = fairlead_api::Api::connect(options.kubeconfig.as_deref(), &options.api_servers()).await?;
+    let client = servers.client.clone();
     let healthz = bind(options.healthz_bind_address).await?;
     let metrics = bind(options.metrics_bind_address).await?;
     let cgroup = match &options.cgroup {
@@ -114,6 +113,7 @@ pub async fn run(options: Run) -> Result<()> {
     tokio::spawn(service_health::serve(checked, Arc::clone(&agent.progress), agent.checks.clone()));
     tokio::spawn(patrol(Arc::clone(&agent), everybody.clone()));
     tokio::spawn(follow_pods(Arc::clone(&agent)));
+    tokio::spawn(servers.follow());
     let watches = Arc::clone(&agent.watches);
     let service_cidrs = options.service_cidr.is_empty();
     tokio::spawn(async move {
@@ -357,22 +357,6 @@ fn node_name(options: &Run) -> Result<String> {
     }
     let name = fs::read_to_string("/proc/sys/kernel/hostname").context("read the host name")?;
     Ok(name.trim().to_lowercase())
-}
-
-async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
-    let mut config = match kubeconfig {
-        Some(path) => {
-            let kubeconfig =
-                Kubeconfig::read_from(path).with_context(|| format!("read kubeconfig {}", path.display()))?;
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .with_context(|| format!("use kubeconfig {}", path.display()))?
-        }
-        None => Config::incluster().context("use the pod's service account; see --kubeconfig")?,
-    };
-    // The watches back off by themselves; the client's own retries would hold a request for minutes.
-    config.default_retry = false;
-    Client::try_from(config).context("make a client of the API")
 }
 
 /// Where the root of the cgroup2 hierarchy is mounted.
