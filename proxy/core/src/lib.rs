@@ -18,6 +18,7 @@ pub mod dataplane;
 pub mod decide;
 pub mod endpoints;
 pub mod frontends;
+pub mod host_ports;
 pub mod index;
 pub mod intern;
 pub mod maglev;
