@@ -12,16 +12,21 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use nix::net::if_::if_nametoindex;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State};
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use crate::netlink::Kernel;
 use crate::netns::{Netns, NetnsError};
 use crate::plan::{Plan, Step};
 use crate::routes::route_message;
+use crate::shaping::{self, Limit};
 
 /// What went wrong while wiring a pod.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +53,8 @@ pub enum WireError {
 }
 
 impl WireError {
-    fn step<E: Into<io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> Self {
+    /// For `.map_err(WireError::step("set up eth0"))`.
+    pub(crate) fn step<E: Into<io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> Self {
         let step = step.into();
         move |source| Self::Step { step, source: source.into() }
     }
@@ -127,8 +133,16 @@ pub fn unwire(host_ifname: &str) -> Result<bool, WireError> {
     let Ok(index) = if_nametoindex(host_ifname) else {
         return Ok(false);
     };
+    remove(index, host_ifname)
+}
+
+/// As [`unwire`], for the very interface with this index, which is called `ifname`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove(index: u32, ifname: &str) -> Result<bool, WireError> {
     let kernel = Kernel::open().map_err(WireError::step("open rtnetlink"))?;
-    delete(&kernel, index).map_err(WireError::step(format!("remove {host_ifname}")))
+    delete(&kernel, index).map_err(WireError::step(format!("remove {ifname}")))
 }
 
 /// Both ends in one request: the pod's is born in its namespace, and never seen on the host.
@@ -180,8 +194,7 @@ fn delete(kernel: &Kernel, index: u32) -> io::Result<bool> {
 
 fn apply(kernel: &Kernel, ifname: &str, steps: &[Step], index: u32) -> Result<(), WireError> {
     for step in steps {
-        take(kernel, ifname, index, step)
-            .map_err(WireError::step(format!("{ifname}: {}", describe(step))))?;
+        take(kernel, ifname, index, step).map_err(WireError::step(format!("{ifname}: {step}")))?;
     }
     Ok(())
 }
@@ -217,6 +230,11 @@ fn take(kernel: &Kernel, ifname: &str, index: u32, step: &Step) -> io::Result<()
         Step::Sysctl { family, key, value } => {
             fs::write(format!("/proc/sys/net/{family}/conf/{ifname}/{key}"), value)
         }
+        Step::Alias(alias) => kernel.ask(async |handle| {
+            let message = LinkUnspec::new_with_index(index).alias(alias.as_str()).build();
+            handle.link().change(message).execute().await
+        }),
+        Step::Limit(limit) => kernel.ask(async |handle| limit_queue(handle, index, *limit).await),
         Step::Up => kernel.ask(async |handle| {
             handle.link().change(LinkUnspec::new_with_index(index).up().build()).execute().await
         }),
@@ -239,12 +257,19 @@ fn take(kernel: &Kernel, ifname: &str, index: u32, step: &Step) -> io::Result<()
     }
 }
 
-fn describe(step: &Step) -> String {
-    match step {
-        Step::Sysctl { family, key, value } => format!("set {family} {key} to {value}"),
-        Step::Up => "set up".into(),
-        Step::Address(address) => format!("add address {address}"),
-        Step::Neighbour { address, mac } => format!("add neighbour {address} at {mac}"),
-        Step::Route(route) => format!("add route {route}"),
+/// Written out because rtnetlink's own request for a queue takes no options.
+async fn limit_queue(handle: &Handle, index: u32, limit: Limit) -> Result<(), rtnetlink::Error> {
+    let message = RouteNetlinkMessage::NewQueueDiscipline(shaping::message(index, limit));
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+    let mut handle = handle.clone();
+    let mut answers = handle.request(request)?;
+    while let Some(answer) = answers.next().await {
+        if let NetlinkPayload::Error(error) = answer.payload
+            && error.code.is_some()
+        {
+            return Err(rtnetlink::Error::NetlinkError(error));
+        }
     }
+    Ok(())
 }

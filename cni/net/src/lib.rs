@@ -1,30 +1,38 @@
 //! Pod wiring for Fairlead: configuration, addresses, plans and their execution by rtnetlink.
 //!
 //! ```text
-//! config ─┐
-//!         ├─> store (ipam: addresses) ─> plan (pure) ─> exec (rtnetlink, undone on drop) ─> agent
-//! node ───┘
+//! config ──────────┐
+//!   capabilities   ├─> store (ipam: addresses) ─> plan (pure) ─> exec (rtnetlink, undone on drop) ─> agent
+//! node ────────────┘                                └─> check (pure) <─ observe (rtnetlink)
 //! node (the daemon's pieces) ─> routes (pure diff) ─> RouteTable (rtnetlink)
+//! store + ours (whose the host's interfaces are) ─> gc: what nobody knows any more is removed
 //! ```
 //!
 //! The binary `fairlead-cni` is the caller; the agent uses [`agent`] and, like the test harness, [`netns`].
-//! Everything that decides ([`config`], [`ipam`], [`plan`], [`routes::diff`]) is a function of values; what
+//! Everything that decides ([`config`], [`capabilities`], [`ipam`], [`plan`], [`routes::diff`]) is a function of values; what
 //! touches the machine ([`store`], [`exec`], [`netns`], [`link`], [`files`], [`routes::RouteTable`]) decides nothing.
 
 pub mod agent;
 pub mod attachment;
+pub mod capabilities;
+pub mod check;
 pub mod config;
 pub mod exec;
 pub mod files;
+pub mod gc;
 pub mod ipam;
 pub mod link;
 pub mod netns;
 pub mod node;
+pub mod ours;
 pub mod plan;
+pub mod result;
 pub mod routes;
+pub mod shaping;
 pub mod store;
 
 mod netlink;
+mod observe;
 
 /// The protocol number that marks every route of ours (`ip route show proto 250`): what carries another
 /// number is never touched.

@@ -9,6 +9,7 @@
 //! pods keep working while the daemon restarts.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use kube::{Api, Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
+use crate::garbage;
 use crate::nodes::Nodes;
 
 /// How often the kernel's table is compared although no Node changed.
@@ -58,6 +60,16 @@ pub(crate) struct Options {
     /// The agent's socket; empty where no fairlead-proxy runs
     #[arg(long, value_name = "FILE", default_value = DEFAULT_SOCKET)]
     agent_socket: String,
+    /// How often to look for what DEL and GC have left
+    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    sweep_seconds: NonZeroU16,
+}
+
+impl Options {
+    /// The agent's socket, if there is an agent.
+    fn agent(&self) -> Option<PathBuf> {
+        (!self.agent_socket.is_empty()).then(|| self.agent_socket.clone().into())
+    }
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -73,6 +85,11 @@ async fn serve(options: Options) -> Result<()> {
         None => std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_lowercase(),
     };
     let client = connect(&options).await?;
+    tokio::spawn(garbage::sweep(
+        options.data_dir.clone(),
+        options.agent(),
+        Duration::from_secs(options.sweep_seconds.get().into()),
+    ));
     let mut reconciler = Reconciler { node, options, table: RouteTable::open().context("open rtnetlink")? };
     let mut stop = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut watch =
@@ -172,11 +189,10 @@ impl Reconciler {
         if node::install_binary(&binary, &options.cni_bin_dir)? {
             tracing::info!(directory = %options.cni_bin_dir.display(), "installed the plugin");
         }
-        let socket = &options.agent_socket;
         let conflist = Conflist {
             node_file: options.node_file.clone(),
             data_dir: options.data_dir.clone(),
-            agent_socket: (!socket.is_empty()).then(|| socket.into()),
+            agent_socket: options.agent(),
         };
         if conflist.install(&options.cni_conf_dir)? {
             tracing::info!(directory = %options.cni_conf_dir.display(), "installed the configuration");

@@ -23,6 +23,8 @@ pub(crate) enum Mood {
     Refusing,
     /// It hangs up without an answer.
     Breaking,
+    /// Yes; but to a CheckEndpoint it names a difference.
+    Differing,
 }
 
 /// A request, and what was in the host's kernel when it came.
@@ -53,6 +55,7 @@ impl FakeAgent {
                     return;
                 }
                 let request: Request = serde_json::from_str(&line).expect("a request");
+                let check = matches!(request, Request::CheckEndpoint(_));
                 let add = matches!(request, Request::AddEndpoint(_));
                 let heard = Heard { request, host: kernel_state(&host) };
                 recorded.lock().expect("requests").push(heard);
@@ -61,6 +64,7 @@ impl FakeAgent {
                         Reply::Error("the policies of shop/web are not known yet".into())
                     }
                     Mood::Breaking if add => continue,
+                    Mood::Differing if check => Reply::Error("its program is not attached".into()),
                     _ => Reply::Ok(serde_json::Value::Null),
                 };
                 let reply = serde_json::to_string(&reply).expect("JSON");

@@ -6,6 +6,10 @@
 
 mod agent;
 mod api;
+mod chain;
+mod check;
 mod daemon;
 mod host;
+mod runtime;
+mod status;
 mod verbs;

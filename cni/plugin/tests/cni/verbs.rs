@@ -408,13 +408,16 @@ fn bad_input_gets_the_specifications_error_object_and_leaves_no_trace() {
 
 #[test]
 #[ignore = "needs root: run make test"]
-fn verbs_of_later_versions_are_refused_by_name() {
+fn verbs_of_1_1_0_are_refused_under_older_versions() {
     let host = Host::new(&BOTH);
     let pod = Pod::new();
-    for verb in ["CHECK", "GC", "STATUS"] {
-        let (code, message) = host.cni(verb, &pod, &host.conf()).error();
-        assert_eq!(code, 4);
-        assert!(message.contains(verb), "{message}");
+    for (verb, version) in [("GC", "0.4.0"), ("GC", "1.0.0"), ("STATUS", "0.4.0"), ("STATUS", "1.0.0")] {
+        let mut conf = host.conf_without_agent();
+        conf["cniVersion"] = version.into();
+        conf["cni.dev/valid-attachments"] = json!([]);
+        let (code, message) = host.cni(verb, &pod, &conf).error();
+        assert_eq!(code, 1);
+        assert_eq!(message, format!("cniVersion \"{version}\" has no {verb}: it came with 1.1.0"));
     }
 }
 
