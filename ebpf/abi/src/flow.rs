@@ -86,6 +86,8 @@ pub mod flow_flags {
     pub const CONFIRMED: u32 = 64;
     /// The node's own stack began it: no policy has a say in it.
     pub const NODE: u32 = 128;
+    /// The node's own stack forwarded its first packet to a pod, perhaps translated by others: answers go the same way.
+    pub const STACK: u32 = 256;
 }
 
 /// The fragments of one datagram (RFC 791, section 3.2; RFC 8200, section 4.5). 40 bytes.

@@ -21,6 +21,7 @@
 //! | [`maps::AFFINITY`] | LRU hash | [`AffinityKey`] → [`Affinity`] | programs |
 //! | [`maps::SOURCE_RANGES`] | longest prefix | [`SourceRange`] → 1 | agent |
 //! | [`maps::SERVICE_CIDRS`] | longest prefix | [`Address`] → [`cidr_flags`] | agent |
+//! | [`maps::EGRESS`] | longest prefix | destination [`Address`] → [`egress`] | agent |
 //! | [`maps::ISOLATION`] | array | endpoint index → [`Isolation`] | agent |
 //! | [`maps::ISOLATED`] | array | endpoint index → when it came under policies, nanoseconds | agent |
 //! | [`maps::POLICIES`] | array | policy → its row for identities without a cell | agent |
@@ -37,6 +38,7 @@
 mod address;
 mod config;
 mod count;
+pub mod egress;
 mod endpoint;
 mod flow;
 mod policy;
@@ -90,6 +92,8 @@ pub mod maps {
     pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
     /// [`Address`](crate::Address), of which a prefix counts → [`cidr_flags`](crate::cidr_flags) (`u32`).
     pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
+    /// Whose address a pod's packets to a destination leave with: see [`egress`](crate::egress).
+    pub const EGRESS: &str = "EGRESS";
     /// Endpoint index → [`Isolation`](crate::Isolation).
     pub const ISOLATION: &str = "ISOLATION";
     /// Endpoint index → when, in nanoseconds of the monotonic clock, the pod last came under a policy in a direction in

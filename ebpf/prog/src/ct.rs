@@ -23,7 +23,7 @@ use crate::policy::{self, Admission, reading};
 use crate::room::Findings;
 use crate::table::{self, Claim};
 use crate::verdict::Outcome;
-use crate::{clock, config, connected, endpoint, events, fragment, observe, places, service};
+use crate::{clock, config, connected, endpoint, events, fragment, observe, outside, places, service};
 
 /// No element of the array of places.
 const NO_PLACE: u32 = u32::MAX;
@@ -53,6 +53,12 @@ pub(crate) mod may {
     pub(crate) const OWN_SOURCE: u32 = 256;
     /// Believe nobody who claims to be the node: the packet came over an uplink.
     pub(crate) const OUTSIDE: u32 = 1024;
+    /// Begin a flow to the outside, whose packets leave with the node's address.
+    pub(crate) const LEAVE: u32 = 2048;
+    /// Remember a datagram from the outside, whose answers leave with the pod's.
+    pub(crate) const REMEMBER: u32 = 4096;
+    /// Remember what the node's stack forwards to a pod, whose answers are the stack's to forward too.
+    pub(crate) const STACK: u32 = 8192;
     /// Begin none: the packet's tuple is that of another flow's answers.
     pub(super) const ANOTHER: u32 = 512;
 }
@@ -173,6 +179,9 @@ extern "C" fn fairlead_begin(
         // It was read while it was written: what has been written since is whole.
         chosen = choose(packet, may, choice);
     }
+    if chosen == Outcome::NOTHING && may & may::LEAVE != 0 && !is_another {
+        chosen = leave(packet, choice);
+    }
     if chosen == Outcome::NOTHING && may & may::KEEP_APART != 0 {
         chosen = keep_apart(packet, choice);
     }
@@ -182,7 +191,8 @@ extern "C" fn fairlead_begin(
     }
     let revision = policy::state().revision;
     flow.revision = revision;
-    flow.flags = if may & may::JUDGE == 0 { flow_flags::NODE } else { 0 };
+    flow.flags = if may & may::JUDGE == 0 { flow_flags::NODE } else { 0 }
+        | if may & may::STACK != 0 { flow_flags::STACK } else { 0 };
     let mut is_entered = may & may::ENTER != 0 && packet.tcp.opens();
     if may & may::JUDGE != 0 && !(is_plain && may & may::PASS_PLAIN != 0) {
         trial.tuple = packet.tuple;
@@ -237,7 +247,30 @@ extern "C" fn fairlead_begin(
         itself(&packet.tuple, choice);
         return Outcome::SOMETHING.0;
     }
+    if is_plain && !is_another && is_remembered(packet, may) {
+        itself(&packet.tuple, choice);
+        return REMEMBERED.0;
+    }
     chosen.0
+}
+
+/// Whether the packet, which policies leave alone, is remembered as the first of a flow for its answers' sake. Out of
+/// line for the stack's sake.
+#[inline(never)]
+fn is_remembered(packet: &Packet, may: u32) -> bool {
+    may & may::STACK != 0 && packet.may_begin()
+        || may & may::REMEMBER != 0 && packet.is_datagram() && outside::is(&packet.tuple.source)
+}
+
+/// Fills in the choice for a packet to the outside, which is its own backend, and leaves with the node's address. Out of
+/// line for the stack's sake.
+#[inline(never)]
+fn leave(packet: &Packet, choice: &mut MaybeUninit<Choice>) -> Outcome {
+    if !packet.may_begin() || !outside::is(&packet.tuple.destination) {
+        return Outcome::NOTHING;
+    }
+    choice.write(Choice { masquerade: true, ..alone(&packet.tuple) });
+    Outcome::SOMETHING
 }
 
 /// Whether the packet, which policies have not admitted, for this reason, is the answer of a server in a connection that
@@ -344,8 +377,8 @@ extern "C" fn fairlead_open(
         lead(packet, flow);
     }
     let key = if is_answer { &trial.tuple } else { &packet.tuple };
-    // The client of a flow that is under way has the port that it has.
-    let is_fixed = passes || !is_of_ports(key.protocol);
+    // The client of a flow that is under way has the port that it has. An echo's identifier stands for one.
+    let is_fixed = passes || !is_of_ports(key.protocol) && key.source_port.wire() == 0;
     let opened = enter(skb, key, choice, flow, is_fixed);
     if opened.is_ok() {
         if packet.fragment == Fragment::First && !passes {
@@ -501,8 +534,8 @@ fn enter(
     // and would refuse a packet that claims to come from its own address. A pod that reaches itself must
     // not see its own address either.
     let is_plain = choice.id == service::NO_BACKEND;
-    let masquerade =
-        !is_plain && (backend == key.source || choice.masquerade && !config::is_node_address(backend));
+    let is_hairpin = !is_plain && backend == key.source;
+    let masquerade = is_hairpin || choice.masquerade && !config::is_node_address(backend);
     let mut reply = FlowKey {
         source: backend,
         destination: key.source,
@@ -528,9 +561,10 @@ fn enter(
     // A client that keeps its address keeps its port too, unless another flow of its own has it: to another frontend
     // of the same backend, or plainly to the backend itself.
     let plainly = || !is_plain && connected::has(skb, &reply);
-    let kept = !masquerade && !plainly() && table::claim(&reply, flow, Claim::Left);
+    let may_keep = if masquerade { is_fixed } else { !plainly() };
+    let kept = may_keep && table::claim(&reply, flow, Claim::Left);
     if !kept && is_fixed {
-        return Err(Reason::FlowTableFull);
+        return Err(if masquerade { Reason::NoSnatPort } else { Reason::FlowTableFull });
     }
     if !kept && !table::claim_port(skb, &mut reply, flow, masquerade)? {
         return Err(Reason::NoSnatPort);
@@ -568,8 +602,13 @@ fn keep_apart(packet: &Packet, choice: &mut MaybeUninit<Choice>) -> Outcome {
 /// Fills in the choice for a packet whose receiver is its own backend.
 #[inline(always)]
 fn itself(tuple: &FlowKey, choice: &mut MaybeUninit<Choice>) {
+    choice.write(alone(tuple));
+}
+
+#[inline(always)]
+fn alone(tuple: &FlowKey) -> Choice {
     let backend = Backend { address: tuple.destination, port: tuple.destination_port, ..Backend::default() };
-    choice.write(Choice { id: service::NO_BACKEND, backend, masquerade: false });
+    Choice { id: service::NO_BACKEND, backend, masquerade: false }
 }
 
 /// Lets the later fragments of a datagram that leaves as it came follow this one. Out of line for the stack's sake.

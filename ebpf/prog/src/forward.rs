@@ -14,7 +14,7 @@ use fairlead_abi::{Counter, Endpoint, Mac, Reason, endpoint_flags, protocol};
 use crate::packet::{ETHERNET, Ethernet, Ipv4, Ipv6, Packet, UDP, at};
 use crate::refuse::Back;
 use crate::verdict::{self, Verdict};
-use crate::{endpoint, nat, observe, too_big};
+use crate::{config, endpoint, nat, observe, too_big};
 
 /// Linux' number of IPv4, everywhere the same.
 const AF_INET: u8 = 2;
@@ -122,6 +122,8 @@ fn route(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
             let code = unsafe { bpf_redirect_neigh(found.ifindex, core::ptr::null_mut(), 0, 0) };
             Ok(Verdict::Done(code as i32))
         }
+        // The kernel would call it martian, and nobody would hear of it.
+        _ if config::is_node_address(packet.tuple.source) => too_big::refuse(ctx, packet, Back::Out),
         // The node itself, or a case for the kernel: no route, or a special one. It answers with the ICMP error that
         // belongs to it.
         _ => {

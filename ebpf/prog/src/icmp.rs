@@ -26,6 +26,9 @@ impl Error {
     /// Destination unreachable, port unreachable.
     pub(crate) const UNREACHABLE: Self = Self { v4: [3, 3], v6: [1, 4], rest: 0 };
 
+    /// Destination unreachable, no route to it.
+    pub(crate) const NO_ROUTE: Self = Self { v4: [3, 0], v6: [1, 0], rest: 0 };
+
     /// Fragmentation needed, or packet too big: so many bytes of a packet fit.
     #[inline(always)]
     pub(crate) fn too_big(mtu: u16) -> Self {

@@ -33,6 +33,7 @@ mod icmp;
 mod lb;
 mod nat;
 mod observe;
+mod outside;
 mod packet;
 mod places;
 mod pod;

@@ -8,7 +8,7 @@ use fairlead_abi::{Flow, Reason, protocol};
 use fairlead_flow::checksum::Difference;
 use fairlead_flow::sctp;
 
-use crate::packet::{ETHERNET, Fragment, Ipv4, Ipv6, Packet, at};
+use crate::packet::{ETHERNET, Fragment, Ipv4, Ipv6, Packet, at, is_of_ports};
 
 /// `BPF_F_IPV6` (kernel 6.16): IPv6 has no header checksum that would balance a change of its addresses.
 const IPV6_ADDRESSES: u64 = 1 << 7;
@@ -16,6 +16,10 @@ const IPV6_ADDRESSES: u64 = 1 << 7;
 pub(crate) const TCP_CHECKSUM: usize = 16;
 /// Where a UDP header has its checksum.
 pub(crate) const UDP_CHECKSUM: usize = 6;
+/// Where an ICMP header has its checksum.
+pub(crate) const ICMP_CHECKSUM: usize = 2;
+/// Where an echo request or reply has its identifier.
+pub(crate) const ECHO_IDENTIFIER: usize = 4;
 /// Where an SCTP header has its checksum.
 const SCTP_CHECKSUM: usize = 8;
 
@@ -61,6 +65,11 @@ pub(crate) fn translate(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Re
     if packet.fragment == Fragment::Later {
         return Ok(());
     }
+    if !is_of_ports(packet.tuple.protocol) {
+        packet.tuple.source_port = flow.source_port;
+        packet.tuple.destination_port = flow.destination_port;
+        return name_echo(ctx, packet, addresses, ports);
+    }
     let old_ports = port_word(packet);
     // SAFETY: `at` has checked the bounds.
     let ports_in_packet = unsafe { &mut *at::<[u16; 2]>(ctx, packet.transport())? };
@@ -71,6 +80,26 @@ pub(crate) fn translate(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Re
         return fix_crc(ctx, packet, old_ports ^ port_word(packet));
     }
     fix_transport_checksum(ctx, packet, addresses, ports)
+}
+
+/// Gives an echo request, or a reply, the identifier that stands for a port in its tuple, and its checksum the change.
+/// Of a protocol without ports nothing is known that depends on the addresses.
+#[inline(always)]
+fn name_echo(
+    ctx: &TcContext,
+    packet: &Packet,
+    addresses: Difference,
+    ports: Difference,
+) -> Result<(), Reason> {
+    if !packet.is_icmp() {
+        return Ok(());
+    }
+    // One of the two is 0.
+    let identifier = packet.tuple.source_port.wire() | packet.tuple.destination_port.wire();
+    let (identifier_at, checksum_at) =
+        (packet.transport() + ECHO_IDENTIFIER, packet.transport() + ICMP_CHECKSUM);
+    ctx.store(identifier_at, &identifier, 0).map_err(|_| Reason::NotForwarded)?;
+    fix_checksum(ctx, packet, checksum_at, 0, if packet.is_v4 { Difference::NONE } else { addresses }, ports)
 }
 
 /// Both ports as they stand in the packet.
@@ -128,7 +157,19 @@ fn fix_transport_checksum(
         protocol::TCP => (TCP_CHECKSUM, 0),
         _ => (UDP_CHECKSUM, u64::from(BPF_F_MARK_MANGLED_0)),
     };
-    let offset = packet.transport() + place;
+    fix_checksum(ctx, packet, packet.transport() + place, mangled, addresses, ports)
+}
+
+/// Brings the checksum at `offset`, which covers the addresses, to the change of these and the ports.
+#[inline(always)]
+fn fix_checksum(
+    ctx: &TcContext,
+    packet: &Packet,
+    offset: usize,
+    mangled: u64,
+    addresses: Difference,
+    ports: Difference,
+) -> Result<(), Reason> {
     let pseudo = mangled | u64::from(BPF_F_PSEUDO_HDR);
     let sum = u64::from(addresses.to_u32());
     let done = if packet.is_v4 {

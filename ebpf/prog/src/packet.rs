@@ -5,7 +5,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Address, FlowKey, Port, Reason, protocol};
-use fairlead_flow::{sctp, tcp};
+use fairlead_flow::{life, sctp, tcp};
 
 use crate::verdict::Outcome;
 
@@ -103,6 +103,8 @@ pub(crate) struct Packet {
     pub(crate) ttl: u8,
     /// The flags of a TCP segment, or what an SCTP packet or an echo request says in their place.
     pub(crate) tcp: tcp::Flags,
+    /// The identifier of an echo request or reply (RFC 792; RFC 4443, section 4), else 0.
+    pub(crate) echo: Port,
     /// Whether it is a fragment, and which.
     pub(crate) fragment: Fragment,
 }
@@ -158,10 +160,24 @@ impl Packet {
         self.tuple.protocol == if self.is_v4 { protocol::ICMP } else { protocol::ICMPV6 }
     }
 
-    /// The type of an echo request of its family (RFC 792; RFC 4443, section 4.1).
+    /// The types of an echo request and an echo reply of its family (RFC 792; RFC 4443, section 4).
     #[inline(always)]
-    fn echo_request(&self) -> u8 {
-        if self.is_v4 { 8 } else { 128 }
+    fn echoes(&self) -> [u8; 2] {
+        if self.is_v4 { [8, 0] } else { [128, 129] }
+    }
+
+    /// Whether it is the first of a connection or an exchange of echoes, or a datagram, which does not say. What may be
+    /// part of something else is not: other messages of ICMP, later fragments, and what hides behind extension headers.
+    #[inline(always)]
+    pub(crate) fn may_begin(&self) -> bool {
+        self.tcp.opens() || self.is_datagram()
+    }
+
+    /// Whether it is of a protocol that does not tell first packets from answers.
+    #[inline(always)]
+    pub(crate) fn is_datagram(&self) -> bool {
+        let is_other = !life::is_of_connections(self.tuple.protocol) && !self.is_icmp();
+        is_other && self.fragment != Fragment::Later && !is_extension(self.tuple.protocol)
     }
 
     /// Where the transport header begins, as the verifier wants it: within bounds that it can see.
@@ -247,6 +263,7 @@ fn parse_v4(ctx: &TcContext) -> Result<Packet, Reason> {
         is_v4: true,
         ttl: header.ttl,
         tcp: tcp::Flags::default(),
+        echo: Port::default(),
         fragment: Fragment::new(place & 0x1fff, place & 0x2000 != 0),
     })
 }
@@ -272,6 +289,7 @@ fn parse_v6(ctx: &TcContext) -> Result<Packet, Reason> {
         is_v4: false,
         ttl: header.hop_limit,
         tcp: tcp::Flags::default(),
+        echo: Port::default(),
         fragment: Fragment::Whole,
     };
     if is_extension(packet.tuple.protocol) {
@@ -336,8 +354,16 @@ fn read_ports(ctx: &TcContext, mut packet: Packet) -> Result<Packet, Reason> {
         protocol::UDP => UDP,
         protocol::SCTP => SCTP,
         _ => {
-            if packet.is_icmp() && ctx.load(packet.transport()) == Ok(packet.echo_request()) {
-                packet.tcp = tcp::Flags::OPENS;
+            if packet.is_icmp()
+                && let Ok([kind, _, _, _, high, low]) = ctx.load::<[u8; 6]>(packet.transport())
+            {
+                let [request, reply] = packet.echoes();
+                if kind == request || kind == reply {
+                    packet.echo = Port::from_wire(u16::from_ne_bytes([high, low]));
+                }
+                if kind == request {
+                    packet.tcp = tcp::Flags::OPENS;
+                }
             }
             return Ok(packet);
         }

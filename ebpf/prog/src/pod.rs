@@ -1,14 +1,14 @@
 //! Packets that a pod sends.
 
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Address, Counter, Reason, protocol};
+use fairlead_abi::{Address, Counter, Reason, flow_flags, protocol};
 
 use crate::ct::{self, may};
 use crate::packet::{self, Packet};
 use crate::refuse::{self, Back};
 use crate::room::{self, Room};
 use crate::verdict::Verdict;
-use crate::{endpoint, forward, nat, observe, policy, quoted};
+use crate::{endpoint, forward, nat, observe, outside, policy, quoted};
 
 /// The first of three ICMPv6 types of multicast listener discovery, version 1.
 const LISTENER_QUERY: u8 = 130;
@@ -57,7 +57,8 @@ pub(crate) fn from_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
     }
     // A local pod's address is no frontend.
     if !ends_here && receiver.is_none() {
-        may |= may::BEGIN_INSIDE;
+        may |= may::BEGIN_INSIDE | may::LEAVE;
+        outside::name_request(packet);
     }
     if quoted::settle(ctx, packet, may | may::OWN_SOURCE, &mut findings.trial)? {
         return forward::send(ctx, packet);
@@ -65,6 +66,10 @@ pub(crate) fn from_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
     match ct::flow_of(ctx, packet, may, findings) {
         // A router's to answer, but for the node's own, which its stack hears.
         Ok(_) if ends_here => Ok(Verdict::Stack),
+        Ok(Some(flow)) if flow.flags & flow_flags::STACK != 0 => {
+            observe::count(Counter::ToStack);
+            Ok(Verdict::Stack)
+        }
         Ok(Some(flow)) => {
             nat::follow(ctx, packet, flow)?;
             forward::send(ctx, packet)

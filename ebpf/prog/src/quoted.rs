@@ -12,10 +12,10 @@ use fairlead_abi::{Address, Counter, DropEvent, Flow, FlowKey, Port, Reason, pro
 use fairlead_flow::checksum::Difference;
 
 use crate::about::{self, About};
-use crate::nat::{TCP_CHECKSUM, UDP_CHECKSUM};
+use crate::nat::{ECHO_IDENTIFIER, ICMP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
 use crate::packet::{ETHERNET, Ipv4, Ipv6, Packet, at, is_of_ports};
 use crate::verdict::Outcome;
-use crate::{observe, table};
+use crate::{config, observe, table};
 
 /// Length of an ICMP header.
 pub(crate) const ICMP: usize = 8;
@@ -95,6 +95,12 @@ extern "C" fn fairlead_quoted(skb: *mut __sk_buff, packet: *mut Packet) -> i32 {
     }
 }
 
+/// Whether an ICMP message of this protocol and type is an echo request (RFC 792; RFC 4443, section 4.1).
+#[inline(always)]
+fn is_echo_request(ip_protocol: u8, kind: u8) -> bool {
+    matches!((ip_protocol, kind), (protocol::ICMP, 8) | (protocol::ICMPV6, 128))
+}
+
 /// Reads a header at a place that varies: through the helper, since the verifier loses track of such pointers.
 #[inline(always)]
 pub(crate) fn read<T>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
@@ -109,9 +115,22 @@ fn write<T>(ctx: &TcContext, offset: usize, header: &T) -> Result<(), Reason> {
 
 /// The answer that the flow table would be asked about, were the quoted packet answered.
 #[inline(always)]
-pub(crate) fn answer_to(source: Address, destination: Address, ip_protocol: u8, ports: [u16; 2]) -> FlowKey {
-    let [source_port, destination_port] =
-        if is_of_ports(ip_protocol) { ports.map(Port::from_wire) } else { [Port::default(); 2] };
+pub(crate) fn answer_to(
+    source: Address,
+    destination: Address,
+    ip_protocol: u8,
+    transport: [u16; 4],
+) -> FlowKey {
+    let [first, second, third, _] = transport.map(Port::from_wire);
+    let [kind, _] = transport[0].to_ne_bytes();
+    let [source_port, destination_port] = if is_of_ports(ip_protocol) {
+        [first, second]
+    } else if is_echo_request(ip_protocol, kind) && config::is_node_address(source) {
+        // A pod's to the outside: see `outside`.
+        [third, Port::default()]
+    } else {
+        [Port::default(); 2]
+    };
     FlowKey {
         source: destination,
         destination: source,
@@ -228,6 +247,9 @@ fn translate_transport(
     addresses: Difference,
 ) -> Result<Difference, Reason> {
     let transport = quoted.start;
+    if !is_of_ports(answer.protocol) {
+        return name_echo(ctx, transport, answer, flow, addresses);
+    }
     write(ctx, transport, &[flow.destination_port.wire(), flow.source_port.wire()])?;
     let growth = Difference::NONE
         .half(answer.destination_port.wire(), flow.destination_port.wire())
@@ -248,6 +270,28 @@ fn translate_transport(
     }
     let new = growth.and(addresses).apply(old);
     write(ctx, transport + place, &new)?;
+    Ok(growth.half(old, new))
+}
+
+/// Gives a quoted echo request the identifier that its sender knows, and its checksum the change. Returns by how much the
+/// sum of all this grows. Nothing else that has no ports is changed.
+#[inline(always)]
+fn name_echo(
+    ctx: &TcContext,
+    transport: usize,
+    answer: &FlowKey,
+    flow: &Flow,
+    addresses: Difference,
+) -> Result<Difference, Reason> {
+    if !matches!(answer.protocol, protocol::ICMP | protocol::ICMPV6) {
+        return Ok(Difference::NONE);
+    }
+    write(ctx, transport + ECHO_IDENTIFIER, &flow.destination_port.wire())?;
+    let growth = Difference::NONE.half(answer.destination_port.wire(), flow.destination_port.wire());
+    let old: u16 = read(ctx, transport + ICMP_CHECKSUM)?;
+    let covered = if answer.protocol == protocol::ICMPV6 { growth.and(addresses) } else { growth };
+    let new = covered.apply(old);
+    write(ctx, transport + ICMP_CHECKSUM, &new)?;
     Ok(growth.half(old, new))
 }
 

@@ -57,10 +57,10 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
         let receiver = receiver.filter(|receiver| receiver.ifindex == interface);
         let receiver = receiver.ok_or(Reason::PolicyUnknown)?;
         let is_idle = policy::is_idle(None, Some(receiver));
-        if is_idle && !is_marked {
+        if is_idle && !is_marked && !packet.may_begin() {
             return Ok(Verdict::Stack);
         }
-        may = may::FIND | may::JUDGE | if is_idle { may::PASS_PLAIN } else { 0 };
+        may = may::FIND | may::JUDGE | may::STACK | if is_idle { may::PASS_PLAIN } else { 0 };
     }
     if may == 0 || may_serve && quoted::settle(ctx, packet, may, &mut findings.trial)? {
         return Ok(Verdict::Stack);

@@ -1,8 +1,8 @@
-//! Packets that are too large for their route after translation.
+//! Packets that are too large for their route after translation, or masqueraded and without any.
 //!
 //! The kernel would answer them, but not all: it takes a masqueraded packet, which claims to come from the node, for a
 //! martian. So the packet is given back the tuple that it came with, and answered with the size that fits (RFC 1191,
-//! section 4; RFC 4443, section 3.2): its sender never learns of the translation. An IPv4 packet that might be
+//! section 4; RFC 4443, section 3.2), or told that there is no route: its sender never learns of the translation. An IPv4 packet that might be
 //! fragmented is answered too.
 
 use aya_ebpf::bindings::__sk_buff;
@@ -20,7 +20,13 @@ pub(crate) fn answer(ctx: &TcContext, packet: &Packet, mtu: u16, back: Back) -> 
     Ok(Verdict::Done(fairlead_toobig(ctx.skb.skb, packet, u32::from(mtu), back.flags())))
 }
 
-/// Out of line as a global function: the verifier walks it once, by itself.
+/// Refuses a masqueraded packet that no route takes.
+#[inline(always)]
+pub(crate) fn refuse(ctx: &TcContext, packet: &Packet, back: Back) -> Result<Verdict, Reason> {
+    Ok(Verdict::Done(fairlead_toobig(ctx.skb.skb, packet, 0, back.flags())))
+}
+
+/// `mtu` is what fits, 0 where nothing does. Out of line as a global function: the verifier walks it once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fairlead_toobig(skb: *mut __sk_buff, packet: *const Packet, mtu: u32, flags: u32) -> i32 {
@@ -50,6 +56,10 @@ fn answer_original(ctx: &TcContext, packet: &Packet, mtu: u32, flags: u32) -> Re
     };
     let mut packet = packet.copied();
     nat::translate(ctx, &mut packet, &original)?;
-    icmp::answer(ctx, &packet, icmp::Error::too_big(mtu as u16), Reason::TooBig)?;
-    refuse::send_back(ctx, Reason::TooBig, flags)
+    let (error, reason) = match mtu {
+        0 => (icmp::Error::NO_ROUTE, Reason::NotForwarded),
+        _ => (icmp::Error::too_big(mtu as u16), Reason::TooBig),
+    };
+    icmp::answer(ctx, &packet, error, reason)?;
+    refuse::send_back(ctx, reason, flags)
 }

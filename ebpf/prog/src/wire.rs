@@ -8,7 +8,7 @@ use crate::packet;
 use crate::refuse::{self, Back};
 use crate::room::{self, Room};
 use crate::verdict::Verdict;
-use crate::{config, endpoint, forward, nat, policy, quoted};
+use crate::{config, endpoint, forward, nat, outside, policy, quoted};
 
 /// `PACKET_OTHERHOST` of if_packet.h: a frame for another machine, which the switch has flooded. One with a VLAN's tag is
 /// for another interface.
@@ -36,12 +36,16 @@ pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
     if let Some(receiver) = receiver
         && !endpoint::is_translated(receiver)
         && (is_idle || policy::goes_on(None, Some(receiver), packet))
+        && !(packet.is_datagram() && outside::is(&packet.tuple.source))
     {
         return forward::deliver(ctx, packet, receiver);
     }
     let mut may = may::FIND | may::JUDGE | may::OUTSIDE | if is_idle { may::PASS_PLAIN } else { 0 };
     if receiver.is_none() {
         may |= may::BEGIN_OUTSIDE;
+        outside::name_reply(packet);
+    } else {
+        may |= may::REMEMBER;
     }
     if quoted::settle(ctx, packet, may, &mut findings.trial)? {
         return forward::send(ctx, packet);

@@ -194,7 +194,7 @@ impl Then {
             Self::ToPod(..) | Self::IntoPod(..) => (vec![Counter::ToPod], vec![]),
             Self::ToNode2(_) | Self::ToGateway(_) | Self::ToStranger(_) => (vec![Counter::Forwarded], vec![]),
             Self::Refused | Self::Reset => (vec![Counter::Rejected], vec![Reason::NoEndpoint]),
-            Self::Answered(Reason::TooBig, _) => (vec![], vec![Reason::TooBig]),
+            Self::Answered(reason @ (Reason::TooBig | Reason::NotForwarded), _) => (vec![], vec![*reason]),
             Self::Answered(reason, _) => (vec![Counter::Rejected], vec![*reason]),
             Self::Dropped(reason) => (vec![], vec![*reason]),
         }

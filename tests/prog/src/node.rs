@@ -175,6 +175,7 @@ impl Node {
             maps::AFFINITY,
             maps::SOURCE_RANGES,
             maps::SERVICE_CIDRS,
+            maps::EGRESS,
             maps::PEERS,
             maps::CELLS,
             maps::ROWS,

@@ -310,6 +310,19 @@ impl Packet {
         (is_udp || is_bare) && !self.is_later_fragment() && self.extensions.len() <= WALKED
     }
 
+    /// Whether it opens a connection, or is an echo request.
+    #[must_use]
+    pub fn opens(&self) -> bool {
+        let echo_request = if self.is_v4() { 8 } else { 128 };
+        !self.is_later_fragment()
+            && match self.transport {
+                Transport::Tcp(flags) => flags & tcp::SYN_ACK == tcp::SYN && flags & tcp::RST == 0,
+                Transport::Sctp(chunk) => chunk == sctp::INIT,
+                Transport::Icmp(kind, _) => kind == echo_request,
+                _ => false,
+            }
+    }
+
     /// Whether it is only a part of its datagram.
     #[must_use]
     pub fn is_fragment(&self) -> bool {

@@ -54,6 +54,16 @@ impl Node {
         self.trie::<Address>(maps::SERVICE_CIDRS).insert(&key, flags, 0).expect("insert a range");
     }
 
+    /// Has what pods send to the range, of which `bits` of the address count, leave with this address:
+    /// [`egress`](fairlead_abi::egress).
+    ///
+    /// # Panics
+    /// When the map refuses it.
+    pub fn leave(&mut self, address: IpAddr, bits: u32, egress: u32) {
+        let key = Key::new(mapped_bits(address, bits), Address::from(address));
+        self.trie::<Address>(maps::EGRESS).insert(&key, egress, 0).expect("insert a range");
+    }
+
     /// What the Service remembers of this client.
     ///
     /// # Panics
@@ -112,6 +122,7 @@ impl Node {
         clear::<AffinityKey, Affinity>(&mut self.ebpf, maps::AFFINITY);
         clear_trie(&mut self.trie::<SourceRange>(maps::SOURCE_RANGES));
         clear_trie(&mut self.trie::<Address>(maps::SERVICE_CIDRS));
+        clear_trie(&mut self.trie::<Address>(maps::EGRESS));
         self.clear_policies();
         let mut places = array::<FlowKey>(&mut self.ebpf, maps::PLACES);
         for place in 0..PLACES {

@@ -13,6 +13,7 @@ mod maglev;
 mod malformed;
 mod nodeport;
 mod odd_errors;
+mod outside;
 mod pods;
 mod policy_datagrams;
 mod policy_drops;

@@ -79,7 +79,9 @@ impl Side {
     /// The packet that a policy admits, where none would be asked about its replies.
     fn admitted(&self, what: &str, packet: Packet) -> Case {
         let then = self.passed(packet.clone());
-        let case = if packet.is_datagram() { Case::begins } else { Case::new };
+        // The stack is to forward the answers to what it has forwarded.
+        let is_remembered = matches!(self.hook, Hook::Through(_)) && packet.opens();
+        let case = if packet.is_datagram() || is_remembered { Case::begins } else { Case::new };
         case(what, self.hook, packet, then).counting(Counter::PolicyJudged)
     }
 
