@@ -195,6 +195,7 @@ fn program(options: &Run, node_name: &str, cgroup: &Path, settings: Settings, ap
 
     let fixed = Fixed {
         uplinks: options.uplink.clone(),
+        pod_interfaces: options.pod_interface.clone(),
         ports: options.snat_ports,
         places: maps.flows.places(),
         host_netns,

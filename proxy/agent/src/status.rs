@@ -95,6 +95,9 @@ impl Display for Status {
         writeln!(f, "  programmed   {}", self.last_programmed.as_deref().unwrap_or("never"))?;
         writeln!(f, "  addresses    {}", list(&node.addresses, "unknown: the API has no such Node"))?;
         writeln!(f, "  uplinks      {} (by {})", list(&node.uplinks, "none"), self.attachment)?;
+        if !node.pod_interfaces.is_empty() {
+            writeln!(f, "  other pods   behind {}", list(&node.pod_interfaces, "none"))?;
+        }
         writeln!(f, "  pins         {}", self.pins)?;
         writeln!(f, "  cgroup       {}", self.cgroup)?;
         writeln!(f, "  services     {}, {} pending", self.services, pending.len())?;
