@@ -18,6 +18,7 @@ use crate::dataplane::{DataplaneError, Pins};
 use crate::errors::chain;
 use crate::exposition::Page;
 use crate::health::{Answers, stamp};
+use crate::masquerade::MasqueradeView;
 use crate::pods::{PodApi, PodSockets};
 use crate::policy::drops::Drops;
 use crate::policy::{Policies, why};
@@ -60,6 +61,8 @@ pub struct Agent {
     pub progress: Arc<Mutex<Progress>>,
     /// The node's network.
     pub node: Arc<Mutex<NodeView>>,
+    /// With whose address pods' packets leave.
+    pub masquerade: Arc<Mutex<MasqueradeView>>,
     /// How the watches are doing.
     pub watches: Arc<Watches>,
     /// Local pods.
@@ -181,6 +184,7 @@ impl Agent {
             pins,
             cgroup,
             node: lock(&self.node).clone(),
+            masquerade: lock(&self.masquerade).clone(),
             watches: self.watches.states(),
             services,
             policies: self.policies.status(),

@@ -23,6 +23,7 @@ pub mod errors;
 pub mod exposition;
 pub mod health;
 pub mod interfaces;
+pub mod masquerade;
 pub mod metrics;
 pub mod node;
 pub mod pace;

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use axum::Router;
 use aya::maps::{MapData, RingBuf};
 use fairlead_abi::maps;
+use fairlead_core::egress::Egress;
 use fairlead_core::reconcile::{Capacity, Reconciler};
 use fairlead_core::settings::{NodePortAddresses, Settings};
 use fairlead_net::netns;
@@ -32,6 +33,7 @@ use crate::dataplane::events::DropEvents;
 use crate::dataplane::links::{self, Links};
 use crate::dataplane::services::KernelMaps;
 use crate::dataplane::{Pins, load};
+use crate::masquerade::Masquerade;
 use crate::pods::{PodApi, PodSockets};
 use crate::policy::{Policies, PolicyLoop, drops};
 use crate::progress::Progress;
@@ -39,7 +41,7 @@ use crate::service_health::{CheckViews, Checks};
 use crate::sync::Sync;
 use crate::uplinks::{Fixed, Uplinks};
 use crate::watch::{PolicyUpdate, Update, Watches};
-use crate::{health, interfaces, metrics, node, pace, service_health, socket, sweep, watch};
+use crate::{health, interfaces, masquerade, metrics, node, pace, service_health, socket, sweep, watch};
 
 /// How often the agent looks for interfaces that came or went without a word.
 const PATROL: Duration = Duration::from_secs(30);
@@ -64,7 +66,8 @@ pub async fn run(options: Run) -> Result<()> {
     };
 
     let api = PodApi::new(client.clone());
-    let Parts { agent, uplinks, services, events } = program(&options, &node_name, &cgroup, settings, api)?;
+    let Parts { agent, uplinks, services, masquerade, events } =
+        program(&options, &node_name, &cgroup, settings, api)?;
     let listener = socket::listen(&options.socket())
         .with_context(|| format!("listen at {}", options.socket().display()))?;
     let agent = Arc::new(agent);
@@ -89,8 +92,14 @@ pub async fn run(options: Run) -> Result<()> {
         let _ended = NotifyOnDrop(notify);
         pace::run(&policies_received, policies);
     })?;
+    let (leaving, left) = mpsc::channel();
+    let notify = Arc::clone(&ended);
+    std::thread::Builder::new().name("masquerade".into()).spawn(move || {
+        let _ended = NotifyOnDrop(notify);
+        pace::run(&left, masquerade);
+    })?;
     tokio::spawn(follow_drops(events, Arc::clone(&agent)));
-    let everybody = Everybody { services: updates, policies: policy_updates };
+    let everybody = Everybody { services: updates, policies: policy_updates, masquerade: leaving };
     let changed = everybody.clone();
     interfaces::follow(move |addresses| changed.interfaces(addresses))
         .unwrap_or_else(|e| tracing::warn!("follow the interfaces: {e}; they are looked at now and then"));
@@ -142,6 +151,7 @@ struct Parts {
     agent: Agent,
     uplinks: Uplinks,
     services: KernelMaps,
+    masquerade: Masquerade,
     events: RingBuf<MapData>,
 }
 
@@ -201,6 +211,7 @@ fn program(options: &Run, node_name: &str, cgroup: &Path, settings: Settings, ap
         host_netns,
     };
     let uplinks = Uplinks::new(maps.config, Arc::clone(&clients), links, fixed);
+    let masquerade = Masquerade::new(Egress::new(node_name, options.kept_sources()), maps.egress);
     let agent = Agent {
         facts: Facts {
             node_name: node_name.to_owned(),
@@ -215,6 +226,7 @@ fn program(options: &Run, node_name: &str, cgroup: &Path, settings: Settings, ap
         reconciler: Arc::new(Mutex::new(reconciler)),
         progress: Arc::new(Mutex::new(Progress::default())),
         node: uplinks.view(),
+        masquerade: masquerade.view(),
         watches: Arc::new(Watches::default()),
         endpoints: Arc::new(Mutex::new(endpoints)),
         policies,
@@ -227,7 +239,7 @@ fn program(options: &Run, node_name: &str, cgroup: &Path, settings: Settings, ap
         sweeps: sweep::start(maps.flows).context("start to sweep the flow table")?,
         answers: health::Answers::default(),
     };
-    Ok(Parts { agent, uplinks, services: maps.services, events: maps.events })
+    Ok(Parts { agent, uplinks, services: maps.services, masquerade, events: maps.events })
 }
 
 /// Removes socket clients that an earlier agent left and nobody asks for: all but the host, and the pods' where pods
@@ -243,19 +255,24 @@ fn forget_clients(clients: &Mutex<Clients>, host: u64, pods: Option<&Endpoints>)
 struct Everybody {
     services: mpsc::Sender<Update>,
     policies: mpsc::Sender<PolicyUpdate>,
+    masquerade: mpsc::Sender<masquerade::Update>,
 }
 
 impl Everybody {
     /// Tells of the addresses of the node's interfaces; false when nobody hears.
     fn interfaces(&self, addresses: Vec<IpAddr>) -> bool {
-        let heard = self.policies.send(PolicyUpdate::Interfaces(addresses.clone())).is_ok();
+        let heard = self.policies.send(PolicyUpdate::Interfaces(addresses.clone())).is_ok()
+            && self.masquerade.send(masquerade::Update::Interfaces(addresses.clone())).is_ok();
         heard && self.services.send(Update::Interfaces(addresses)).is_ok()
     }
 
-    /// Tells of a change of what Services are made of; Nodes matter to policies too.
+    /// Tells of a change of what Services are made of; Nodes matter to all.
     fn update(&self, update: Update) -> bool {
         let heard = match &update {
-            Update::Node(change) => self.policies.send(PolicyUpdate::Node(change.clone())).is_ok(),
+            Update::Node(change) => {
+                self.policies.send(PolicyUpdate::Node(change.clone())).is_ok()
+                    && self.masquerade.send(masquerade::Update::Node(change.clone())).is_ok()
+            }
             _ => true,
         };
         heard && self.services.send(update).is_ok()

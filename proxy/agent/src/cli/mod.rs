@@ -84,9 +84,16 @@ pub struct Run {
     /// Where ClusterIPs are allocated, in place of what the API's ServiceCIDR objects say.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = values::range)]
     pub service_cidr: Vec<IpNet>,
-    /// Taken for kube-proxy's sake and not used: pods are told from other clients by where their packets come in.
+    /// Where pods are: what pods send there leaves with their own address, as with --non-masquerade-cidr. Pods are told
+    /// from other clients by where their packets come in, and the podCIDRs of Nodes need not be named.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = values::range)]
     pub cluster_cidr: Vec<IpNet>,
+    /// What leaves with the node's address: what pods send to the outside of the cluster, or nothing.
+    #[arg(long, value_enum, default_value_t = Masquerade::Outside)]
+    pub masquerade: Masquerade,
+    /// Where else pods' packets go with their own address, beside the podCIDRs and addresses of Nodes.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = values::range)]
+    pub non_masquerade_cidr: Vec<IpNet>,
     /// Whose sockets are connected to a backend before a packet exists. Packets that no socket translated are
     /// translated on their way all the same; a Pod is left to that by the annotation fairlead.io/socket-lb: "off".
     #[arg(long, value_enum, default_value_t = SocketLb::Host)]
@@ -156,6 +163,15 @@ pub enum SocketLb {
     All,
 }
 
+/// What of the pods' packets leaves with the node's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Masquerade {
+    /// What goes to the outside of the cluster.
+    Outside,
+    /// Nothing: the network knows the way to pods.
+    Off,
+}
+
 /// What becomes of flows when policies change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Established {
@@ -217,6 +233,12 @@ impl Run {
             count if count == self.nodeport_addresses.len() => Ok(Some(ranges)),
             _ => Err("--nodeport-addresses: \"primary\" stands alone, without ranges".to_owned()),
         }
+    }
+
+    /// The ranges that pods' packets go to with their own address, beside what Nodes say; none if they always do.
+    pub fn kept_sources(&self) -> Option<Vec<IpNet>> {
+        let named = self.cluster_cidr.iter().chain(&self.non_masquerade_cidr).copied().collect();
+        (self.masquerade == Masquerade::Outside).then_some(named)
     }
 
     /// The path of the agent's socket.

@@ -15,6 +15,7 @@
 //! | [`clients`] | network namespaces whose sockets are translated |
 //! | [`policies`] | what policies say, and what they dropped |
 //! | [`events`] | what the programs tell of drops |
+//! | [`egress`] | with whose address pods' packets leave |
 //! | [`flows`] | the sweep of the flow table |
 //! | [`counters`] | what the programs counted |
 //!
@@ -22,6 +23,7 @@
 
 pub mod clients;
 pub mod counters;
+pub mod egress;
 pub mod endpoints;
 pub mod events;
 pub mod flows;
