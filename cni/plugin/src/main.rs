@@ -9,6 +9,7 @@ mod daemon;
 mod environment;
 mod failure;
 mod nodes;
+mod pass;
 mod success;
 mod verbs;
 

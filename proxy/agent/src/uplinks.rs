@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::dataplane::clients::Clients;
 use crate::dataplane::links::{Links, Place};
 use crate::errors::chain;
+use crate::interfaces;
 use crate::node::{self, PortRange};
 
 /// The node as the agent has it, for the status.
@@ -124,7 +125,9 @@ impl Uplinks {
             view.errors.push(format!("no interface carries one of {addresses:?}: see --uplink"));
             return;
         }
-        let names: Vec<String> = names.into_iter().collect();
+        // Other nodes' packets come out of the overlay's devices, and the node's own answers go into them.
+        let overlays = interfaces::overlays().map(str::to_owned);
+        let names: Vec<String> = names.into_iter().chain(overlays).collect();
         view.uplinks = self.attach(Place::Uplink, "uplink", &names, &mut view.errors);
     }
 

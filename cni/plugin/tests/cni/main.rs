@@ -8,4 +8,6 @@ mod agent;
 mod api;
 mod daemon;
 mod host;
+mod overlay;
+mod sites;
 mod verbs;
