@@ -226,6 +226,7 @@ fn program(
 
     let fixed = Fixed {
         uplinks: options.uplink.clone(),
+        pod_interfaces: options.pod_interface.clone(),
         ports: options.snat_ports,
         places: maps.flows.places(),
         host_netns,
