@@ -8,6 +8,7 @@
 //! to that, while something fails. Nothing is removed before the first list is complete, and nothing on exit:
 //! pods keep working while the daemon restarts.
 
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use kube::{Api, Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
+use crate::garbage;
 use crate::nodes::Nodes;
 use crate::pass::Reconciler;
 
@@ -58,7 +60,7 @@ pub(crate) struct Options {
     pub(crate) data_dir: PathBuf,
     /// The agent's socket; empty where no fairlead-proxy runs
     #[arg(long, value_name = "FILE", default_value = DEFAULT_SOCKET)]
-    pub(crate) agent_socket: String,
+    agent_socket: String,
     /// How other nodes' pods are reached: auto is native to nodes on a connected subnet and vxlan to others; in native,
     /// the network routes what goes to others
     #[arg(long, value_name = "auto|native|vxlan", default_value = "auto")]
@@ -72,9 +74,17 @@ pub(crate) struct Options {
     /// The pods' MTU in bytes [default: the uplink's, less the overlay's header where some node is reached by VXLAN]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65535))]
     pub(crate) mtu: Option<u32>,
+    /// How often to look for what DEL and GC have left
+    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    sweep_seconds: NonZeroU16,
 }
 
 impl Options {
+    /// The agent's socket, if there is an agent.
+    pub(crate) fn agent(&self) -> Option<PathBuf> {
+        (!self.agent_socket.is_empty()).then(|| self.agent_socket.clone().into())
+    }
+
     pub(crate) fn routing(&self) -> Settings {
         Settings { mode: self.routing, vni: self.vxlan_id, port: self.vxlan_port }
     }
@@ -94,6 +104,11 @@ async fn serve(options: Options) -> Result<()> {
         None => std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_lowercase(),
     };
     let client = connect(&options).await?;
+    tokio::spawn(garbage::sweep(
+        options.data_dir.clone(),
+        options.agent(),
+        Duration::from_secs(options.sweep_seconds.get().into()),
+    ));
     let mut reconciler = Reconciler::new(node, options)?;
     let mut stop = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut watch =

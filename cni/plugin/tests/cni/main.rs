@@ -6,9 +6,19 @@
 
 mod agent;
 mod api;
+mod capabilities;
+mod chain;
+mod check;
 mod daemon;
+mod faults;
+mod gc;
 mod host;
+mod ledger;
 mod overlay;
+mod runtime;
 mod shipped;
 mod sites;
+mod status;
+mod steps;
+mod traffic;
 mod verbs;
