@@ -9,6 +9,7 @@
 //! to that, while something fails. Nothing is removed before the first list is complete, and nothing on exit:
 //! pods keep working while the daemon restarts.
 
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use fairlead_net::agent::DEFAULT_SOCKET;
 use fairlead_net::config::{DEFAULT_DATA_DIR, DEFAULT_NODE_FILE};
+use fairlead_net::names;
 use fairlead_net::routing::{Mode, Settings};
 use fairlead_net::vxlan::{DEFAULT_PORT, DEFAULT_VNI};
 use futures::StreamExt;
@@ -26,6 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use crate::condition;
+use crate::garbage;
 use crate::nodes::Nodes;
 use crate::pass::Reconciler;
 
@@ -58,7 +61,7 @@ pub(crate) struct Options {
     pub(crate) data_dir: PathBuf,
     /// The agent's socket; empty where no fairlead-proxy runs
     #[arg(long, value_name = "FILE", default_value = DEFAULT_SOCKET)]
-    pub(crate) agent_socket: String,
+    agent_socket: String,
     /// How other nodes' pods are reached: auto is native to nodes on a connected subnet and vxlan to others; in native,
     /// the network routes what goes to others
     #[arg(long, value_name = "auto|native|vxlan", default_value = "auto")]
@@ -72,9 +75,17 @@ pub(crate) struct Options {
     /// The pods' MTU in bytes [default: the uplink's, less the overlay's header where some node is reached by VXLAN]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65535))]
     pub(crate) mtu: Option<u32>,
+    /// How often to look for what DEL and GC have left
+    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    sweep_seconds: NonZeroU16,
 }
 
 impl Options {
+    /// The agent's socket, if there is an agent.
+    pub(crate) fn agent(&self) -> Option<PathBuf> {
+        (!self.agent_socket.is_empty()).then(|| self.agent_socket.clone().into())
+    }
+
     pub(crate) fn routing(&self) -> Settings {
         Settings { mode: self.routing, vni: self.vxlan_id, port: self.vxlan_port }
     }
@@ -82,6 +93,7 @@ impl Options {
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(options: Options) -> Result<()> {
+    names::use_files_and_dns().context("set up the look-up of names")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(options))
 }
@@ -97,6 +109,8 @@ async fn serve(options: Options) -> Result<()> {
     let client = servers.client.clone();
     tokio::spawn(servers.follow());
     let mut nodes = Nodes::new(&node);
+    let every = Duration::from_secs(options.sweep_seconds.get().into());
+    tokio::spawn(garbage::sweep(options.data_dir.clone(), options.agent(), every));
     let mut reconciler = Reconciler::new(node, options)?;
     let mut stop = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut watch = std::pin::pin!(

@@ -39,7 +39,9 @@ use crate::service_health::{CheckViews, Checks};
 use crate::sync::Sync;
 use crate::uplinks::{Fixed, Uplinks};
 use crate::watch::{PolicyUpdate, Update, Watches};
-use crate::{health, interfaces, masquerade, metrics, node, pace, service_health, socket, sweep, watch};
+use crate::{
+    health, host_ports, interfaces, masquerade, metrics, node, pace, service_health, socket, sweep, watch,
+};
 
 /// How often the agent looks for interfaces that came or went without a word.
 const PATROL: Duration = Duration::from_secs(30);
@@ -65,13 +67,13 @@ pub async fn run(options: Run) -> Result<()> {
     };
 
     let api = PodApi::new(client.clone());
+    let (updates, received) = mpsc::channel();
     let Parts { agent, uplinks, services, masquerade, events } =
-        program(&options, &node_name, &cgroup, settings, api)?;
+        program(&options, &node_name, &cgroup, settings, api, updates.clone())?;
     let listener = socket::listen(&options.socket())
         .with_context(|| format!("listen at {}", options.socket().display()))?;
     let agent = Arc::new(agent);
 
-    let (updates, received) = mpsc::channel();
     let (checks, checked) = tokio::sync::watch::channel(Checks::default());
     let sync = {
         let mut uplinks = uplinks;
@@ -102,6 +104,11 @@ pub async fn run(options: Run) -> Result<()> {
     let changed = everybody.clone();
     interfaces::follow(move |addresses| changed.interfaces(addresses))
         .unwrap_or_else(|e| tracing::warn!("follow the interfaces: {e}; they are looked at now and then"));
+
+    let shaped = Arc::clone(&agent);
+    interfaces::follow_queues(move || shaped.follow_queues()).unwrap_or_else(|e| {
+        tracing::warn!("follow the interfaces' queues: {e}; they are looked at now and then");
+    });
 
     tokio::spawn(socket::serve(listener, Arc::clone(&agent)));
     if let Some(listener) = healthz {
@@ -155,8 +162,16 @@ struct Parts {
     events: RingBuf<MapData>,
 }
 
-/// Brings programs and maps into the kernel, or adopts those that are there, and reads back what they hold.
-fn program(options: &Run, node_name: &str, cgroup: &Path, settings: Settings, api: PodApi) -> Result<Parts> {
+/// Brings programs and maps into the kernel, or adopts those that are there, and reads back what they hold. The loop of
+/// Services takes `updates`.
+fn program(
+    options: &Run,
+    node_name: &str,
+    cgroup: &Path,
+    settings: Settings,
+    api: PodApi,
+    updates: mpsc::Sender<Update>,
+) -> Result<Parts> {
     let pods = (options.socket_lb == SocketLb::All).then(|| PodSockets::new(api.clone()));
     let pins = Pins::new(&options.bpffs);
     load::mount_bpffs(&options.bpffs)?;
@@ -195,6 +210,12 @@ fn program(options: &Run, node_name: &str, cgroup: &Path, settings: Settings, ap
     forget_clients(&clients, host_netns, pods.is_some().then_some(&endpoints))?;
     let mut reconciler = Reconciler::new(node_name, capacity, settings);
     reconciler.index_mut().set_local_addresses(interfaces::local_addresses());
+    reconciler.index_mut().set_former_addresses(node::addresses_in(&maps.config));
+    for registration in endpoints.registrations() {
+        if let Some((owner, wanted)) = host_ports::asked_by(registration) {
+            reconciler.index_mut().set_host_ports(owner, Some(wanted));
+        }
+    }
     reconciler.adopt(&maps.services)?;
     tracing::info!(
         node = node_name,
@@ -205,12 +226,15 @@ fn program(options: &Run, node_name: &str, cgroup: &Path, settings: Settings, ap
 
     let fixed = Fixed {
         uplinks: options.uplink.clone(),
+        pod_interfaces: options.pod_interface.clone(),
         ports: options.snat_ports,
         places: maps.flows.places(),
         host_netns,
     };
     let uplinks = Uplinks::new(maps.config, Arc::clone(&clients), links, fixed);
     let masquerade = Masquerade::new(Egress::new(node_name, options.kept_sources()), maps.egress);
+    let reconciler = Arc::new(Mutex::new(reconciler));
+    let host_ports = host_ports::Asker::new(updates, Arc::clone(&reconciler), pins.clone());
     let agent = Agent {
         facts: Facts {
             node_name: node_name.to_owned(),
@@ -222,12 +246,13 @@ fn program(options: &Run, node_name: &str, cgroup: &Path, settings: Settings, ap
             sizes,
         },
         pins,
-        reconciler: Arc::new(Mutex::new(reconciler)),
+        reconciler,
         progress: Arc::new(Mutex::new(Progress::default())),
         node: uplinks.view(),
         masquerade: masquerade.view(),
         watches: Arc::new(Watches::default()),
         endpoints: Arc::new(Mutex::new(endpoints)),
+        host_ports,
         policies,
         drops: Arc::default(),
         api,
@@ -312,7 +337,11 @@ async fn patrol(agent: Arc<Agent>, everybody: Everybody) {
     loop {
         rounds.tick().await;
         let agent = Arc::clone(&agent);
-        match tokio::task::spawn_blocking(move || (agent.collect(), interfaces::local_addresses())).await {
+        let look = move || {
+            agent.follow_queues();
+            (agent.collect(), interfaces::local_addresses())
+        };
+        match tokio::task::spawn_blocking(look).await {
             Ok((collected, addresses)) => {
                 match collected {
                     Ok(0) => {}

@@ -15,10 +15,18 @@ fn on_one_subnet_every_end_reaches_every_other_and_is_seen_by_its_own_address() 
 }
 
 #[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn with_masquerading_switched_off_pods_leave_with_their_own_address() {
+    with_cluster_of(Options::default().with_arguments(&["--masquerade=off"]), |cluster| {
+        Paths::set(cluster)?.without_masquerade().hold("native, no masquerade")
+    });
+}
+
+#[test]
 #[ignore = "needs root: run make test"]
 fn without_the_agent_too_every_end_reaches_every_other_on_one_subnet() {
     with_cluster_of(Options { proxy: false, ..Options::default() }, |cluster| {
-        let paths = Paths::set(cluster)?;
+        let paths = Paths::set(cluster)?.without_masquerade();
         paths.hold("native, by the kernel alone")?;
         paths.carry_much("native, by the kernel alone")
     });

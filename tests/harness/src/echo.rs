@@ -50,7 +50,7 @@ pub(crate) fn send(
         message[2..4].copy_from_slice(&checksum.to_be_bytes());
     }
     socket.send(&message)?;
-    receive(&socket, target, reply, id, patience, |answer| answer.get(4..) == message.get(4..)).map(drop)
+    receive(&socket, target, reply, patience, |answer| answer.get(4..) == message.get(4..)).map(drop)
 }
 
 /// Sees the echo requests of one family that arrive in a namespace.
@@ -67,13 +67,14 @@ impl EchoWatch {
         Ok(Self { socket: netns::raw_socket(protocol, like)?.into_unconnected(), like })
     }
 
-    /// From whom that request came.
+    /// From whom that request came. It is known by its sequence number: whoever masquerades it gives it another
+    /// identifier.
     ///
     /// # Errors
     /// When it has not come within `patience` from now.
     pub fn source_of(&self, id: EchoId, patience: Duration) -> io::Result<IpAddr> {
         let (_, [request, _]) = of(self.like);
-        receive(&self.socket, self.like, request, id, patience, |_| true)
+        receive(&self.socket, self.like, request, patience, |message| message.get(6..8) == Some(&id.0[2..]))
     }
 }
 
@@ -81,12 +82,11 @@ fn of(like: IpAddr) -> (u8, [u8; 2]) {
     if like.is_ipv4() { (ICMP, ECHO) } else { (ICMPV6, ECHO_V6) }
 }
 
-/// Waits for the message of that type and of that echo; returns who sent it.
+/// Waits for the message of that type that fits; returns who sent it.
 fn receive(
     socket: &UdpSocket,
     like: IpAddr,
     kind: u8,
-    id: EchoId,
     patience: Duration,
     fits: impl Fn(&[u8]) -> bool,
 ) -> io::Result<IpAddr> {
@@ -100,7 +100,7 @@ fn receive(
         socket.set_read_timeout(Some(left))?;
         let (length, from) = socket.recv_from(&mut buffer)?;
         let message = netns::payload(&buffer[..length], like.is_ipv4());
-        if message.first() == Some(&kind) && message.get(4..8) == Some(&id.0) && fits(message) {
+        if message.first() == Some(&kind) && fits(message) {
             return Ok(from.ip());
         }
     }

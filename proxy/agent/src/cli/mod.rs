@@ -59,6 +59,10 @@ pub struct Run {
     /// Interfaces that lead to other nodes and outside; by default those that carry the Node's InternalIPs.
     #[arg(long, value_name = "INTERFACE")]
     pub uplink: Vec<String>,
+    /// Interfaces behind which another CNI has its pods, such as the bridge cni0: to Services these pods are clients inside
+    /// the cluster. An interface need not be there yet. Fairlead's own pods need none.
+    #[arg(long, value_name = "INTERFACE", value_delimiter = ',')]
+    pub pod_interface: Vec<String>,
     /// Where the agent keeps what it must know after a restart.
     #[arg(long, value_name = "DIR", default_value = "/run/fairlead")]
     pub state_dir: PathBuf,
