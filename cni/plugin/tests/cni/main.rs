@@ -9,6 +9,7 @@ mod api;
 mod capabilities;
 mod chain;
 mod check;
+mod converge;
 mod daemon;
 mod faults;
 mod gc;

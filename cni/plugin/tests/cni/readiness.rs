@@ -10,9 +10,6 @@ use crate::api::{FakeApi, node};
 use crate::host::{Host, Pod};
 use crate::sites::{Daemon, eventually, eventually_within, log, uplink};
 
-/// Longer than the daemon takes to look again by itself.
-const A_WHILE: Duration = Duration::from_secs(40);
-
 /// The condition NetworkUnavailable of the node under test: status and reason.
 fn condition(api: &FakeApi) -> Option<(String, String)> {
     let node = api.objects.node("a");
@@ -95,7 +92,8 @@ fn what_is_removed_or_changed_on_the_node_is_put_back() {
     fs::remove_file(&plugin).expect("remove");
     let forward = "/proc/sys/net/ipv4/ip_forward";
     host.netns.run(|| fs::write(forward, "0")).expect("enter").expect("switch off");
-    eventually_within(A_WHILE, "all of it", || {
+    // Sooner than the daemon looks again by itself.
+    eventually_within(Duration::from_secs(5), "all of it", || {
         let forwards = host.netns.run(|| fs::read_to_string(forward)).expect("enter").expect("read");
         fs::read(&conflist).is_ok_and(|now| now == installed) && plugin.exists() && forwards.trim() == "1"
     });
