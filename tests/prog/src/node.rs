@@ -26,7 +26,8 @@ use crate::place::{self, FAMILIES, Family, GATEWAY_MAC, Pod, UPLINK_MAC};
 pub const SNAT_FIRST: u16 = 50_000;
 
 /// The tc programs.
-const CLASSIFIERS: [&str; 4] = [programs::FROM_POD, programs::TO_POD, programs::FROM_WIRE, programs::TO_WIRE];
+const CLASSIFIERS: [&str; 5] =
+    [programs::FROM_POD, programs::TO_POD, programs::FROM_WIRE, programs::TO_WIRE, programs::FROM_PODS];
 /// The socket programs.
 const SOCKETS: [&str; 8] = [
     programs::CONNECT4,
