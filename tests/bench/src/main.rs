@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! main ── topology ── kernel (limit, direct)          who is connected to whom
+//!   │          └───── remote (direct between nodes, by routes and by VXLAN)
 //!   │          └───── fairlead (pod to pod, ClusterIP, NodePort)
+//!   │          └───── nodes (pod to pod on another node, likewise)
 //!   │          └───── worker ═══ orders ── server     one process per end
 //!   │                              └────── crr, rr, throughput, udp ── pace
 //!   │                              └────── named      who is it that answers?
@@ -25,10 +27,12 @@ mod crr;
 mod fairlead;
 mod kernel;
 mod named;
+mod nodes;
 mod orders;
 mod pace;
 mod policy;
 mod probe;
+mod remote;
 mod report;
 mod rounds;
 mod rr;
@@ -132,19 +136,37 @@ fn bench(arguments: &Arguments) -> Result<()> {
 
 /// Measures the paths that are asked for, if any is.
 fn measure_paths(arguments: &Arguments, cpu: usize) -> Result<Option<Report>> {
-    let names = kernel::NAMES.iter().chain(fairlead::NAMES.iter().filter(|_| !arguments.baselines));
-    if !names.copied().any(|path| Cell::ALL.into_iter().any(|cell| is_asked_for(cell, path, &arguments.only)))
-    {
+    let asked = |paths: &[&str]| {
+        let of_path = |path| Cell::ALL.into_iter().any(|cell| is_asked_for(cell, path, &arguments.only));
+        paths.iter().copied().any(of_path)
+    };
+    let (on_node, between) = match arguments.baselines {
+        true => (false, false),
+        false => (asked(&fairlead::NAMES), asked(&nodes::NAMES)),
+    };
+    let apart = between || asked(&remote::NAMES);
+    if !on_node && !apart && !asked(&kernel::NAMES) {
         return Ok(None);
     }
+    let swept = fairlead_harness::sweep().context("take down what an earlier run left")?;
+    if swept > 0 {
+        eprintln!("took down {swept} clusters of earlier runs");
+    }
     // Declared before the workers in them, and so taken down after them.
-    let clusters =
-        if arguments.baselines { None } else { Some(Clusters::start().context("start the clusters")?) };
+    let clusters = on_node.then(Clusters::start).transpose().context("start the clusters")?;
+    let pairs =
+        between.then(nodes::Clusters::start).transpose().context("start the clusters of two nodes")?;
     let mut topology = Topology::new(cpu);
     kernel::add_limit(&mut topology).context("build the limit path")?;
     kernel::add_direct(&mut topology).context("build the direct paths")?;
+    if apart {
+        remote::add(&mut topology).context("build the direct paths between nodes")?;
+    }
     if let Some(clusters) = &clusters {
         clusters.add_paths(&mut topology).context("find Fairlead's paths")?;
+    }
+    if let Some(pairs) = &pairs {
+        pairs.add_paths(&mut topology).context("find Fairlead's paths between nodes")?;
     }
     let plan = plan(topology.paths(), &arguments.only);
     let amount = amount(arguments);
@@ -156,7 +178,8 @@ fn measure_paths(arguments: &Arguments, cpu: usize) -> Result<Option<Report>> {
     let samples = rounds::run(&mut topology, Core::new(cpu), &plan, amount)?;
     let report = Report::new(&plan, &samples);
     drop(topology);
-    clusters.map_or(Ok(()), Clusters::down).context("take the clusters down")?;
+    let down = clusters.map_or(Ok(()), Clusters::down);
+    down.and(pairs.map_or(Ok(()), nodes::Clusters::down)).context("take the clusters down")?;
     Ok(Some(report))
 }
 
