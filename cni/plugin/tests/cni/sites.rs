@@ -106,6 +106,28 @@ pub(crate) fn items(host: &Host) -> BTreeSet<String> {
     host.netns.run(read).expect("enter").iter().map(ToString::to_string).collect()
 }
 
+/// Makes a request of the kernel inside a namespace; `index` finds an interface there.
+pub(crate) fn netlink(
+    netns: &Netns,
+    request: impl AsyncFnOnce(&rtnetlink::Handle, fn(&str) -> u32) -> Result<(), rtnetlink::Error> + Send,
+) {
+    let index = |ifname: &str| nix::net::if_::if_nametoindex(ifname).expect("an interface");
+    let ask = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection().expect("open");
+            tokio::spawn(connection);
+            request(&handle, index).await
+        })
+    };
+    netns.run(ask).expect("enter").expect("the kernel agrees");
+}
+
+/// What the daemon has said.
+pub(crate) fn log(host: &Host) -> String {
+    fs::read_to_string(host.dir.path().join("log")).unwrap_or_default()
+}
+
 pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
     eventually_within(Duration::from_secs(15), what, holds);
 }
