@@ -48,10 +48,10 @@ pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// Whether a command of this name can be run.
+/// Whether there is a command of this name; CNI plugins lie in no PATH, but where Debian puts them.
 pub(crate) fn exists(name: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .chain(["/usr/sbin".into(), "/sbin".into(), "/usr/lib/cni".into()])
         .any(|folder| folder.join(name).is_file())
 }

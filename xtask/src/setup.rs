@@ -1,6 +1,6 @@
 //! Turns a Debian 12 with rustup's Rust into a machine that builds everything; does nothing the second time.
 //!
-//! - Debian packages, for the commands that tests and demo call.
+//! - Debian packages, for the commands that tests, demo and benchmarks call.
 //! - rust-src, from rustup where it can fetch it, else from Debian's package of the same version, which apt
 //!   verifies against the archive's signed index.
 //! - bpf-linker, built against rustc's own LLVM, so that both read the same bitcode.
@@ -15,8 +15,15 @@ use fairlead_toolchain::{BPF_LINKER_VERSION, Toolchain};
 
 use crate::command::{cargo, exists, output, run, say};
 
-/// Commands that tests and demo call, and the Debian packages that have them.
-const COMMANDS: &[(&str, &str)] = &[("ip", "iproute2"), ("kubectl", "kubernetes-client")];
+/// Commands that tests, demo and benchmarks call, and the Debian packages that have them. The reference CNI plugins
+/// are what Fairlead's is chained with and measured beside; of them, portmap calls iptables.
+const COMMANDS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("kubectl", "kubernetes-client"),
+    ("iptables", "iptables"),
+    ("nft", "nftables"),
+    ("host-local", "containernetworking-plugins"),
+];
 /// Debian suites that may carry rust-src of rustc's version, and the keyring that signs them.
 const SUITES: &[&str] = &["trixie-backports", "forky", "sid"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";

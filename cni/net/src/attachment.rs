@@ -10,7 +10,7 @@ const HOST_SIDE: u8 = 0x0e;
 const POD_SIDE: u8 = 0x0a;
 
 /// An Ethernet address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mac(pub [u8; 6]);
 
 impl fmt::Display for Mac {
@@ -126,18 +126,21 @@ impl Attachment {
         Mac([first, a, b, c, d, e])
     }
 
-    /// FNV-1a, then murmur3's finalizer so that the upper bits depend on every byte. Not the standard
-    /// library's hasher: the name must be the same across processes and releases.
     fn digest(&self) -> u64 {
-        let bytes = self.container_id.bytes().chain([b'/']).chain(self.ifname.bytes());
-        let mut hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        for multiplier in [0xff51_afd7_ed55_8ccd_u64, 0xc4ce_b9fe_1a85_ec53] {
-            hash = (hash ^ (hash >> 33)).wrapping_mul(multiplier);
-        }
-        hash ^ (hash >> 33)
+        digest(self.container_id.bytes().chain([b'/']).chain(self.ifname.bytes()))
     }
+}
+
+/// FNV-1a, then murmur3's finalizer so that the upper bits depend on every byte. Not the standard
+/// library's hasher: names made of it must be the same across processes and releases.
+pub(crate) fn digest(bytes: impl Iterator<Item = u8>) -> u64 {
+    let mut hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    for multiplier in [0xff51_afd7_ed55_8ccd_u64, 0xc4ce_b9fe_1a85_ec53] {
+        hash = (hash ^ (hash >> 33)).wrapping_mul(multiplier);
+    }
+    hash ^ (hash >> 33)
 }
 
 impl fmt::Display for Attachment {

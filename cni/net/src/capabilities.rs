@@ -4,9 +4,9 @@
 //! asked for in `args.cni` of the configuration too, which counts where `runtimeConfig` does not say.
 //!
 //! Rules, those of the reference plugins where they have any:
-//! - A port mapping with hostPort 0 is none. The protocol is TCP unless it says otherwise, in letters of either case. Two
-//!   mappings of one pod must not claim the same port of the same address. An unspecified hostIP (`0.0.0.0`, `::`)
-//!   stands for every address, as an absent one does.
+//! - A port mapping with hostPort 0 is none. The protocol is TCP unless it says otherwise, in letters of either
+//!   case. Two mappings of one pod must not claim the same port of the same address. An unspecified hostIP
+//!   (`0.0.0.0`, `::`) stands for every address, as an absent one does.
 //! - A rate needs a burst, and the other way round; neither is no limit.
 //! - At most one address of each family, with a prefix or without: the pod's address is alone in its prefix anyway.
 

@@ -1,7 +1,7 @@
 //! Whether a pod's pair still is what its plan makes: every step of the plan is looked for in the kernel.
 //!
-//! What others have added (a chained plugin, the operator) is not looked at; neither is what they may rightly change: an
-//! MTU that has become smaller.
+//! What others have added (a chained plugin, the operator) is not looked at; neither is what they may rightly change:
+//! an MTU that has become smaller.
 
 use crate::exec::WireError;
 use crate::netlink::Kernel;

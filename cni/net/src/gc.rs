@@ -1,8 +1,9 @@
 //! Taking an attachment away, and finding those that nobody knows any more.
 //!
-//! [`detach`] is what DEL does. GC does it for every attachment that its runtime no longer lists ([`collect`]), and the
-//! node daemon for what no runtime will ever name again ([`Sweeper`]): a pod whose namespace went without a DEL, an ADD
-//! that was killed. The daemon is told nothing by the runtime, so it goes by what it sees, and only by what it sees twice:
+//! [`detach`] is what DEL does. GC does it for every attachment that its runtime no longer lists ([`collect`]), and
+//! the node daemon for what no runtime will ever name again ([`Sweeper`]): a pod whose namespace went without a DEL,
+//! an ADD that was killed. The daemon is told nothing by the runtime, so it goes by what it sees, and only by what it
+//! sees twice:
 //!
 //! | found | removed |
 //! |---|---|
@@ -10,8 +11,9 @@
 //! | addresses reserved by an ADD that began [`ADD_PATIENCE`] ago | the pair, the agent's endpoint, the addresses |
 //! | an interface of ours without addresses in any ledger, in two sweeps | the pair, the agent's endpoint |
 //!
-//! An ADD reserves before it makes the pair, and DEL and an ADD that fails remove the pair before they release. Interfaces
-//! are listed before the ledgers are read, so the pair of an ADD under way is never seen without its reservation.
+//! An ADD reserves before it makes the pair, and DEL and an ADD that fails remove the pair before they release.
+//! Interfaces are listed before the ledgers are read, so the pair of an ADD under way is never seen without its
+//! reservation.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -98,8 +100,16 @@ pub fn detach(store: &Store, agent: &mut Agent<'_>, attachment: &Attachment) -> 
     Ok(())
 }
 
-/// Detaches everything of the store's network but `valid`. Returns what it took away, and what it could not, with the
-/// cause: one failure holds up no other.
+/// What became of what a runtime no longer lists.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// What was taken away.
+    pub removed: Vec<Attachment>,
+    /// What could not be, and why.
+    pub failed: Vec<(Attachment, DetachError)>,
+}
+
+/// Detaches everything of the store's network but `valid`; one failure holds up no other.
 ///
 /// # Errors
 /// When there is no telling what there is.
@@ -107,19 +117,19 @@ pub fn collect(
     store: &Store,
     agent: &mut Agent<'_>,
     valid: &BTreeSet<Attachment>,
-) -> Result<(Vec<Attachment>, Vec<(Attachment, DetachError)>), DetachError> {
+) -> Result<Collected, DetachError> {
     let held = store.holdings()?.into_iter().map(|holding| holding.attachment);
     let wired = survey().map_err(DetachError::Survey)?.into_iter().filter_map(|ours| ours.owner);
     let wired = wired.filter(|(network, _)| network == store.network()).map(|(_, attachment)| attachment);
     let stale: BTreeSet<Attachment> = held.chain(wired).filter(|known| !valid.contains(known)).collect();
-    let (mut removed, mut failed) = (Vec::new(), Vec::new());
+    let mut collected = Collected::default();
     for attachment in stale {
         match detach(store, agent, &attachment) {
-            Ok(()) => removed.push(attachment),
-            Err(error) => failed.push((attachment, error)),
+            Ok(()) => collected.removed.push(attachment),
+            Err(error) => collected.failed.push((attachment, error)),
         }
     }
-    Ok((removed, failed))
+    Ok(collected)
 }
 
 /// Something that nobody knows any more.

@@ -116,12 +116,13 @@ impl Ledger {
         }
     }
 
-    /// Gives `attachment` an address of each family in `ranges`, to be confirmed by [`Ledger::commit`]: one of `wanted`,
-    /// which has at most one of each family, or else the next that is free. `now` is in seconds since the machine started.
+    /// Gives `attachment` an address of each family in `ranges`, to be confirmed by [`Ledger::commit`]: one of
+    /// `wanted`, which has at most one of each family, or else the next that is free. `now` is in seconds since the
+    /// machine started.
     ///
     /// # Errors
-    /// When a family is used up, a wanted address can't be had, or the attachment's ADD has succeeded before; nothing has
-    /// changed then.
+    /// When a family is used up, a wanted address can't be had, or the attachment's ADD has succeeded before; nothing
+    /// has changed then.
     pub fn reserve(
         &mut self,
         attachment: &Attachment,

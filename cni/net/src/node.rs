@@ -4,19 +4,14 @@
 
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use futures::TryStreamExt;
-use nix::ifaddrs::getifaddrs;
-use rtnetlink::packet_route::link::LinkAttribute;
 use serde_json::{Map, Value, json};
 
 use crate::capabilities;
 use crate::config::{NodeFile, PLUGIN, Version};
 use crate::files::{self, FileError};
-use crate::netlink::{cause, open};
 
 /// The conflist's file name: early in the order, so that runtimes which take the first one take ours.
 pub const CONFLIST: &str = "10-fairlead.conflist";
@@ -38,8 +33,8 @@ pub struct Conflist {
 impl Conflist {
     /// The conflist's JSON text.
     ///
-    /// Runtimes that know of `cniVersions` (libcni 1.2) take the newest of them that they speak, 1.1.0 with STATUS and GC;
-    /// older ones go by `cniVersion`, and would refuse the answers of 1.1.0.
+    /// Runtimes that know of `cniVersions` (libcni 1.2) take the newest of them that they speak, 1.1.0 with STATUS
+    /// and GC; older ones go by `cniVersion`, and would refuse the answers of 1.1.0.
     #[must_use]
     pub fn to_json(&self) -> String {
         // Without an agent nobody here maps ports: a plugin chained after this one may, and declares it.
@@ -122,35 +117,6 @@ pub fn enable_forwarding() -> Result<(), FileError> {
         }
     }
     set(&v6.join("all/forwarding"), "1")
-}
-
-/// The MTU in bytes of the interface that carries the first of `addresses` found on this node.
-///
-/// # Errors
-/// When the kernel refuses to tell.
-pub async fn uplink_mtu(addresses: &[IpAddr]) -> io::Result<Option<u32>> {
-    let on_interface = |address: &IpAddr| {
-        getifaddrs().ok()?.find_map(|interface| {
-            let storage = interface.address?;
-            let found: IpAddr = match address {
-                IpAddr::V4(_) => storage.as_sockaddr_in()?.ip().into(),
-                IpAddr::V6(_) => storage.as_sockaddr_in6()?.ip().into(),
-            };
-            (found == *address).then_some(interface.interface_name)
-        })
-    };
-    let Some(ifname) = addresses.iter().find_map(on_interface) else {
-        return Ok(None);
-    };
-    let handle = open()?;
-    let mut links = std::pin::pin!(handle.link().get().match_name(ifname).execute());
-    let link = links.try_next().await.map_err(cause)?;
-    Ok(link.and_then(|link| {
-        link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Mtu(mtu) => Some(*mtu),
-            _ => None,
-        })
-    }))
 }
 
 fn set(path: &Path, value: &str) -> Result<(), FileError> {

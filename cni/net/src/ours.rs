@@ -1,4 +1,5 @@
-//! Which interfaces of the host are pods' and whose, as the kernel alone tells: for those who find them without a record.
+//! Which interfaces of the host are pods' and whose, as the kernel alone tells: for those who find them without a
+//! record.
 //!
 //! An interface is ours if its name and its Ethernet address come from one digest ([`Attachment::is_host_side`]). Its
 //! alias says whose it is; one whose ADD was killed before it wrote that has none, and no route leads to it yet.

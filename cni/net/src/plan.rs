@@ -11,8 +11,8 @@
 //! There is no bridge and no subnet: the pod sends everything to a next hop that only exists as a permanent
 //! neighbour entry, so it never asks (ARP, neighbour discovery) and nobody has to answer.
 //!
-//! The host's end is made down and comes up last: until then no packet gets into the pod or out of it, and the agent has
-//! that time to say which may. [`crate::exec`] carries the steps out, in this order.
+//! The host's end is made down and comes up last: until then no packet gets into the pod or out of it, and the agent
+//! has that time to say which may. [`crate::exec`] carries the steps out, in this order.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,7 +1,7 @@
 //! What the plugins before this one in a chain have answered: `prevResult`, checked and kept.
 //!
-//! ADD passes it on with its own entries behind it, so that an entry's place in `interfaces` stays what the others' `ips`
-//! say. CHECK gets what the whole chain answered, and finds its own entries in it by name and namespace.
+//! ADD passes it on with its own entries behind it, so that an entry's place in `interfaces` stays what the others'
+//! `ips` say. CHECK gets what the whole chain answered, and finds its own entries in it by name and namespace.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -4,10 +4,11 @@
 //! point leaves the old file or the new one, and the kernel drops its lock. The rename itself is not synced:
 //! losing it takes a crash of the machine, after which the boot id differs and no address is in use anyway.
 //!
-//! A ledger that is missing or makes no sense is made anew from what the kernel holds ([`crate::ours`]): each interface of
-//! the network's with the addresses that are routed to it is an attachment whose ADD has succeeded. So no address in use
-//! is given twice. An ADD that is under way meanwhile finds its reservation gone, and fails. What made no sense is kept
-//! beside it under [`CORRUPT`]; the order in which freed addresses were to be used again is lost.
+//! A ledger that is missing or makes no sense is made anew from what the kernel holds ([`crate::ours`]): each
+//! interface of the network's with the addresses that are routed to it is an attachment whose ADD has succeeded. So
+//! no address in use is given twice. An ADD that is under way meanwhile finds its reservation gone, and fails. What
+//! made no sense is kept beside it under [`CORRUPT`]; the order in which freed addresses were to be used again is
+//! lost.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -106,8 +107,8 @@ impl Store {
             .map_err(FileError::at("write", directory))
     }
 
-    /// Reserves addresses for `attachment`, of each family one of `wanted` or else any; they are released when the result
-    /// is dropped uncommitted.
+    /// Reserves addresses for `attachment`, of each family one of `wanted` or else any; they are released when the
+    /// result is dropped uncommitted.
     ///
     /// # Errors
     /// When there is no free address or a wanted one can't be had, the attachment has some already, or the ledger can't
@@ -196,7 +197,8 @@ impl Store {
             Err(error) => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
                 let aside = self.directory.join(format!("{CORRUPT}{now}"));
-                tracing::error!(%error, ledger = %path.display(), kept = %aside.display(), "made anew: it makes no sense");
+                let (ledger, kept) = (path.display(), aside.display());
+                tracing::error!(%error, %ledger, %kept, "made anew: it makes no sense");
                 // A copy: a ledger that is not there for a moment would be one in which nothing is in use.
                 fs::copy(&path, &aside).map_err(FileError::at("write", &aside))?;
                 Ok(None)

@@ -45,12 +45,19 @@ pub(crate) fn add(environment: &Environment, conf: &NetConf) -> Result<Value, Fa
     let wiring = exec::wire(&plan, &netns)?;
     let registered = match &conf.agent_socket {
         Some(socket) => {
-            let told = registration(&order, &plan, pod, &netns, wiring.host_ifindex(), asked.port_mappings);
+            let told = registration(
+                &order,
+                &plan,
+                pod,
+                wiring.netns_cookie(),
+                wiring.host_ifindex(),
+                asked.port_mappings,
+            );
             Some(Registered::new(socket, &attachment, told)?)
         }
         None => None,
     };
-    let wiring = wiring.open(&plan, &netns)?;
+    let wiring = wiring.open(&plan)?;
 
     reserved.commit()?;
     wiring.keep();

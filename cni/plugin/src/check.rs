@@ -1,5 +1,6 @@
-//! CHECK: whether an attachment still is what ADD made. The plan is made again, from the record and the configuration, and
-//! compared with the previous result, with both ends of the pair, and, by the agent, with the programs and maps.
+//! CHECK: whether an attachment still is what ADD made. The plan is made again, from the record and the
+//! configuration, and compared with the previous result, with both ends of the pair, and, by the agent, with the
+//! programs and maps.
 //!
 //! All differences are told, not just the first.
 
@@ -42,7 +43,7 @@ pub(crate) fn check(environment: &Environment, conf: &NetConf) -> Result<(), Fai
     let (in_kernel, host_ifindex) = differences(&plan, &netns)?;
     found.extend(in_kernel);
     if let (Some(socket), Some(host_ifindex)) = (&conf.agent_socket, host_ifindex) {
-        let told = registration(&order, &plan, pod, &netns, host_ifindex, asked.port_mappings);
+        let told = registration(&order, &plan, pod, netns.cookie().ok(), host_ifindex, asked.port_mappings);
         match ask(socket, &Request::CheckEndpoint(told), TIMEOUT) {
             Err(AgentError::Refused(problem)) => found.push(format!("the agent: {problem}")),
             outcome => drop(outcome?),

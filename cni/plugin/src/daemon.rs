@@ -1,14 +1,13 @@
 //! `fairlead-cni node`: prepares the node for the plugin and keeps the routes to the other nodes' pods.
 //!
 //! ```text
-//! watch Nodes ─> Nodes (pure) ─> reconcile: node file, binary, conflist, forwarding, routes (full diff)
+//! watch Nodes ─> Nodes (pure) ─> a pass: routes and the overlay (full diff), settings, node file, binary, conflist
 //! ```
 //!
 //! A pass runs when a Node changed in a way that matters, every [`RESYNC`], and after [`RETRY`], doubling up
 //! to that, while something fails. Nothing is removed before the first list is complete, and nothing on exit:
 //! pods keep working while the daemon restarts.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,19 +15,20 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use fairlead_net::agent::DEFAULT_SOCKET;
-use fairlead_net::config::{DEFAULT_DATA_DIR, DEFAULT_NODE_FILE, NodeFile};
-use fairlead_net::node::{self, Conflist};
-use fairlead_net::routes::{NodeNetwork, RouteTable, desired, diff};
+use fairlead_net::config::{DEFAULT_DATA_DIR, DEFAULT_NODE_FILE};
+use fairlead_net::names;
+use fairlead_net::routing::{Mode, Settings};
+use fairlead_net::vxlan::{DEFAULT_PORT, DEFAULT_VNI};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use crate::garbage;
 use crate::nodes::Nodes;
+use crate::pass::Reconciler;
 
 /// How often the kernel's table is compared although no Node changed.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -47,19 +47,32 @@ pub(crate) struct Options {
     hostname_override: Option<String>,
     /// Where runtimes look for CNI plugins
     #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
-    cni_bin_dir: PathBuf,
+    pub(crate) cni_bin_dir: PathBuf,
     /// Where runtimes look for network configurations
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
-    cni_conf_dir: PathBuf,
+    pub(crate) cni_conf_dir: PathBuf,
     /// Where to tell the plugin about this node
     #[arg(long, value_name = "FILE", default_value = DEFAULT_NODE_FILE)]
-    node_file: PathBuf,
+    pub(crate) node_file: PathBuf,
     /// Where the plugin records addresses in use
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR)]
-    data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
     /// The agent's socket; empty where no fairlead-proxy runs
     #[arg(long, value_name = "FILE", default_value = DEFAULT_SOCKET)]
     agent_socket: String,
+    /// How other nodes' pods are reached: auto is native to nodes on a connected subnet and vxlan to others; in native,
+    /// the network routes what goes to others
+    #[arg(long, value_name = "auto|native|vxlan", default_value = "auto")]
+    routing: Mode,
+    /// The VXLAN network identifier, the same on all nodes
+    #[arg(long, value_name = "ID", default_value_t = DEFAULT_VNI, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
+    vxlan_id: u32,
+    /// VXLAN's UDP port, the same on all nodes
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    vxlan_port: u16,
+    /// The pods' MTU in bytes [default: the uplink's, less the overlay's header where some node is reached by VXLAN]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65535))]
+    pub(crate) mtu: Option<u32>,
     /// How often to look for what DEL and GC have left
     #[arg(long, value_name = "SECONDS", default_value = "60")]
     sweep_seconds: NonZeroU16,
@@ -67,13 +80,18 @@ pub(crate) struct Options {
 
 impl Options {
     /// The agent's socket, if there is an agent.
-    fn agent(&self) -> Option<PathBuf> {
+    pub(crate) fn agent(&self) -> Option<PathBuf> {
         (!self.agent_socket.is_empty()).then(|| self.agent_socket.clone().into())
+    }
+
+    pub(crate) fn routing(&self) -> Settings {
+        Settings { mode: self.routing, vni: self.vxlan_id, port: self.vxlan_port }
     }
 }
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(options: Options) -> Result<()> {
+    names::use_files_and_dns().context("set up the look-up of names")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(options))
 }
@@ -84,20 +102,20 @@ async fn serve(options: Options) -> Result<()> {
         // As the kubelet names its Node: the host name in lower case.
         None => std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_lowercase(),
     };
-    let client = connect(&options).await?;
-    tokio::spawn(garbage::sweep(
-        options.data_dir.clone(),
-        options.agent(),
-        Duration::from_secs(options.sweep_seconds.get().into()),
-    ));
-    let mut reconciler = Reconciler { node, options, table: RouteTable::open().context("open rtnetlink")? };
+    let remembered = options.data_dir.join("api-servers.json");
+    let servers = fairlead_api::Api::connect(options.kubeconfig.as_deref(), &remembered).await?;
+    let client = servers.client.clone();
+    tokio::spawn(servers.follow());
+    let every = Duration::from_secs(options.sweep_seconds.get().into());
+    tokio::spawn(garbage::sweep(options.data_dir.clone(), options.agent(), every));
+    let mut reconciler = Reconciler::new(node, options)?;
     let mut stop = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut watch =
         std::pin::pin!(watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff());
     let mut nodes = Nodes::default();
     let mut due = Instant::now() + RESYNC;
     let mut retry = RETRY;
-    tracing::info!(node = reconciler.node, "watching Nodes");
+    tracing::info!(node = reconciler.node(), "watching Nodes");
     loop {
         tokio::select! {
             event = watch.next() => match event.context("the Node watch has ended")? {
@@ -122,81 +140,5 @@ async fn serve(options: Options) -> Result<()> {
             _ = stop.0.recv() => return Ok(()),
             _ = stop.1.recv() => return Ok(()),
         }
-    }
-}
-
-async fn connect(options: &Options) -> Result<Client> {
-    let mut config = match &options.kubeconfig {
-        Some(path) => {
-            let kubeconfig = Kubeconfig::read_from(path)?;
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .with_context(|| format!("use kubeconfig {}", path.display()))?
-        }
-        None => Config::incluster().context("find the service account; or give --kubeconfig")?,
-    };
-    // The watches back off by themselves; the client's own retries would hold a request for minutes.
-    config.default_retry = false;
-    Client::try_from(config).context("set up the API client")
-}
-
-struct Reconciler {
-    node: String,
-    options: Options,
-    table: RouteTable,
-}
-
-impl Reconciler {
-    /// Brings the node to what `nodes` ask for; each part on its own, so that one failing holds up no other.
-    async fn pass(&mut self, nodes: &BTreeMap<String, NodeNetwork>) -> Vec<anyhow::Error> {
-        let mut failures = self.routes(nodes).await;
-        failures.extend(node::enable_forwarding().err().map(Into::into));
-        failures.extend(self.install(nodes).await.err());
-        failures
-    }
-
-    async fn routes(&self, nodes: &BTreeMap<String, NodeNetwork>) -> Vec<anyhow::Error> {
-        let (desired, problems) = desired(&self.node, nodes);
-        problems.iter().for_each(|problem| tracing::warn!("{problem}"));
-        let mut failures = Vec::new();
-        match self.table.read().await {
-            Ok(actual) => {
-                for change in diff(&desired, &actual) {
-                    match self.table.apply(&change).await {
-                        Ok(()) => tracing::info!("{change}"),
-                        Err(error) => failures.push(anyhow::Error::new(error).context(change.to_string())),
-                    }
-                }
-            }
-            Err(error) => failures.push(anyhow::Error::new(error).context("read the routes")),
-        }
-        failures
-    }
-
-    /// The conflist comes last: with it the runtime takes the node for ready.
-    async fn install(&self, nodes: &BTreeMap<String, NodeNetwork>) -> Result<()> {
-        let options = &self.options;
-        let Some(own) = nodes.get(&self.node).filter(|network| !network.pod_cidrs.is_empty()) else {
-            tracing::info!(node = self.node, "the Node has no podCIDRs yet");
-            return Ok(());
-        };
-        let mtu = node::uplink_mtu(&own.addresses).await.context("find the uplink's MTU")?;
-        let file = NodeFile { pod_cidrs: own.pod_cidrs.clone(), mtu };
-        if node::write_node_file(&options.node_file, &file)? {
-            tracing::info!(podCIDRs = ?file.pod_cidrs, mtu, "wrote the node file");
-        }
-        let binary = std::env::current_exe().context("find the own binary")?;
-        if node::install_binary(&binary, &options.cni_bin_dir)? {
-            tracing::info!(directory = %options.cni_bin_dir.display(), "installed the plugin");
-        }
-        let conflist = Conflist {
-            node_file: options.node_file.clone(),
-            data_dir: options.data_dir.clone(),
-            agent_socket: options.agent(),
-        };
-        if conflist.install(&options.cni_conf_dir)? {
-            tracing::info!(directory = %options.cni_conf_dir.display(), "installed the configuration");
-        }
-        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! GC: removes every attachment of the network that the runtime no longer lists (`cni.dev/valid-attachments`).
 
 use fairlead_net::config::NetConf;
-use fairlead_net::gc::{Agent, collect};
+use fairlead_net::gc::{Agent, Collected, collect};
 use fairlead_net::store::Store;
 
 use crate::failure::{Code, Failure};
@@ -9,7 +9,8 @@ use crate::failure::{Code, Failure};
 pub(crate) fn gc(conf: &NetConf) -> Result<(), Failure> {
     let valid = conf.valid_attachments()?;
     let store = Store::open(&conf.data_dir, &conf.name)?;
-    let (removed, failed) = collect(&store, &mut Agent::at(conf.agent_socket.as_deref()), &valid)?;
+    let Collected { removed, failed } =
+        collect(&store, &mut Agent::at(conf.agent_socket.as_deref()), &valid)?;
     for attachment in &removed {
         tracing::info!(%attachment, "removed");
     }

@@ -14,6 +14,7 @@ mod failure;
 mod garbage;
 mod gc;
 mod nodes;
+mod pass;
 mod register;
 mod status;
 mod success;

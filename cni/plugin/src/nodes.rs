@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use fairlead_net::routes::NodeNetwork;
+use fairlead_net::routing::NodeNetwork;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::watcher::Event;

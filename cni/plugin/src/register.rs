@@ -6,18 +6,18 @@ use std::time::Duration;
 use fairlead_net::agent::{AgentError, PodRef, PortMapping, Registration, Request, ask};
 use fairlead_net::attachment::Attachment;
 use fairlead_net::gc::forget;
-use fairlead_net::netns::Netns;
 use fairlead_net::plan::{Order, Plan};
 
 /// How long the agent may take to program a pod, or to compare it.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The registration of the pod `pod` in `netns`, whose pair is made by `plan` for `order`.
+/// The registration of `pod`, whose pair is made by `plan` for `order`. Without its namespace's cookie the pod's packets
+/// are translated, and its sockets are not.
 pub(crate) fn registration(
     order: &Order<'_>,
     plan: &Plan,
     pod: PodRef,
-    netns: &Netns,
+    netns_cookie: Option<u64>,
     host_ifindex: u32,
     port_mappings: Vec<PortMapping>,
 ) -> Registration {
@@ -30,8 +30,7 @@ pub(crate) fn registration(
         pod_mac: plan.pod.mac.0,
         host_mac: plan.host.mac.0,
         addresses: order.addresses.to_vec(),
-        // Without it the pod's packets are translated, and its sockets are not.
-        netns_cookie: netns.cookie().inspect_err(|error| tracing::debug!(%error, "no cookie")).ok(),
+        netns_cookie,
         port_mappings,
         is_shaped: order.bandwidth.ingress.is_some(),
     }

@@ -1,9 +1,9 @@
 //! STATUS: whether an ADD would work, as far as can be seen without one.
 //!
-//! - 50, no new pods: the node has no podCIDRs yet, the ledger can't be written, or the agent does not answer. Pods that
-//!   are there go on: programs and maps stay when the agent goes.
-//! - 51, and pods that are there may not reach everything: the kernel does not forward, so what is not delivered from pod
-//!   to pod of the node is dropped.
+//! - 50, no new pods: the node has no podCIDRs yet, the ledger can't be written, or the agent does not answer.
+//!   Pods that are there go on: programs and maps stay when the agent goes.
+//! - 51, and pods that are there may not reach everything: the kernel does not forward, so what is not delivered
+//!   from pod to pod of the node is dropped.
 //!
 //! That every address is in use is no such state: the node works, and will have addresses again.
 

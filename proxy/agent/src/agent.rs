@@ -19,6 +19,7 @@ use crate::errors::chain;
 use crate::exposition::Page;
 use crate::health::{Answers, stamp};
 use crate::host_ports;
+use crate::masquerade::MasqueradeView;
 use crate::pods::{PodApi, PodSockets};
 use crate::policy::drops::Drops;
 use crate::policy::{Policies, why};
@@ -61,6 +62,8 @@ pub struct Agent {
     pub progress: Arc<Mutex<Progress>>,
     /// The node's network.
     pub node: Arc<Mutex<NodeView>>,
+    /// With whose address pods' packets leave.
+    pub masquerade: Arc<Mutex<MasqueradeView>>,
     /// How the watches are doing.
     pub watches: Arc<Watches>,
     /// Local pods.
@@ -216,6 +219,7 @@ impl Agent {
             pins,
             cgroup,
             node: lock(&self.node).clone(),
+            masquerade: lock(&self.masquerade).clone(),
             watches: self.watches.states(),
             services,
             policies: self.policies.status(),

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use fairlead_net::vxlan::Underlay;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
@@ -19,8 +20,14 @@ use crate::node;
 /// How long to wait for what comes together with a change.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The interfaces that have an address which clients may dial: name, index and address, in order.
-type Seen = Vec<(String, u32, IpAddr)>;
+/// What bears on the node.
+#[derive(PartialEq, Eq)]
+struct Seen {
+    /// The interfaces that have an address which clients may dial: name, index and address, in order.
+    dialable: Vec<(String, u32, IpAddr)>,
+    /// The indices of the overlay's devices.
+    overlays: Vec<u32>,
+}
 
 /// Tells `send` the addresses of the node's interfaces, now and whenever these or their addresses change, for as long
 /// as it takes them. Runs on a thread of its own, in the network namespace of the caller.
@@ -40,7 +47,7 @@ pub fn follow(send: impl Fn(Vec<IpAddr>) -> bool + Send + 'static) -> io::Result
             std::thread::sleep(PAUSE);
             let _ = drain(&changes);
             let now = look();
-            if now.is_empty() || now == seen {
+            if now.dialable.is_empty() || now == seen {
                 continue;
             }
             heard = send(addresses(&now));
@@ -75,8 +82,13 @@ pub fn local_addresses() -> Vec<IpAddr> {
     addresses(&look())
 }
 
+/// The names of the overlay's devices that there are.
+pub fn overlays() -> impl Iterator<Item = &'static str> {
+    Underlay::ALL.map(Underlay::ifname).into_iter().filter(|name| if_nametoindex(*name).is_ok())
+}
+
 fn addresses(seen: &Seen) -> Vec<IpAddr> {
-    let mut addresses: Vec<IpAddr> = seen.iter().map(|(_, _, address)| *address).collect();
+    let mut addresses: Vec<IpAddr> = seen.dialable.iter().map(|(_, _, address)| *address).collect();
     addresses.sort_unstable();
     addresses.dedup();
     addresses
@@ -89,9 +101,10 @@ fn look() -> Seen {
     });
     let dialable = listed.into_iter().filter(|(_, address)| node::is_dialable(*address));
     let index = |name: &str| if_nametoindex(name).unwrap_or(0);
-    let mut seen: Seen = dialable.map(|(name, address)| (name.clone(), index(&name), address)).collect();
-    seen.sort();
-    seen
+    let mut dialable: Vec<_> =
+        dialable.map(|(name, address)| (name.clone(), index(&name), address)).collect();
+    dialable.sort();
+    Seen { dialable, overlays: overlays().map(index).collect() }
 }
 
 fn subscribe(groups: i32) -> io::Result<OwnedFd> {

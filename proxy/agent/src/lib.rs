@@ -24,6 +24,7 @@ pub mod exposition;
 pub mod health;
 pub mod host_ports;
 pub mod interfaces;
+pub mod masquerade;
 pub mod metrics;
 pub mod node;
 pub mod pace;

@@ -15,11 +15,10 @@ use anyhow::{Context, Result, bail};
 use axum::Router;
 use aya::maps::{MapData, RingBuf};
 use fairlead_abi::maps;
+use fairlead_core::egress::Egress;
 use fairlead_core::reconcile::{Capacity, Reconciler};
 use fairlead_core::settings::{NodePortAddresses, Settings};
 use fairlead_net::netns;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,6 +31,7 @@ use crate::dataplane::events::DropEvents;
 use crate::dataplane::links::{self, Links};
 use crate::dataplane::services::KernelMaps;
 use crate::dataplane::{Pins, load};
+use crate::masquerade::Masquerade;
 use crate::pods::{PodApi, PodSockets};
 use crate::policy::{Policies, PolicyLoop, drops};
 use crate::progress::Progress;
@@ -39,7 +39,9 @@ use crate::service_health::{CheckViews, Checks};
 use crate::sync::Sync;
 use crate::uplinks::{Fixed, Uplinks};
 use crate::watch::{PolicyUpdate, Update, Watches};
-use crate::{health, host_ports, interfaces, metrics, node, pace, service_health, socket, sweep, watch};
+use crate::{
+    health, host_ports, interfaces, masquerade, metrics, node, pace, service_health, socket, sweep, watch,
+};
 
 /// How often the agent looks for interfaces that came or went without a word.
 const PATROL: Duration = Duration::from_secs(30);
@@ -55,7 +57,8 @@ pub async fn run(options: Run) -> Result<()> {
     let settings = settings(&options)?;
     let _lock = lock(&options.state_dir)?;
     let node_name = node_name(&options)?;
-    let client = client(options.kubeconfig.as_deref()).await?;
+    let servers = fairlead_api::Api::connect(options.kubeconfig.as_deref(), &options.api_servers()).await?;
+    let client = servers.client.clone();
     let healthz = bind(options.healthz_bind_address).await?;
     let metrics = bind(options.metrics_bind_address).await?;
     let cgroup = match &options.cgroup {
@@ -65,7 +68,7 @@ pub async fn run(options: Run) -> Result<()> {
 
     let api = PodApi::new(client.clone());
     let (updates, received) = mpsc::channel();
-    let Parts { agent, uplinks, services, events } =
+    let Parts { agent, uplinks, services, masquerade, events } =
         program(&options, &node_name, &cgroup, settings, api, updates.clone())?;
     let listener = socket::listen(&options.socket())
         .with_context(|| format!("listen at {}", options.socket().display()))?;
@@ -90,8 +93,14 @@ pub async fn run(options: Run) -> Result<()> {
         let _ended = NotifyOnDrop(notify);
         pace::run(&policies_received, policies);
     })?;
+    let (leaving, left) = mpsc::channel();
+    let notify = Arc::clone(&ended);
+    std::thread::Builder::new().name("masquerade".into()).spawn(move || {
+        let _ended = NotifyOnDrop(notify);
+        pace::run(&left, masquerade);
+    })?;
     tokio::spawn(follow_drops(events, Arc::clone(&agent)));
-    let everybody = Everybody { services: updates, policies: policy_updates };
+    let everybody = Everybody { services: updates, policies: policy_updates, masquerade: leaving };
     let changed = everybody.clone();
     interfaces::follow(move |addresses| changed.interfaces(addresses))
         .unwrap_or_else(|e| tracing::warn!("follow the interfaces: {e}; they are looked at now and then"));
@@ -111,6 +120,7 @@ pub async fn run(options: Run) -> Result<()> {
     tokio::spawn(service_health::serve(checked, Arc::clone(&agent.progress), agent.checks.clone()));
     tokio::spawn(patrol(Arc::clone(&agent), everybody.clone()));
     tokio::spawn(follow_pods(Arc::clone(&agent)));
+    tokio::spawn(servers.follow());
     let watches = Arc::clone(&agent.watches);
     let service_cidrs = options.service_cidr.is_empty();
     tokio::spawn(async move {
@@ -148,6 +158,7 @@ struct Parts {
     agent: Agent,
     uplinks: Uplinks,
     services: KernelMaps,
+    masquerade: Masquerade,
     events: RingBuf<MapData>,
 }
 
@@ -215,11 +226,13 @@ fn program(
 
     let fixed = Fixed {
         uplinks: options.uplink.clone(),
+        pod_interfaces: options.pod_interface.clone(),
         ports: options.snat_ports,
         places: maps.flows.places(),
         host_netns,
     };
     let uplinks = Uplinks::new(maps.config, Arc::clone(&clients), links, fixed);
+    let masquerade = Masquerade::new(Egress::new(node_name, options.kept_sources()), maps.egress);
     let reconciler = Arc::new(Mutex::new(reconciler));
     let host_ports = host_ports::Asker::new(updates, Arc::clone(&reconciler), pins.clone());
     let agent = Agent {
@@ -236,6 +249,7 @@ fn program(
         reconciler,
         progress: Arc::new(Mutex::new(Progress::default())),
         node: uplinks.view(),
+        masquerade: masquerade.view(),
         watches: Arc::new(Watches::default()),
         endpoints: Arc::new(Mutex::new(endpoints)),
         host_ports,
@@ -249,7 +263,7 @@ fn program(
         sweeps: sweep::start(maps.flows).context("start to sweep the flow table")?,
         answers: health::Answers::default(),
     };
-    Ok(Parts { agent, uplinks, services: maps.services, events: maps.events })
+    Ok(Parts { agent, uplinks, services: maps.services, masquerade, events: maps.events })
 }
 
 /// Removes socket clients that an earlier agent left and nobody asks for: all but the host, and the pods' where pods
@@ -265,19 +279,24 @@ fn forget_clients(clients: &Mutex<Clients>, host: u64, pods: Option<&Endpoints>)
 struct Everybody {
     services: mpsc::Sender<Update>,
     policies: mpsc::Sender<PolicyUpdate>,
+    masquerade: mpsc::Sender<masquerade::Update>,
 }
 
 impl Everybody {
     /// Tells of the addresses of the node's interfaces; false when nobody hears.
     fn interfaces(&self, addresses: Vec<IpAddr>) -> bool {
-        let heard = self.policies.send(PolicyUpdate::Interfaces(addresses.clone())).is_ok();
+        let heard = self.policies.send(PolicyUpdate::Interfaces(addresses.clone())).is_ok()
+            && self.masquerade.send(masquerade::Update::Interfaces(addresses.clone())).is_ok();
         heard && self.services.send(Update::Interfaces(addresses)).is_ok()
     }
 
-    /// Tells of a change of what Services are made of; Nodes matter to policies too.
+    /// Tells of a change of what Services are made of; Nodes matter to all.
     fn update(&self, update: Update) -> bool {
         let heard = match &update {
-            Update::Node(change) => self.policies.send(PolicyUpdate::Node(change.clone())).is_ok(),
+            Update::Node(change) => {
+                self.policies.send(PolicyUpdate::Node(change.clone())).is_ok()
+                    && self.masquerade.send(masquerade::Update::Node(change.clone())).is_ok()
+            }
             _ => true,
         };
         heard && self.services.send(update).is_ok()
@@ -367,22 +386,6 @@ fn node_name(options: &Run) -> Result<String> {
     }
     let name = fs::read_to_string("/proc/sys/kernel/hostname").context("read the host name")?;
     Ok(name.trim().to_lowercase())
-}
-
-async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
-    let mut config = match kubeconfig {
-        Some(path) => {
-            let kubeconfig =
-                Kubeconfig::read_from(path).with_context(|| format!("read kubeconfig {}", path.display()))?;
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .with_context(|| format!("use kubeconfig {}", path.display()))?
-        }
-        None => Config::incluster().context("use the pod's service account; see --kubeconfig")?,
-    };
-    // The watches back off by themselves; the client's own retries would hold a request for minutes.
-    config.default_retry = false;
-    Client::try_from(config).context("make a client of the API")
 }
 
 /// Where the root of the cgroup2 hierarchy is mounted.

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::dataplane::endpoints::EndpointView;
 use crate::dataplane::sizes::MapSize;
+use crate::masquerade::MasqueradeView;
 use crate::policy::PolicyStatus;
 use crate::service_health::CheckView;
 use crate::uplinks::NodeView;
@@ -35,6 +36,9 @@ pub struct Status {
     pub cgroup: String,
     /// The node's addresses and uplinks.
     pub node: NodeView,
+    /// With whose address pods' packets leave.
+    #[serde(default)]
+    pub masquerade: MasqueradeView,
     /// The watches by kind.
     pub watches: BTreeMap<String, WatchState>,
     /// How many Services are the agent's business.
@@ -95,6 +99,12 @@ impl Display for Status {
         writeln!(f, "  programmed   {}", self.last_programmed.as_deref().unwrap_or("never"))?;
         writeln!(f, "  addresses    {}", list(&node.addresses, "unknown: the API has no such Node"))?;
         writeln!(f, "  uplinks      {} (by {})", list(&node.uplinks, "none"), self.attachment)?;
+        if !node.pod_interfaces.is_empty() {
+            writeln!(f, "  other pods   behind {}", list(&node.pod_interfaces, "none"))?;
+        }
+        let MasqueradeView { outside, inside, errors } = &self.masquerade;
+        let leaves = if *outside { "with the node's address, but to" } else { "with the pod's address," };
+        writeln!(f, "  pods leave   {leaves} {inside} ranges of the cluster")?;
         writeln!(f, "  pins         {}", self.pins)?;
         writeln!(f, "  cgroup       {}", self.cgroup)?;
         writeln!(f, "  services     {}, {} pending", self.services, pending.len())?;
@@ -141,7 +151,7 @@ impl Display for Status {
         table(f, ["PACKETS", "COUNT"], counts)?;
         let drops = self.drops.iter().filter(|(_, count)| **count > 0);
         table(f, ["DROPPED", "COUNT"], drops.map(|(reason, count)| [reason.clone(), count.to_string()]))?;
-        for error in &node.errors {
+        for error in node.errors.iter().chain(errors) {
             writeln!(f, "error: {error}")?;
         }
         for waiting in pending {

@@ -11,11 +11,20 @@ use std::process::{Output, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 
+use crate::boot;
 use crate::layout::NodeLayout;
 use crate::place::Place;
 
 /// The interface's name inside a pod.
 pub const IFNAME: &str = "eth0";
+
+/// Where Debian's package and the project's own archive put the reference plugins.
+const REFERENCE_DIRS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
+
+/// The directory of the reference plugins (`ptp`, `host-local`, `portmap`, …); none where they are not installed.
+pub fn reference_plugins() -> Option<PathBuf> {
+    REFERENCE_DIRS.iter().map(PathBuf::from).find(|dir| dir.join("host-local").is_file())
+}
 
 /// A pod's sandbox, as the plugins get to know it.
 #[derive(Clone, Debug)]
@@ -40,6 +49,7 @@ pub struct Runtime {
     bin_dir: PathBuf,
     conf_dir: PathBuf,
     results: PathBuf,
+    boot_id: PathBuf,
     host: Place,
 }
 
@@ -50,6 +60,7 @@ impl Runtime {
             bin_dir: node.cni_bin_dir(),
             conf_dir: node.cni_conf_dir(),
             results: node.dir.join("cni/results"),
+            boot_id: node.boot_id_file(),
             host,
         }
     }
@@ -145,7 +156,7 @@ impl Runtime {
              K8S_POD_INFRA_CONTAINER_ID={container_id};K8S_POD_UID={uid}"
         );
         let mut command = self.host.command(self.bin_dir.join(kind))?;
-        command
+        boot::enter(&mut command, &self.boot_id)
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", container_id)
             .env("CNI_NETNS", netns)

@@ -3,6 +3,7 @@
 //! The layout is written to the directory before anything else is made, so that [`crate::down`] finds
 //! everything again, also after a crash.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,12 +14,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{cgroup, netns};
 
-/// The fabric's IPv4 network, with the prefix length of every address on it.
-pub const FABRIC_V4: ([u8; 3], u8) = ([10, 90, 0], 24);
-/// The fabric's IPv6 network, likewise; the host part is the last group.
-pub const FABRIC_V6: ([u16; 7], u8) = ([0xfd00, 0x90, 0, 0, 0, 0, 0], 64);
+/// The subnet of the fabric on which everyone is who is put on no other.
+pub const MAIN_SUBNET: u8 = 0;
+/// The prefix lengths of every address on the fabric, IPv4 and IPv6.
+pub const SUBNET_BITS: (u8, u8) = (24, 64);
+/// All subnets of the fabric, IPv4 and IPv6.
+pub const FABRIC: [&str; 2] = ["10.90.0.0/16", "fd00:90::/56"];
 /// The Service networks, as the API server takes them.
 pub const SERVICE_CIDRS: &str = "10.96.0.0/16,fd00:10:96::/112";
+/// The API server's host number on the fabric; on every subnet it is the router's.
+pub const API_HOST: u8 = 1;
 /// Where the API server listens on the fabric.
 pub const API_PORT: u16 = 6443;
 
@@ -35,14 +40,17 @@ pub struct Layout {
     pub dir: PathBuf,
     /// The control group above all others of the cluster.
     pub cgroup: PathBuf,
-    /// How many nodes there are.
+    /// How many nodes there are, those that have yet to join included.
     pub nodes: u8,
+    /// The subnets of nodes that are not on [`MAIN_SUBNET`], by the nodes' names.
+    #[serde(default)]
+    pub subnets: BTreeMap<String, u8>,
     /// The process that takes the cluster down when it ends; none for a cluster that is kept.
     pub owner: Option<u32>,
 }
 
 impl Layout {
-    /// The layout of a cluster of `nodes` nodes.
+    /// The layout of a cluster of `nodes` nodes, all on one subnet.
     ///
     /// # Errors
     /// When no cgroup2 hierarchy is mounted.
@@ -52,6 +60,7 @@ impl Layout {
             dir: dir.to_owned(),
             cgroup: cgroup::root()?.join(prefix),
             nodes,
+            subnets: BTreeMap::new(),
             owner: Some(std::process::id()),
         })
     }
@@ -130,7 +139,7 @@ impl Layout {
 
     /// Where the API server is on the fabric.
     pub fn api_address(&self) -> SocketAddr {
-        SocketAddr::new(fabric_address(1).0, API_PORT)
+        SocketAddr::new(fabric_address(MAIN_SUBNET, API_HOST).0, API_PORT)
     }
 
     /// The nodes, the first one `node1`.
@@ -139,13 +148,12 @@ impl Layout {
     }
 }
 
-/// The host's addresses on the fabric, IPv4 and IPv6.
-pub fn fabric_address(host: u8) -> (IpAddr, IpAddr) {
-    let ([a, b, c], _) = FABRIC_V4;
-    let ([g0, g1, g2, g3, g4, g5, g6], _) = FABRIC_V6;
+/// The host's addresses on a subnet of the fabric, IPv4 and IPv6: 10.90.`subnet`.`host` and fd00:90:0:`subnet`::`host`.
+pub fn fabric_address(subnet: u8, host: u8) -> (IpAddr, IpAddr) {
     // 10.90.0.11 and fd00:90::11 read alike: the decimal digits of the host, taken as hexadecimal ones.
     let digits = u16::from(host / 100) << 8 | u16::from(host / 10 % 10) << 4 | u16::from(host % 10);
-    (Ipv4Addr::new(a, b, c, host).into(), Ipv6Addr::new(g0, g1, g2, g3, g4, g5, g6, digits).into())
+    let v6 = Ipv6Addr::new(0xfd00, 0x90, 0, subnet.into(), 0, 0, 0, digits);
+    (Ipv4Addr::new(10, 90, subnet, host).into(), v6.into())
 }
 
 /// One node's names and places.
@@ -155,6 +163,8 @@ pub struct NodeLayout {
     pub name: String,
     /// Its number, from 1.
     pub number: u8,
+    /// Its subnet of the fabric.
+    pub subnet: u8,
     /// Name of its network namespace.
     pub netns: String,
     /// The control group above `host` and `pods`.
@@ -172,7 +182,8 @@ pub struct NodeLayout {
 impl NodeLayout {
     fn new(layout: &Layout, number: u8) -> Self {
         let name = format!("node{number}");
-        let (ipv4, ipv6) = fabric_address(FIRST_NODE + number);
+        let subnet = layout.subnets.get(&name).copied().unwrap_or(MAIN_SUBNET);
+        let (ipv4, ipv6) = fabric_address(subnet, FIRST_NODE + number);
         Self {
             netns: format!("{}-{name}", layout.prefix),
             cgroup: layout.cgroup.join(&name),
@@ -182,10 +193,11 @@ impl NodeLayout {
             pod_cidrs: [format!("10.244.{number}.0/24"), format!("fd00:10:244:{number}::/64")],
             name,
             number,
+            subnet,
         }
     }
 
-    /// Its host number on the fabric.
+    /// Its host number on its subnet, and the number of its port of the fabric.
     pub fn fabric_host(&self) -> u8 {
         FIRST_NODE + self.number
     }
@@ -235,6 +247,11 @@ impl NodeLayout {
         self.dir.join("cni/data")
     }
 
+    /// The boot id that the node's plugins see; the machine's own while there is no such file.
+    pub fn boot_id_file(&self) -> PathBuf {
+        self.dir.join("boot_id")
+    }
+
     /// What `fairlead-cni node` tells the plugin about the node.
     pub fn node_file(&self) -> PathBuf {
         self.dir.join("cni/node.json")
@@ -247,9 +264,9 @@ mod tests {
 
     #[test]
     fn both_addresses_of_a_host_read_alike() {
-        let (v4, v6) = fabric_address(11);
+        let (v4, v6) = fabric_address(MAIN_SUBNET, 11);
         assert_eq!((v4.to_string(), v6.to_string()), ("10.90.0.11".into(), "fd00:90::11".into()));
-        let (v4, v6) = fabric_address(100);
-        assert_eq!((v4.to_string(), v6.to_string()), ("10.90.0.100".into(), "fd00:90::100".into()));
+        let (v4, v6) = fabric_address(2, 100);
+        assert_eq!((v4.to_string(), v6.to_string()), ("10.90.2.100".into(), "fd00:90:0:2::100".into()));
     }
 }

@@ -10,7 +10,7 @@
 //!                                           pod  pod        pod  pod        control groups
 //! ```
 //!
-//! A [`Cluster`] is all of that. Its nodes are real to Fairlead: each has its own network namespace, agent,
+//! A [`Cluster`] is all of that, with more subnets behind the router that the fabric is, if asked for. Its nodes are real to Fairlead: each has its own network namespace, agent,
 //! node daemon, bpffs directory and control group; only the mounted file systems are shared. A pod is a Pod
 //! object, run as a kubelet would ([`kubelet`]): namespace, the node's real CNI configuration and plugin, a small
 //! server ([`serve`]) inside, status and readiness reported to the API.
@@ -25,10 +25,12 @@
 
 mod answer;
 pub mod api;
+mod boot;
 pub mod cgroup;
 mod cluster;
 pub mod cni;
 mod control;
+mod echo;
 pub mod fabric;
 mod faults;
 pub mod kubelet;
@@ -51,6 +53,7 @@ pub mod upgrade;
 pub use answer::Answer;
 pub use cluster::{Cluster, DEMO_DIR, Options, RunningPod, TEST_DIR, down, sweep};
 pub use control::ControlPlane;
+pub use echo::{EchoId, EchoWatch};
 pub use faults::{Faults, Outage};
 pub use load::Load;
 pub use node::{Node, output};

@@ -10,12 +10,12 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1;
 use kube::api::{Patch, PatchParams, PostParams};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::api::Api;
 use crate::cluster::Options;
 use crate::fabric;
-use crate::layout::{Layout, NodeLayout};
+use crate::layout::{API_HOST, Layout, NodeLayout, SUBNET_BITS, fabric_address};
 use crate::place::Place;
 use crate::probe::http_get;
 use crate::process::{Process, binary, wait_for};
@@ -32,11 +32,14 @@ pub struct Node {
     kubeconfig: PathBuf,
     logs: PathBuf,
     fabric: Place,
+    /// Whether an agent belongs to it.
+    has_proxy: bool,
     proxy_binary: PathBuf,
     /// What every node's agent is told, and what this one is.
     proxy_arguments: [Vec<String>; 2],
+    daemon_arguments: Vec<String>,
     proxy: Option<Process>,
-    daemon: Process,
+    daemon: Option<Process>,
 }
 
 impl Node {
@@ -46,44 +49,41 @@ impl Node {
     /// When the API server refuses or a process can't be started.
     pub(crate) fn start(cluster: &Layout, layout: NodeLayout, api: &Api, options: &Options) -> Result<Self> {
         register(&layout, api, options).with_context(|| format!("create Node {}", layout.name))?;
-        for dir in [layout.state_dir(), layout.cni_bin_dir(), layout.cni_conf_dir(), layout.cni_data_dir()] {
-            fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-        }
-        let place = Place::open(&layout.netns, &layout.host_cgroup())?;
-        let kubeconfig = cluster.node_kubeconfig();
-        let mut daemon = place.command(binary("fairlead-cni")?)?;
-        daemon.args(["node", "--hostname-override", &layout.name, "--kubeconfig"]).arg(&kubeconfig);
-        daemon
-            .arg("--cni-bin-dir")
-            .arg(layout.cni_bin_dir())
-            .arg("--cni-conf-dir")
-            .arg(layout.cni_conf_dir());
-        daemon.arg("--node-file").arg(layout.node_file()).arg("--data-dir").arg(layout.cni_data_dir());
-        if options.proxy {
-            daemon.arg("--agent-socket").arg(layout.socket());
-        } else {
-            daemon.args(["--agent-socket", ""]);
-        }
-        let daemon =
-            Process::spawn("fairlead-cni", &mut daemon, &cluster.log(&format!("{}-cni", layout.name)))?;
         let mut node = Self {
-            place,
-            kubeconfig,
-            logs: cluster.log(&format!("{}-proxy", layout.name)),
+            place: Place::open(&layout.netns, &layout.host_cgroup())?,
+            kubeconfig: cluster.node_kubeconfig(),
+            logs: cluster.dir.join("logs"),
             fabric: Place::open(&cluster.fabric_netns(), &cluster.outside_cgroup())?,
+            has_proxy: options.proxy,
             proxy_binary: binary("fairlead-proxy")?,
             proxy_arguments: [
                 options.proxy_arguments.clone(),
                 options.node_arguments.get(&layout.name).cloned().unwrap_or_default(),
             ],
+            daemon_arguments: options.cni_arguments.clone(),
             proxy: None,
-            daemon,
+            daemon: None,
             layout,
         };
-        if options.proxy {
-            node.start_proxy()?;
-        }
+        node.boot()?;
         Ok(node)
+    }
+
+    /// Starts the node's processes, in its namespace as it is now.
+    ///
+    /// # Errors
+    /// When one can't be started.
+    pub(crate) fn boot(&mut self) -> Result<()> {
+        let layout = &self.layout;
+        for dir in [layout.state_dir(), layout.cni_bin_dir(), layout.cni_conf_dir(), layout.cni_data_dir()] {
+            fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        }
+        self.place = Place::open(&layout.netns, &layout.host_cgroup())?;
+        self.start_daemon()?;
+        if self.has_proxy {
+            self.start_proxy()?;
+        }
+        Ok(())
     }
 
     /// Waits until pods can be run here: the agent is healthy and CNI is configured.
@@ -93,7 +93,7 @@ impl Node {
     pub(crate) fn wait_until_ready(&mut self) -> Result<()> {
         let conf_dir = self.layout.cni_conf_dir();
         wait_for(&format!("the CNI configuration of {}", self.layout.name), PATIENCE, || {
-            self.daemon.check()?;
+            self.daemon.as_mut().context("no node daemon runs")?.check()?;
             let lists = fs::read_dir(&conf_dir)?.flatten();
             let installed = lists.map(|e| e.path()).any(|p| p.extension().is_some_and(|e| e == "conflist"));
             Ok(installed.then_some(()))
@@ -134,7 +134,7 @@ impl Node {
         command.arg("--kubeconfig").arg(&self.kubeconfig).arg("--bpffs").arg(self.layout.bpffs());
         command.arg("--cgroup").arg(&self.layout.cgroup).arg("--state-dir").arg(self.layout.state_dir());
         command.arg("--socket").arg(self.layout.socket()).args(self.proxy_arguments.iter().flatten());
-        self.proxy = Some(Process::spawn("fairlead-proxy", &mut command, &self.logs)?);
+        self.proxy = Some(Process::spawn("fairlead-proxy", &mut command, &self.log("proxy"))?);
         Ok(())
     }
 
@@ -164,6 +164,72 @@ impl Node {
         self.proxy.as_ref().map(Process::id)
     }
 
+    /// Starts `fairlead-cni node`, which must not be running.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_daemon(&mut self) -> Result<()> {
+        let layout = &self.layout;
+        let mut command = self.place.command(binary("fairlead-cni")?)?;
+        command.args(["node", "--hostname-override", &layout.name]);
+        command.arg("--kubeconfig").arg(&self.kubeconfig);
+        command
+            .arg("--cni-bin-dir")
+            .arg(layout.cni_bin_dir())
+            .arg("--cni-conf-dir")
+            .arg(layout.cni_conf_dir());
+        command.arg("--node-file").arg(layout.node_file()).arg("--data-dir").arg(layout.cni_data_dir());
+        let socket = if self.has_proxy { layout.socket() } else { PathBuf::new() };
+        command.arg("--agent-socket").arg(socket).args(&self.daemon_arguments);
+        self.daemon = Some(Process::spawn("fairlead-cni", &mut command, &self.log("cni"))?);
+        Ok(())
+    }
+
+    /// Ends `fairlead-cni node` by a signal and waits until it is gone; its routes stay.
+    ///
+    /// # Errors
+    /// When it does not run, or does not go within ten seconds.
+    pub fn stop_daemon(&mut self, signal: Signal) -> Result<()> {
+        let daemon = self.daemon.take();
+        end(daemon.with_context(|| format!("no node daemon runs on {}", self.layout.name))?, signal)
+    }
+
+    /// Pulls the node's cable to the fabric, or puts it back.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_cable(&self, plugged: bool) -> Result<()> {
+        let port = fabric::port(self.layout.fabric_host());
+        self.fabric.ip(&["link", "set", &port, if plugged { "up" } else { "down" }]).map(drop)
+    }
+
+    /// Gives the node other addresses on its subnet, those of host `host`, and tells its Node object. As with a new lease
+    /// of DHCP, the old ones go first, and take the routes along that needed them.
+    ///
+    /// # Errors
+    /// When the kernel or the API server refuses.
+    pub(crate) fn readdress(&mut self, api: &Api, host: u8) -> Result<()> {
+        let subnet = self.layout.subnet;
+        let (ipv4, ipv6) = fabric_address(subnet, host);
+        for (old, new, bits) in
+            [(self.layout.ipv4, ipv4, SUBNET_BITS.0), (self.layout.ipv6, ipv6, SUBNET_BITS.1)]
+        {
+            self.place.ip(&["address", "del", &format!("{old}/{bits}"), "dev", fabric::UPLINK])?;
+            self.place.ip(&["address", "add", &format!("{new}/{bits}"), "dev", fabric::UPLINK])?;
+        }
+        (self.layout.ipv4, self.layout.ipv6) = (ipv4, ipv6);
+        let (v4, v6) = fabric_address(subnet, API_HOST);
+        for gateway in [v4, v6] {
+            let family = if gateway.is_ipv4() { "-4" } else { "-6" };
+            self.place.ip(&[family, "route", "replace", "default", "via", &gateway.to_string()])?;
+        }
+        let status = json!({ "status": { "addresses": addresses(&self.layout) } });
+        let nodes = kube::Api::<v1::Node>::all(api.client());
+        let (how, what) = (PatchParams::default(), Patch::Merge(status));
+        let patched = api.block_on(nodes.patch_status(&self.layout.name, &how, &what));
+        patched.map(drop).with_context(|| format!("change the addresses of Node {}", self.layout.name))
+    }
+
     /// Sets the MTU of the node's link to the fabric, at both ends.
     ///
     /// # Errors
@@ -178,10 +244,8 @@ impl Node {
     /// # Errors
     /// When it does not run, or does not go within ten seconds.
     pub fn stop_proxy(&mut self, signal: Signal) -> Result<()> {
-        let mut proxy =
-            self.proxy.take().with_context(|| format!("no agent runs on {}", self.layout.name))?;
-        proxy.signal(signal)?;
-        proxy.wait(Duration::from_secs(10)).map(drop)
+        let proxy = self.proxy.take();
+        end(proxy.with_context(|| format!("no agent runs on {}", self.layout.name))?, signal)
     }
 
     /// Waits until the agent is healthy.
@@ -228,10 +292,19 @@ impl Node {
 
     /// Reaps the node's processes once the control group has been killed.
     pub(crate) fn reap(&mut self) {
-        for process in self.proxy.iter_mut().chain([&mut self.daemon]) {
+        for mut process in self.proxy.take().into_iter().chain(self.daemon.take()) {
             process.wait(Duration::from_secs(1)).ok();
         }
     }
+
+    fn log(&self, process: &str) -> PathBuf {
+        self.logs.join(format!("{}-{process}.log", self.layout.name))
+    }
+}
+
+fn end(mut process: Process, signal: Signal) -> Result<()> {
+    process.signal(signal)?;
+    process.wait(Duration::from_secs(10)).map(drop)
 }
 
 /// What a command prints.
@@ -253,6 +326,15 @@ fn healthz(place: &Place) -> Result<(u16, String)> {
     Ok(place.netns().run(|| http_get(server, "/healthz"))??)
 }
 
+/// The addresses of a Node's status.
+fn addresses(layout: &NodeLayout) -> Value {
+    json!([
+        { "type": "InternalIP", "address": layout.ipv4 },
+        { "type": "InternalIP", "address": layout.ipv6 },
+        { "type": "Hostname", "address": layout.name },
+    ])
+}
+
 fn register(layout: &NodeLayout, api: &Api, options: &Options) -> Result<()> {
     let pod_cidrs = options.pod_cidrs.get(&layout.name).unwrap_or(&layout.pod_cidrs);
     let mut labels = json!({
@@ -269,11 +351,7 @@ fn register(layout: &NodeLayout, api: &Api, options: &Options) -> Result<()> {
     }))?;
     let status = json!({
         "status": {
-            "addresses": [
-                { "type": "InternalIP", "address": layout.ipv4 },
-                { "type": "InternalIP", "address": layout.ipv6 },
-                { "type": "Hostname", "address": layout.name },
-            ],
+            "addresses": addresses(layout),
             "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady" }],
         },
     });

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use fairlead_net::netns::Netns;
 use serde::de::DeserializeOwned;
 
+use crate::echo::{self, EchoId, EchoWatch};
 use crate::load::Load;
 use crate::netns;
 use crate::node::output;
@@ -129,6 +130,28 @@ impl Place {
         let begun = Trying(Traffic { child });
         stdin.write_all(&serde_json::to_vec(tries)?).context("tell it the tries")?;
         Ok(begun)
+    }
+
+    /// Sends an echo request with `size` bytes of data from here, and waits that long for the reply.
+    ///
+    /// # Errors
+    /// When the namespace is gone; how the echo itself went is the value.
+    pub fn echo(
+        &self,
+        id: EchoId,
+        target: IpAddr,
+        size: usize,
+        patience: Duration,
+    ) -> Result<io::Result<()>> {
+        Ok(self.netns.run(|| echo::send(id, None, target, size, patience))?)
+    }
+
+    /// Watches whose echo requests of the family of `like` arrive here.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn watch_echoes(&self, like: IpAddr) -> Result<EchoWatch> {
+        self.netns.run(|| EchoWatch::begin(like))?.context("watch for echoes")
     }
 
     /// What a kernel's table of this place counts, as in `snmp` or `snmp6` below `/proc/net`: by names such as

@@ -5,27 +5,17 @@
 //! (`fairlead-harness reach`, started by [`crate::Place`]) is given the tries on its standard input.
 
 use std::fmt;
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::echo::{self, EchoId};
 use crate::load::Load;
-use crate::netns;
-use crate::packet::checksum;
 use crate::probe;
 use crate::protocol::Protocol;
 use crate::report::FailureKind;
-
-/// Numbers of protocols.
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
-/// Types of echo messages: the request and the reply, of ICMP and of ICMPv6.
-const ECHO: [u8; 2] = [8, 0];
-const ECHO_V6: [u8; 2] = [128, 129];
 
 /// How somebody is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -119,43 +109,8 @@ fn attempt(one: &Try, patience: Duration) -> Outcome {
             Outcome::of(failure.map_or(Ok(()), |failure| Err((failure.kind, failure.text))))
         }
         Way::Echo(target) => {
-            let echoed = echo(one.source, target, patience);
+            let echoed = echo::send(EchoId::random(), one.source, target, 0, patience);
             Outcome::of(echoed.map_err(|error| (FailureKind::of(&error), error.to_string())))
-        }
-    }
-}
-
-/// Sends an echo request and waits for its reply.
-fn echo(source: Option<IpAddr>, target: IpAddr, patience: Duration) -> io::Result<()> {
-    let (protocol, [request, reply]) = if target.is_ipv4() { (ICMP, ECHO) } else { (ICMPV6, ECHO_V6) };
-    let socket = netns::raw_socket(protocol, target)?;
-    if let Some(source) = source {
-        socket.bind(source)?;
-    }
-    let socket = socket.into_connected(target)?;
-    // Identifier and sequence number tell this one from all others.
-    let own = RandomState::new().build_hasher().finish().to_be_bytes();
-    let own: [u8; 4] = [own[0], own[1], own[2], own[3]];
-    let mut message = vec![request, 0, 0, 0];
-    message.extend(own);
-    if target.is_ipv4() {
-        // Of ICMPv6 the kernel computes it.
-        let checksum = checksum(&message);
-        message[2..4].copy_from_slice(&checksum.to_be_bytes());
-    }
-    socket.send(&message)?;
-    let deadline = Instant::now() + patience;
-    let mut buffer = [0; 2048];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        socket.set_read_timeout(Some(left))?;
-        let length = socket.recv(&mut buffer)?;
-        let message = netns::payload(&buffer[..length], target.is_ipv4());
-        if message.first() == Some(&reply) && message.get(4..8) == Some(&own) {
-            return Ok(());
         }
     }
 }
@@ -163,8 +118,10 @@ fn echo(source: Option<IpAddr>, target: IpAddr, patience: Duration) -> io::Resul
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, UdpSocket};
+    use std::time::Instant;
 
     use super::*;
+    use crate::netns;
 
     const PATIENCE: Duration = Duration::from_millis(200);
 

@@ -1,94 +1,14 @@
 //! `fairlead-cni node`, from a watch of Nodes to the kernel's routes and the files on the node.
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use fairlead_net::attachment::Mac;
-use fairlead_net::exec::{self, Wiring};
-use fairlead_net::plan::{End, Plan, Step};
-use fairlead_net::routes::{Route, RouteTable};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::api::{FakeApi, node};
-use crate::host::{BINARY, Host, Pod};
-
-/// The daemon under test, killed if the test fails.
-struct Daemon(Child);
-
-impl Daemon {
-    fn start(host: &Host, api: &FakeApi) -> Self {
-        let dir = host.dir.path();
-        let kubeconfig = dir.join("kubeconfig");
-        fs::write(&kubeconfig, api.kubeconfig()).expect("write the kubeconfig");
-        let mut command = Command::new(BINARY);
-        command.args(["node", "--hostname-override", "a", "--agent-socket", "", "--kubeconfig"]);
-        command.arg(kubeconfig).arg("--cni-bin-dir").arg(dir.join("bin"));
-        command.arg("--cni-conf-dir").arg(dir.join("conf")).arg("--data-dir").arg(dir.join("data"));
-        command.arg("--node-file").arg(host.node_file()).stderr(Stdio::null());
-        Self(host.netns.enter(&mut command).spawn().expect("start the daemon"))
-    }
-
-    fn stop(mut self) {
-        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM).expect("SIGTERM");
-        assert!(self.0.wait().expect("wait").success(), "the daemon ends well");
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // Both fail after stop(), which has waited for the child.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Gives the host an uplink with 192.0.2.1 and 2001:db8::1, on whose subnets the other nodes are.
-fn uplink(host: &Host, outside: &Pod) -> Wiring {
-    let route =
-        |text: &str| Step::Route(Route { destination: text.parse().expect("destination"), gateway: None });
-    let address = |text: &str| Step::Address(text.parse().expect("address"));
-    let opening = vec![
-        Step::Up,
-        address("192.0.2.1"),
-        route("192.0.2.0/24"),
-        address("2001:db8::1"),
-        route("2001:db8::/64"),
-    ];
-    let plan = Plan {
-        host: End { ifname: "up0".into(), mac: Mac([2, 0, 0, 0, 0, 1]), steps: Vec::new() },
-        pod: End { ifname: "up1".into(), mac: Mac([2, 0, 0, 0, 0, 2]), steps: vec![Step::Up] },
-        opening,
-        mtu: Some(1400),
-    };
-    let wire = || exec::wire(&plan, &outside.netns)?.open(&plan, &outside.netns);
-    host.netns.run(wire).expect("enter").expect("wire the uplink")
-}
-
-fn routes(host: &Host) -> BTreeSet<String> {
-    let read = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-        runtime.block_on(async { RouteTable::open().expect("open").read().await.expect("read") })
-    };
-    host.netns.run(read).expect("enter").iter().map(ToString::to_string).collect()
-}
-
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(15);
-    while !holds() {
-        assert!(Instant::now() < deadline, "not within 15 s: {what}");
-        sleep(Duration::from_millis(20));
-    }
-}
-
-fn eventually_routes(host: &Host, expected: &[&str]) {
-    let expected: BTreeSet<String> = expected.iter().map(ToString::to_string).collect();
-    eventually(&format!("{expected:?}"), || routes(host) == expected);
-}
+use crate::host::{Host, Pod};
+use crate::sites::{Daemon, eventually, eventually_routes, items, uplink};
 
 #[test]
 #[ignore = "needs root: run make test"]
@@ -100,28 +20,38 @@ fn routes_follow_the_nodes_and_outlive_the_daemon() {
     let b = node("b", &["10.244.2.0/24", "fd00:2::/64"], &["192.0.2.2", "2001:db8::2"]);
     let api = FakeApi::serve(&host.netns, &[own.clone(), b]);
     let daemon = Daemon::start(&host, &api);
-    let to_b = ["10.244.2.0/24 via 192.0.2.2", "fd00:2::/64 via 2001:db8::2"];
+    let to_b = ["10.244.2.0/24 via 192.0.2.2 src 192.0.2.1", "fd00:2::/64 via 2001:db8::2 src 2001:db8::1"];
     eventually_routes(&host, &to_b);
 
     let c = node("c", &["10.244.3.0/24", "fd00:3::/64"], &["192.0.2.3", "2001:db8::3"]);
     api.send("ADDED", &c);
     eventually_routes(
         &host,
-        &[to_b[0], to_b[1], "10.244.3.0/24 via 192.0.2.3", "fd00:3::/64 via 2001:db8::3"],
+        &[
+            to_b[0],
+            to_b[1],
+            "10.244.3.0/24 via 192.0.2.3 src 192.0.2.1",
+            "fd00:3::/64 via 2001:db8::3 src 2001:db8::1",
+        ],
     );
     let moved = node("c", &["10.244.3.0/24", "fd00:3::/64"], &["192.0.2.33", "2001:db8::33"]);
     api.send("MODIFIED", &moved);
     eventually_routes(
         &host,
-        &[to_b[0], to_b[1], "10.244.3.0/24 via 192.0.2.33", "fd00:3::/64 via 2001:db8::33"],
+        &[
+            to_b[0],
+            to_b[1],
+            "10.244.3.0/24 via 192.0.2.33 src 192.0.2.1",
+            "fd00:3::/64 via 2001:db8::33 src 2001:db8::1",
+        ],
     );
-    // A node whose route the kernel refuses (not on a connected subnet) holds up no other.
-    api.send("ADDED", &node("far", &["10.244.9.0/24"], &["198.51.100.1"]));
+    // A node that can't be reached holds up no other.
+    api.send("ADDED", &node("nowhere", &["10.244.9.0/24"], &[]));
     api.send("DELETED", &c);
     eventually_routes(&host, &to_b);
 
     daemon.stop();
-    assert_eq!(routes(&host).len(), 2);
+    assert_eq!(items(&host).len(), 2);
     let api = FakeApi::serve(&host.netns, &[own]);
     let daemon = Daemon::start(&host, &api);
     eventually_routes(&host, &[]);

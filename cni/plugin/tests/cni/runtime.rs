@@ -1,5 +1,6 @@
-//! A runtime, as far as plugins can tell: it takes a list of them, hands each the result so far, and calls them backwards
-//! for DEL. It does what libcni does, and keeps what libcni keeps: the result and the runtime's configuration.
+//! A runtime, as far as plugins can tell: it takes a list of them, hands each the result so far, and calls them
+//! backwards for DEL. It does what libcni does, and keeps what libcni keeps: the result and the runtime's
+//! configuration.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -52,7 +53,8 @@ pub(crate) struct Runtime<'a> {
 }
 
 impl<'a> Runtime<'a> {
-    /// `plugins` are entries of a list; those of type fairlead-cni are the binary under test, the others in `reference`.
+    /// `plugins` are entries of a list; those of type fairlead-cni are the binary under test, the others in
+    /// `reference`.
     pub(crate) fn new(host: &'a Host, version: &'static str, plugins: Vec<Value>, reference: &Path) -> Self {
         Self { host, version, plugins, reference: reference.into(), kept: Mutex::default() }
     }

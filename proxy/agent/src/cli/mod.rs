@@ -59,9 +59,17 @@ pub struct Run {
     /// Interfaces that lead to other nodes and outside; by default those that carry the Node's InternalIPs.
     #[arg(long, value_name = "INTERFACE")]
     pub uplink: Vec<String>,
+    /// Interfaces behind which another CNI has its pods, such as the bridge cni0: to Services these pods are clients inside
+    /// the cluster. An interface need not be there yet. Fairlead's own pods need none.
+    #[arg(long, value_name = "INTERFACE", value_delimiter = ',')]
+    pub pod_interface: Vec<String>,
     /// Where the agent keeps what it must know after a restart.
     #[arg(long, value_name = "DIR", default_value = "/run/fairlead")]
     pub state_dir: PathBuf,
+    /// Where the agent remembers the API servers' own addresses, since it may find their Service by nothing else than
+    /// itself; by default api-servers.json in --state-dir, which does not outlive a reboot where that is in memory.
+    #[arg(long, value_name = "FILE")]
+    pub api_servers_file: Option<PathBuf>,
     /// Where the agent listens for the CNI plugin and the command line; by default agent.sock in --state-dir.
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
@@ -80,9 +88,16 @@ pub struct Run {
     /// Where ClusterIPs are allocated, in place of what the API's ServiceCIDR objects say.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = values::range)]
     pub service_cidr: Vec<IpNet>,
-    /// Taken for kube-proxy's sake and not used: pods are told from other clients by where their packets come in.
+    /// Where pods are: what pods send there leaves with their own address, as with --non-masquerade-cidr. Pods are told
+    /// from other clients by where their packets come in, and the podCIDRs of Nodes need not be named.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = values::range)]
     pub cluster_cidr: Vec<IpNet>,
+    /// What leaves with the node's address: what pods send to the outside of the cluster, or nothing.
+    #[arg(long, value_enum, default_value_t = Masquerade::Outside)]
+    pub masquerade: Masquerade,
+    /// Where else pods' packets go with their own address, beside the podCIDRs and addresses of Nodes.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = values::range)]
+    pub non_masquerade_cidr: Vec<IpNet>,
     /// Whose sockets are connected to a backend before a packet exists. Packets that no socket translated are
     /// translated on their way all the same; a Pod is left to that by the annotation fairlead.io/socket-lb: "off".
     #[arg(long, value_enum, default_value_t = SocketLb::Host)]
@@ -152,6 +167,15 @@ pub enum SocketLb {
     All,
 }
 
+/// What of the pods' packets leaves with the node's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Masquerade {
+    /// What goes to the outside of the cluster.
+    Outside,
+    /// Nothing: the network knows the way to pods.
+    Off,
+}
+
 /// What becomes of flows when policies change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Established {
@@ -213,6 +237,17 @@ impl Run {
             count if count == self.nodeport_addresses.len() => Ok(Some(ranges)),
             _ => Err("--nodeport-addresses: \"primary\" stands alone, without ranges".to_owned()),
         }
+    }
+
+    /// The path of the file that remembers the API servers.
+    pub fn api_servers(&self) -> PathBuf {
+        self.api_servers_file.clone().unwrap_or_else(|| self.state_dir.join("api-servers.json"))
+    }
+
+    /// The ranges that pods' packets go to with their own address, beside what Nodes say; none if they always do.
+    pub fn kept_sources(&self) -> Option<Vec<IpNet>> {
+        let named = self.cluster_cidr.iter().chain(&self.non_masquerade_cidr).copied().collect();
+        (self.masquerade == Masquerade::Outside).then_some(named)
     }
 
     /// The path of the agent's socket.

@@ -19,6 +19,7 @@ use clap::ValueEnum;
 use fairlead_abi::programs;
 use nix::net::if_::{if_indextoname, if_nameindex};
 
+use super::haste::Haste;
 use super::load::Programs;
 use super::sys::{self, LinkTarget};
 use super::{DataplaneError, Pins};
@@ -59,13 +60,18 @@ pub enum Place {
     Pod,
     /// An interface that leads to other nodes and outside.
     Uplink,
+    /// An interface behind which are pods that another CNI has wired.
+    Pods,
 }
 
 impl Place {
+    const ALL: [Self; 3] = [Self::Pod, Self::Uplink, Self::Pods];
+
     fn label(self) -> &'static str {
         match self {
             Self::Pod => "pod",
             Self::Uplink => "uplink",
+            Self::Pods => "pods",
         }
     }
 
@@ -74,7 +80,9 @@ impl Place {
             (Self::Pod, Direction::Ingress) => programs::FROM_POD,
             (Self::Pod, Direction::Egress) => programs::TO_POD,
             (Self::Uplink, Direction::Ingress) => programs::FROM_WIRE,
-            (Self::Uplink, Direction::Egress) => programs::TO_WIRE,
+            (Self::Pods, Direction::Ingress) => programs::FROM_PODS,
+            // What the node's own stack sends is looked at alike.
+            (Self::Uplink | Self::Pods, Direction::Egress) => programs::TO_WIRE,
         }
     }
 }
@@ -195,6 +203,7 @@ impl Links {
     /// # Errors
     /// When the interface is not there, or the kernel refuses.
     pub fn attach(&mut self, place: Place, ifindex: u32) -> Result<(), DataplaneError> {
+        let _haste = Haste::begin();
         for direction in Direction::BOTH {
             match self.attachment {
                 Attachment::Tcx => self.attach_tcx(place, direction, ifindex)?,
@@ -209,6 +218,7 @@ impl Links {
     /// # Errors
     /// When a pin can't be removed.
     pub fn detach(&mut self, place: Place, ifindex: u32) -> Result<(), DataplaneError> {
+        let _haste = Haste::begin();
         for direction in Direction::BOTH {
             match self.attachment {
                 Attachment::Tcx => remove(&self.path(place, direction, ifindex))?,
@@ -400,7 +410,7 @@ pub fn cleanup(bpffs: &Path) -> Result<(), DataplaneError> {
     }
     let interfaces = if_nameindex().map_err(|e| DataplaneError::new("list", "interfaces", e))?;
     for interface in &interfaces {
-        for place in [Place::Pod, Place::Uplink] {
+        for place in Place::ALL {
             for direction in Direction::BOTH {
                 detach_clsact(interface.index(), direction, place.program(direction));
             }
@@ -466,7 +476,7 @@ fn pin_name(place: Place, direction: Direction, ifindex: u32) -> String {
 fn parse(name: &str) -> Option<(Place, Direction, u32)> {
     let (place, rest) = name.split_once('-')?;
     let (ifindex, direction) = rest.split_once('-')?;
-    let place = [Place::Pod, Place::Uplink].into_iter().find(|known| known.label() == place)?;
+    let place = Place::ALL.into_iter().find(|known| known.label() == place)?;
     let direction = Direction::BOTH.into_iter().find(|known| known.label() == direction)?;
     Some((place, direction, ifindex.parse().ok()?))
 }
@@ -477,7 +487,7 @@ mod tests {
 
     #[test]
     fn a_pins_name_says_what_its_link_is_for() {
-        for place in [Place::Pod, Place::Uplink] {
+        for place in Place::ALL {
             for direction in Direction::BOTH {
                 let name = pin_name(place, direction, 42);
                 assert_eq!(parse(&name), Some((place, direction, 42)), "{name}");

@@ -20,6 +20,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::clients::Clients;
 use super::counters::Counters;
+use super::egress::EgressMap;
 use super::flows::FlowTable;
 use super::policies::{DropCounts, KernelPolicyMaps, PolicyCapacity};
 use super::services::{Batched, CapacityOf, KernelMaps};
@@ -46,6 +47,8 @@ pub struct Maps {
     pub policies: KernelPolicyMaps,
     /// How many packets each policy dropped.
     pub drop_counts: DropCounts,
+    /// [`maps::EGRESS`].
+    pub egress: EgressMap,
     /// [`maps::EVENTS`].
     pub events: RingBuf<MapData>,
 }
@@ -208,6 +211,7 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
         flows: FlowTable::new(flows, capacity(&reported, maps::PLACES)),
         policies: policy_maps(&mut ebpf, &reported)?,
         drop_counts: DropCounts(map(&mut ebpf, maps::POLICY_DROPS)?),
+        egress: EgressMap(map(&mut ebpf, maps::EGRESS)?),
         events: map(&mut ebpf, maps::EVENTS)?,
     };
     Ok(Loaded { maps, programs: Programs { ebpf }, sizes: reported })

@@ -10,11 +10,13 @@
 //! | [`load`] | the bpf filesystem, the maps, the programs through the verifier |
 //! | [`sizes`] | how much the maps hold |
 //! | [`links`] | where programs are attached |
+//! | `haste` | shorter waits for the kernel meanwhile |
 //! | [`services`] | frontends, slots, backends, source ranges and the ranges of ClusterIPs |
 //! | [`endpoints`] | local pods |
 //! | [`clients`] | network namespaces whose sockets are translated |
 //! | [`policies`] | what policies say, and what they dropped |
 //! | [`events`] | what the programs tell of drops |
+//! | [`egress`] | with whose address pods' packets leave |
 //! | [`flows`] | the sweep of the flow table |
 //! | [`counters`] | what the programs counted |
 //!
@@ -22,9 +24,11 @@
 
 pub mod clients;
 pub mod counters;
+pub mod egress;
 pub mod endpoints;
 pub mod events;
 pub mod flows;
+mod haste;
 pub mod links;
 pub mod load;
 pub mod policies;

@@ -1,8 +1,10 @@
 //! A cluster: started, used, taken down.
 
+mod members;
 mod objects;
 mod options;
 mod outside;
+mod subnets;
 mod teardown;
 
 use std::net::SocketAddr;
@@ -19,7 +21,7 @@ pub use self::teardown::{down, sweep};
 use crate::api::Api;
 use crate::control::ControlPlane;
 use crate::faults::Faults;
-use crate::layout::{Layout, NodeLayout};
+use crate::layout::{API_HOST, Layout, MAIN_SUBNET, NodeLayout};
 use crate::node::Node;
 use crate::place::Place;
 use crate::process::{Process, binary};
@@ -29,8 +31,6 @@ use crate::{cgroup, fabric, netns, upgrade};
 pub const DEMO_DIR: &str = "/run/fairlead-demo";
 /// Where clusters of tests and benchmarks have their directories.
 pub const TEST_DIR: &str = "/run/fairlead-test";
-/// The API server's.
-const API_HOST: u8 = 1;
 
 /// A running cluster; dropped, it is taken down, and if that is by a panic, its logs are shown.
 pub struct Cluster {
@@ -39,6 +39,7 @@ pub struct Cluster {
     api: Api,
     /// The loopback port that leads to the API server.
     relay: SocketAddr,
+    options: Options,
     nodes: Vec<Node>,
     processes: Vec<Process>,
     kept: bool,
@@ -51,19 +52,20 @@ impl Cluster {
     /// When any part can't be started; everything is taken down again then.
     pub fn start(options: Options) -> Result<Self> {
         let (dir, prefix) = options.place.clone().unwrap_or_else(options::unique_place);
-        let layout = Layout::new(&prefix, &dir, options.nodes)?;
+        let layout =
+            Layout { subnets: options.subnets.clone(), ..Layout::new(&prefix, &dir, options.nodes)? };
         if dir.exists() {
             bail!("{} is there already: an earlier cluster is still up, or crashed", dir.display());
         }
         layout.write()?;
         let guard = teardown::Teardown(Some(layout.clone()));
         (options.progress)(&format!("fabric, {} nodes and an outside client", options.nodes));
-        make_namespaces(&layout)?;
+        make_namespaces(&layout, &options)?;
         let control_plane = ControlPlane::choose()?;
         (options.progress)(&format!("API server: {control_plane}"));
         let (api, relay, mut processes) = control_plane.start(&layout)?;
         let mut nodes = Vec::new();
-        for node in layout.nodes() {
+        for node in layout.nodes().filter(|node| !options.late.contains(&node.name)) {
             (options.progress)(&format!("{}: agent and node daemon", node.name));
             nodes.push(Node::start(&layout, node, &api, &options)?);
         }
@@ -75,7 +77,7 @@ impl Cluster {
             node.wait_until_ready()?;
         }
         guard.disarm();
-        Ok(Self { layout, control_plane, api, relay, nodes, processes, kept: false })
+        Ok(Self { layout, control_plane, api, relay, options, nodes, processes, kept: false })
     }
 
     /// Which API server it runs on.
@@ -174,12 +176,13 @@ impl Drop for Cluster {
     }
 }
 
-fn make_namespaces(layout: &Layout) -> Result<()> {
+fn make_namespaces(layout: &Layout, options: &Options) -> Result<()> {
     cgroup::create(&layout.outside_cgroup())?;
     let fabric = netns::create(&layout.fabric_netns())?.keep();
-    fabric::create(&fabric, API_HOST)?;
+    fabric::create(&fabric, MAIN_SUBNET, API_HOST)?;
     outside::make_client(layout, &fabric, &netns::create(&layout.client_netns())?.keep())?;
-    for node in layout.nodes() {
+    subnets::make(layout)?;
+    for node in layout.nodes().filter(|node| !options.late.contains(&node.name)) {
         make_node(&fabric, &node)?;
     }
     Ok(())
@@ -189,6 +192,6 @@ fn make_node(fabric: &Netns, node: &NodeLayout) -> Result<()> {
     cgroup::create(&node.host_cgroup())?;
     cgroup::create(&node.pods_cgroup())?;
     let netns = netns::create(&node.netns)?.keep();
-    fabric::join(fabric, &netns, node.fabric_host())?;
-    fabric::add_default_routes(&netns, API_HOST)
+    fabric::join(fabric, &netns, node.subnet, node.fabric_host())?;
+    fabric::add_default_routes(&netns, node.subnet, API_HOST)
 }

@@ -1,6 +1,6 @@
 //! What kind of cluster to start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -25,6 +25,12 @@ pub struct Options {
     pub node_labels: BTreeMap<String, BTreeMap<String, String>>,
     /// The networks of a node's pods, IPv4 and IPv6, by the node's name, instead of those of its layout.
     pub pod_cidrs: BTreeMap<String, [String; 2]>,
+    /// The subnets of nodes that are on another than the usual one, by the nodes' names.
+    pub subnets: BTreeMap<String, u8>,
+    /// The nodes that join later.
+    pub late: BTreeSet<String>,
+    /// More arguments for `fairlead-cni node`.
+    pub cni_arguments: Vec<String>,
     /// Told each step as it begins.
     pub progress: fn(&str),
 }
@@ -39,6 +45,9 @@ impl Default for Options {
             node_arguments: BTreeMap::new(),
             node_labels: BTreeMap::new(),
             pod_cidrs: BTreeMap::new(),
+            subnets: BTreeMap::new(),
+            late: BTreeSet::new(),
+            cni_arguments: Vec::new(),
             progress: |_| {},
         }
     }
@@ -77,6 +86,28 @@ impl Options {
     #[must_use]
     pub fn with_pod_cidrs(mut self, node: &str, cidrs: [&str; 2]) -> Self {
         self.pod_cidrs.insert(node.to_owned(), cidrs.map(str::to_owned));
+        self
+    }
+
+    /// The same with that node on another subnet: a bridge of its own, behind a router that knows no pods. It forwards
+    /// what comes from the fabric's own addresses and drops all else, as networks of clouds do.
+    #[must_use]
+    pub fn with_subnet(mut self, node: &str, subnet: u8) -> Self {
+        self.subnets.insert(node.to_owned(), subnet);
+        self
+    }
+
+    /// The same without that node at first: [`Cluster::join`](super::Cluster::join) brings it.
+    #[must_use]
+    pub fn with_late(mut self, node: &str) -> Self {
+        self.late.insert(node.to_owned());
+        self
+    }
+
+    /// The same with more arguments for every node's `fairlead-cni node`.
+    #[must_use]
+    pub fn with_cni_arguments(mut self, arguments: &[&str]) -> Self {
+        self.cni_arguments.extend(arguments.iter().map(ToString::to_string));
         self
     }
 

@@ -16,8 +16,10 @@ use anyhow::Result;
 use fairlead_net::netns::Netns;
 
 use super::Cluster;
-use crate::layout::{Layout, fabric_address};
+use crate::layout::{Layout, MAIN_SUBNET, fabric_address};
 use crate::place::Place;
+use crate::process::{Process, binary};
+use crate::protocol::{Port, Protocol};
 use crate::{fabric, netns};
 
 /// The outside client's host numbers on the fabric.
@@ -28,9 +30,9 @@ const FAR_LINK: &str = "far";
 
 /// Makes the client on the fabric.
 pub(super) fn make_client(layout: &Layout, fabric: &Netns, client: &Netns) -> Result<()> {
-    fabric::join(fabric, client, *CLIENT_HOSTS.start())?;
+    fabric::join(fabric, client, MAIN_SUBNET, *CLIENT_HOSTS.start())?;
     let client = Place::new(client.clone(), &layout.outside_cgroup());
-    for (v4, v6) in CLIENT_HOSTS.skip(1).map(fabric_address) {
+    for (v4, v6) in CLIENT_HOSTS.skip(1).map(|host| fabric_address(MAIN_SUBNET, host)) {
         client.ip(&["address", "add", &format!("{v4}/24"), "dev", fabric::UPLINK])?;
         // Deprecated from its beginning, so that nobody has it who does not ask for it.
         client.ip(&["address", "add", &format!("{v6}/64"), "dev", fabric::UPLINK, "preferred_lft", "0"])?;
@@ -47,9 +49,25 @@ impl Cluster {
         Place::open(&self.layout.client_netns(), &self.layout.outside_cgroup())
     }
 
+    /// Starts a server beside that client, which answers on `port` by every protocol as the pod `name` would.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn serve_outside(&mut self, name: &str, port: u16) -> Result<()> {
+        let mut command = self.client()?.command(binary("fairlead-harness")?)?;
+        command.args(["serve", "--pod", name]);
+        for protocol in Protocol::ALL {
+            command.arg("--port").arg(Port { number: port, protocol }.to_string());
+        }
+        let (server, _) = Process::announced(name, &mut command, &self.layout.log(name))?;
+        self.processes.push(server);
+        Ok(())
+    }
+
     /// The addresses of that client, of the family of `like`; the first is the one it uses unasked.
     pub fn client_addresses(&self, like: IpAddr) -> Vec<IpAddr> {
-        CLIENT_HOSTS.map(fabric_address).map(|(v4, v6)| if like.is_ipv4() { v4 } else { v6 }).collect()
+        let addresses = CLIENT_HOSTS.map(|host| fabric_address(MAIN_SUBNET, host));
+        addresses.map(|(v4, v6)| if like.is_ipv4() { v4 } else { v6 }).collect()
     }
 
     /// Sends what is for `address` to that node, from the client and from the fabric, and so from wherever the fabric
@@ -158,7 +176,7 @@ impl Cluster {
 }
 
 /// Forwards without telling anyone of a shorter way: hosts of these tests keep to the routes they are given.
-fn forward(place: &Place) -> Result<()> {
+pub(super) fn forward(place: &Place) -> Result<()> {
     for (setting, value) in [
         ("ipv4/ip_forward", "1"),
         ("ipv6/conf/all/forwarding", "1"),

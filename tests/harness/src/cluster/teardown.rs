@@ -82,7 +82,7 @@ pub(super) fn remove(layout: &Layout) -> Result<()> {
     outcome
 }
 
-fn unmount_below(dir: &Path) -> Result<()> {
+pub(super) fn unmount_below(dir: &Path) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
     for point in points.filter(|point| point.starts_with(dir)) {

@@ -8,7 +8,7 @@ use fairlead_prog_tests::node::SNAT_FIRST;
 use fairlead_prog_tests::{Case, FAMILIES, Family, Hook, Node, Packet, Pod, Then, Transport};
 
 use crate::policy_plain::POLICY;
-use crate::{CLIENT_PORT, OPENERS, SERVICE_PORT, TARGET_PORT, at, every, later};
+use crate::{CLIENT_PORT, SERVICE_PORT, TARGET_PORT, at, every, later};
 
 const A: Hook = Hook::FromPod(Pod::A);
 const WIRE: Hook = Hook::FromWire;

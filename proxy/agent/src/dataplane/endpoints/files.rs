@@ -1,7 +1,7 @@
 //! The files by which a restarted agent knows the pods of its node: one registration each.
 
 use std::fs;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use fairlead_net::agent::Registration;
@@ -46,9 +46,7 @@ pub(super) fn read(path: &Path) -> io::Result<Registration> {
 /// Writes the file in one step, so that a crash leaves the old one or the new one.
 pub(super) fn write(path: &Path, registration: &Registration) -> io::Result<()> {
     let fresh = path.with_extension("tmp");
-    let mut file = fs::File::create(&fresh)?;
-    serde_json::to_writer(&mut file, registration)?;
-    file.flush()?;
+    fs::write(&fresh, serde_json::to_vec(registration)?)?;
     fs::rename(&fresh, path)
 }
 
