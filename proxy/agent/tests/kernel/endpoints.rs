@@ -177,7 +177,7 @@ fn packets_pass_a_pods_queue_while_it_limits_anything_or_the_plugin_says_so() {
         drop((links, endpoints));
 
         tc("qdisc del dev plain root");
-        let (links, mut endpoints) = room.start(Datapath::Tcx);
+        let (links, endpoints) = room.start(Datapath::Tcx);
         assert_eq!(
             [is_shaped(&room, &plain), is_shaped(&room, &limited)],
             [false, true],
