@@ -34,9 +34,6 @@ const MUCH: usize = 1 << 20;
 /// Datagrams of one socket that may be lost until every part of the way has said what fits.
 const TO_LEARN: u32 = 12;
 
-/// Whether pods are seen outside by their node's address, and so can be answered.
-pub const MASQUERADED: bool = false;
-
 /// An end of a way.
 #[derive(Debug)]
 pub struct End {
@@ -107,6 +104,8 @@ impl fmt::Display for Way<'_> {
 /// The ends in a cluster.
 pub struct Paths {
     ends: Vec<End>,
+    /// Whether pods are seen outside by their node's address, and so can be answered.
+    masquerades: bool,
 }
 
 impl Paths {
@@ -138,7 +137,13 @@ impl Paths {
         }
         let ips = [outside_address(cluster, IPV4)?, outside_address(cluster, IPV6)?];
         ends.push(End { name: "outside".to_owned(), place: cluster.client()?, ips, kind: Kind::Outside });
-        Ok(Self { ends })
+        Ok(Self { ends, masquerades: true })
+    }
+
+    /// The same where nobody masquerades: what is outside can't answer pods.
+    #[must_use]
+    pub fn without_masquerade(self) -> Self {
+        Self { masquerades: false, ..self }
     }
 
     /// The end of that name.
@@ -259,7 +264,9 @@ impl Paths {
         let own = way.from.address(way.like);
         let is_remote = way.to.kind == Kind::Outside;
         Ok(match &way.from.kind {
-            Kind::Pod(node) if is_remote && MASQUERADED => Some(self.end(&host_of(node))?.address(way.like)),
+            Kind::Pod(node) if is_remote && self.masquerades => {
+                Some(self.end(&host_of(node))?.address(way.like))
+            }
             Kind::Pod(_) if is_remote => None,
             _ => Some(own),
         })

@@ -15,19 +15,22 @@ const ICMPV6: u8 = 58;
 const ECHO: [u8; 2] = [8, 0];
 const ECHO_V6: [u8; 2] = [128, 129];
 
-/// Identifier and sequence number of an echo, which tell it from all others.
+/// What an echo's data begin with, which tells it from all others. Its identifier may be another one on the way, where
+/// it is masqueraded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EchoId([u8; 4]);
+pub struct EchoId([u8; 8]);
+
+/// The length of an echo's header.
+const HEADER: usize = 8;
 
 impl EchoId {
     /// One that nobody else has, as good as certainly.
     pub fn random() -> Self {
-        let random = RandomState::new().build_hasher().finish().to_be_bytes();
-        Self([random[0], random[1], random[2], random[3]])
+        Self(RandomState::new().build_hasher().finish().to_be_bytes())
     }
 }
 
-/// Sends an echo request with `size` bytes of data and waits for its reply, with the same data.
+/// Sends an echo request with its id and `size` bytes of data and waits for its reply, with the same data.
 pub(crate) fn send(
     id: EchoId,
     source: Option<IpAddr>,
@@ -42,6 +45,7 @@ pub(crate) fn send(
     }
     let socket = socket.into_connected(target)?;
     let mut message = vec![request, 0, 0, 0];
+    message.extend(&id.0[..HEADER - 4]);
     message.extend(id.0);
     message.extend((0..size).map(|n| n as u8));
     if target.is_ipv4() {
@@ -100,7 +104,10 @@ fn receive(
         socket.set_read_timeout(Some(left))?;
         let (length, from) = socket.recv_from(&mut buffer)?;
         let message = netns::payload(&buffer[..length], like.is_ipv4());
-        if message.first() == Some(&kind) && message.get(4..8) == Some(&id.0) && fits(message) {
+        if message.first() == Some(&kind)
+            && message.get(HEADER..).is_some_and(|data| data.starts_with(&id.0))
+            && fits(message)
+        {
             return Ok(from.ip());
         }
     }
