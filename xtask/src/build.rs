@@ -1,10 +1,14 @@
 //! Building, and running what was built.
 
+use std::fs;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::command::{cargo, run, say, target};
+
+/// What runs on nodes. `.cargo/link-statically` sees to it that these run on any distribution's.
+const SHIPPED: [&str; 2] = ["fairlead-cni", "fairlead-proxy"];
 
 /// Builds everything; the eBPF programs are compiled by `ebpf/object`'s build script.
 pub(crate) fn all(release: bool) -> Result<()> {
@@ -13,7 +17,16 @@ pub(crate) fn all(release: bool) -> Result<()> {
     if release {
         command.arg("--release");
     }
-    run(&mut command)
+    run(&mut command)?;
+    if release { SHIPPED.into_iter().try_for_each(say_size) } else { Ok(()) }
+}
+
+/// Says how large a release binary is.
+fn say_size(name: &str) -> Result<()> {
+    let path = target().join("release").join(name);
+    let size = fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?.len();
+    say(&format!("{}: {:.1} MiB", path.display(), size as f64 / f64::from(1 << 20)));
+    Ok(())
 }
 
 /// The demo: a two-node cluster on this machine.

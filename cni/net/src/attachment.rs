@@ -5,6 +5,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// How the Ethernet addresses of the two sides begin.
+const HOST_SIDE: u8 = 0x0e;
+const POD_SIDE: u8 = 0x0a;
+
 /// An Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mac(pub [u8; 6]);
@@ -15,6 +19,27 @@ impl fmt::Display for Mac {
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }
+
+/// Reads what [`Mac`]'s Display writes, and with dashes too; a group's address and zero are no interface's.
+impl FromStr for Mac {
+    type Err = MacError;
+
+    fn from_str(text: &str) -> Result<Self, MacError> {
+        let byte = |part: &str| match part.as_bytes() {
+            [a, b] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => u8::from_str_radix(part, 16).ok(),
+            _ => None,
+        };
+        let bytes: Option<Vec<u8>> = text.split([':', '-']).map(byte).collect();
+        let bytes = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+        let unicast = bytes.filter(|bytes| bytes[0] & 1 == 0 && *bytes != [0; 6]);
+        unicast.map(Self).ok_or_else(|| MacError(text.into()))
+    }
+}
+
+/// A text that is no Ethernet address which an interface could have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no Ethernet address of an interface")]
+pub struct MacError(String);
 
 /// The rule of the CNI specification that an identifier breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -73,7 +98,7 @@ impl Attachment {
     /// The container side's Ethernet address.
     #[must_use]
     pub fn pod_mac(&self) -> Mac {
-        self.mac(0x0a)
+        self.mac(POD_SIDE)
     }
 
     /// The host side's Ethernet address.
@@ -82,7 +107,17 @@ impl Attachment {
     /// udev's MACAddressPolicy, and the two ends' neighbour entries can be planned before the links exist.
     #[must_use]
     pub fn host_mac(&self) -> Mac {
-        self.mac(0x0e)
+        self.mac(HOST_SIDE)
+    }
+
+    /// Whether an interface of the host with this name and Ethernet address was made for some attachment: both come
+    /// from one digest.
+    #[must_use]
+    pub fn is_host_side(ifname: &str, mac: Mac) -> bool {
+        let [first, rest @ ..] = mac.0;
+        let digits = ifname.strip_prefix("fl").filter(|digits| digits.len() == 11);
+        let hex = rest.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        first == HOST_SIDE && digits.is_some_and(|digits| digits.starts_with(&hex))
     }
 
     /// `first` must have the locally administered bit (2) set and the group bit (1) clear.
@@ -160,6 +195,15 @@ mod tests {
             assert_eq!(mac.0[0] & 0b11, 0b10, "{mac}");
         }
         assert_ne!(attachment.pod_mac(), attachment.host_mac());
+    }
+
+    #[test]
+    fn the_hosts_side_is_known_by_its_name_and_ethernet_address_together() {
+        let [a, b] = ["a", "b"].map(|id| Attachment::new(id, "eth0").expect("valid"));
+        assert!(Attachment::is_host_side(&a.host_ifname(), a.host_mac()));
+        assert!(!Attachment::is_host_side(&a.host_ifname(), b.host_mac()));
+        assert!(!Attachment::is_host_side(&a.host_ifname(), a.pod_mac()));
+        assert!(!Attachment::is_host_side("flannel.1", a.host_mac()));
     }
 
     #[test]

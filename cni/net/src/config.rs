@@ -3,6 +3,7 @@
 //! Parsed field by field, so that an error names the field. Fields that are not ours are ignored, as the CNI
 //! specification asks (runtimes and chained plugins add their own).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::agent::DEFAULT_SOCKET;
-use crate::attachment::is_identifier;
+use crate::attachment::{Attachment, is_identifier};
 
 /// The plugin's name, in configurations and as a file.
 pub const PLUGIN: &str = "fairlead-cni";
@@ -74,16 +75,17 @@ pub enum ConfigError {
     /// A field is missing or has a value that makes no sense.
     #[error("{field}: {problem}")]
     Field {
-        /// The field's name.
-        field: &'static str,
+        /// The field's name, or its path.
+        field: String,
         /// What is wrong with it.
         problem: String,
     },
 }
 
 impl ConfigError {
-    fn field(field: &'static str, problem: impl Into<String>) -> Self {
-        Self::Field { field, problem: problem.into() }
+    /// A field that is missing or makes no sense.
+    pub fn field(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Field { field: field.into(), problem: problem.into() }
     }
 }
 
@@ -102,6 +104,8 @@ pub struct NetConf {
     pub agent_socket: Option<PathBuf>,
     /// The pods' MTU in bytes, over the node file's.
     pub mtu: Option<u32>,
+    /// Everything that the configuration holds, for what only some verbs ask for.
+    fields: Map<String, Value>,
 }
 
 impl NetConf {
@@ -138,7 +142,40 @@ impl NetConf {
                 _ => Some(path(&object, "agentSocket", DEFAULT_SOCKET)?),
             },
             mtu,
+            fields: object,
         })
+    }
+
+    /// What the configuration says at `name`; None if nothing or null.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&Value> {
+        self.fields.get(name).filter(|value| !value.is_null())
+    }
+
+    /// The attachments that the runtime still knows (`cni.dev/valid-attachments`), which GC must leave alone.
+    ///
+    /// Runtimes give the list also as `cni.dev/attachments`, because the specification named it so for a while.
+    ///
+    /// # Errors
+    /// When it is missing, and not merely empty: everything would be removed; or when an entry makes no sense.
+    pub fn valid_attachments(&self) -> Result<BTreeSet<Attachment>, ConfigError> {
+        const FIELD: &str = "cni.dev/valid-attachments";
+        #[derive(Deserialize)]
+        struct Entry {
+            #[serde(rename = "containerID")]
+            container_id: String,
+            ifname: String,
+        }
+        let list = self.field(FIELD).or_else(|| self.field("cni.dev/attachments"));
+        let list = list.ok_or_else(|| ConfigError::field(FIELD, "is missing"))?;
+        let entries = list.as_array().ok_or_else(|| ConfigError::field(FIELD, "is no list"))?;
+        let read = |(n, entry): (usize, &Value)| {
+            let wrong = |problem: String| ConfigError::field(format!("{FIELD}[{n}]"), problem);
+            let entry =
+                Entry::deserialize(entry).map_err(|error: serde_json::Error| wrong(error.to_string()))?;
+            Attachment::new(&entry.container_id, &entry.ifname).map_err(|error| wrong(error.to_string()))
+        };
+        entries.iter().enumerate().map(read).collect()
     }
 }
 
@@ -201,6 +238,12 @@ impl NodeFile {
         if file.pod_cidrs.is_empty() {
             return Err(malformed("podCIDRs is empty".into()));
         }
+        for (n, cidr) in file.pod_cidrs.iter().enumerate() {
+            let overlaps = |other: &&IpNet| other.contains(cidr) || cidr.contains(*other);
+            if let Some(other) = file.pod_cidrs[..n].iter().find(overlaps) {
+                return Err(malformed(format!("podCIDRs: {cidr} overlaps {other}")));
+            }
+        }
         file.mtu.map_or(Ok(()), check_mtu).map_err(|problem| malformed(format!("mtu: {problem}")))?;
         Ok(file)
     }
@@ -218,7 +261,7 @@ fn parse_version(object: &Map<String, Value>) -> Result<Option<String>, ConfigEr
     optional(object, "cniVersion")
 }
 
-fn path(object: &Map<String, Value>, field: &'static str, default: &str) -> Result<PathBuf, ConfigError> {
+fn path(object: &Map<String, Value>, field: &str, default: &str) -> Result<PathBuf, ConfigError> {
     let path = optional(object, field)?.unwrap_or_else(|| PathBuf::from(default));
     if path.is_absolute() {
         Ok(path)
@@ -227,14 +270,11 @@ fn path(object: &Map<String, Value>, field: &'static str, default: &str) -> Resu
     }
 }
 
-fn required<T: DeserializeOwned>(object: &Map<String, Value>, field: &'static str) -> Result<T, ConfigError> {
+fn required<T: DeserializeOwned>(object: &Map<String, Value>, field: &str) -> Result<T, ConfigError> {
     optional(object, field)?.ok_or_else(|| ConfigError::field(field, "is missing"))
 }
 
-fn optional<T: DeserializeOwned>(
-    object: &Map<String, Value>,
-    field: &'static str,
-) -> Result<Option<T>, ConfigError> {
+fn optional<T: DeserializeOwned>(object: &Map<String, Value>, field: &str) -> Result<Option<T>, ConfigError> {
     object
         .get(field)
         .map_or(Ok(None), Option::<T>::deserialize)
@@ -251,7 +291,8 @@ mod tests {
 
     #[test]
     fn a_short_configuration_gets_the_defaults() {
-        let conf = NetConf::parse(br#"{"cniVersion":"1.0.0","name":"pods","type":"fairlead-cni"}"#);
+        let json = br#"{"cniVersion":"1.0.0","name":"pods","type":"fairlead-cni"}"#;
+        let conf = NetConf::parse(json);
         let expected = NetConf {
             version: Version::V1_0_0,
             name: "pods".into(),
@@ -259,6 +300,7 @@ mod tests {
             data_dir: DEFAULT_DATA_DIR.into(),
             agent_socket: Some(DEFAULT_SOCKET.into()),
             mtu: None,
+            fields: serde_json::from_slice(json).expect("JSON"),
         };
         assert_eq!(conf.expect("valid"), expected);
     }
@@ -306,6 +348,33 @@ mod tests {
     }
 
     #[test]
+    fn the_attachments_to_keep_may_be_none_but_must_be_said() {
+        let parse = |list: &str| {
+            let json = format!(r#"{{"cniVersion":"1.1.0","name":"a","type":"fairlead-cni"{list}}}"#);
+            let valid = NetConf::parse(json.as_bytes()).expect("valid").valid_attachments();
+            valid.map_err(|error| error.to_string())
+        };
+        assert_eq!(parse(r#","cni.dev/valid-attachments":[]"#), Ok(BTreeSet::new()));
+        let one = r#"[{"containerID":"a","ifname":"eth0"}]"#;
+        let expected = BTreeSet::from(["a/eth0".parse().expect("valid")]);
+        assert_eq!(parse(&format!(r#","cni.dev/valid-attachments":{one}"#)), Ok(expected.clone()));
+        assert_eq!(parse(&format!(r#","cni.dev/attachments":{one}"#)), Ok(expected));
+        for (list, problem) in [
+            ("", ": is missing"),
+            (r#","cni.dev/valid-attachments":null"#, ": is missing"),
+            (r#","cni.dev/valid-attachments":{}"#, ": is no list"),
+            (r#","cni.dev/valid-attachments":[{"containerID":"a"}]"#, "[0]: missing field `ifname`"),
+            (
+                r#","cni.dev/valid-attachments":[{"containerID":"../a","ifname":"eth0"}]"#,
+                "[0]: container id \"../a\" ",
+            ),
+        ] {
+            let error = parse(list).expect_err("refused");
+            assert!(error.starts_with(&format!("cni.dev/valid-attachments{problem}")), "{list}: {error}");
+        }
+    }
+
+    #[test]
     fn a_node_file_without_ranges_or_with_bad_ones_is_malformed() {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("node.json");
@@ -314,6 +383,9 @@ mod tests {
             fs::write(&path, json).expect("write");
             assert!(matches!(NodeFile::read(&path), Err(NodeFileError::Malformed { .. })), "{json}");
         }
+        fs::write(&path, r#"{"podCIDRs":["10.0.0.0/24","fd00::/64","10.0.0.128/25"]}"#).expect("write");
+        let error = NodeFile::read(&path).expect_err("overlapping").to_string();
+        assert!(error.ends_with("podCIDRs: 10.0.0.128/25 overlaps 10.0.0.0/24"), "{error}");
         fs::write(&path, r#"{"podCIDRs":["10.244.1.0/24","fd00:1::/64"],"mtu":1450}"#).expect("write");
         let file = NodeFile::read(&path).expect("valid");
         assert_eq!((file.pod_cidrs.len(), file.mtu), (2, Some(1450)));

@@ -12,16 +12,21 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use nix::net::if_::if_nametoindex;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State};
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use crate::netlink::Kernel;
-use crate::netns::{Netns, NetnsError};
+use crate::netns::{self, Netns, NetnsError};
 use crate::plan::{Plan, Step};
 use crate::routes::route_message;
+use crate::shaping::{self, Limit};
 
 /// What went wrong while wiring a pod.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +53,8 @@ pub enum WireError {
 }
 
 impl WireError {
-    fn step<E: Into<io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> Self {
+    /// For `.map_err(WireError::step("set up eth0"))`.
+    pub(crate) fn step<E: Into<io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> Self {
         let step = step.into();
         move |source| Self::Step { step, source: source.into() }
     }
@@ -60,9 +66,18 @@ const CARRIER_PATIENCE: Duration = Duration::from_secs(1);
 /// A pod's veth pair. Dropping it removes the pair, unless it is kept.
 #[must_use]
 pub struct Wiring {
+    host: Guard,
+    /// The pod's: a conversation stays with the namespace that it was opened in.
+    pod: Kernel,
+    pod_ifindex: u32,
+    netns_cookie: Option<u64>,
+}
+
+/// The host's end, which takes the pod's with it.
+struct Guard {
     kernel: Kernel,
-    host_ifname: String,
-    host_ifindex: u32,
+    ifname: String,
+    index: u32,
     kept: bool,
 }
 
@@ -70,31 +85,37 @@ impl Wiring {
     /// The interface index of the host side.
     #[must_use]
     pub fn host_ifindex(&self) -> u32 {
-        self.host_ifindex
+        self.host.index
+    }
+
+    /// The cookie of the pod's namespace ([`netns::current_cookie`]); none on a kernel that has none.
+    #[must_use]
+    pub fn netns_cookie(&self) -> Option<u64> {
+        self.netns_cookie
     }
 
     /// Carries out the opening of `plan`, the one that the pair was made by, and waits for the carrier at the pod's end.
     ///
     /// # Errors
-    /// When the pod can't be entered or the kernel refuses a step; the pair is removed then.
-    pub fn open(self, plan: &Plan, pod: &Netns) -> Result<Self, WireError> {
-        apply(&self.kernel, &plan.host.ifname, &plan.opening, self.host_ifindex)?;
-        pod.run(|| await_carrier(&plan.pod.ifname))??;
+    /// When the kernel refuses a step; the pair is removed then.
+    pub fn open(self, plan: &Plan) -> Result<Self, WireError> {
+        apply(&self.host.kernel, &plan.host.ifname, &plan.opening, self.host.index)?;
+        await_carrier(&self.pod, &plan.pod.ifname, self.pod_ifindex)?;
         Ok(self)
     }
 
     /// Leaves the pair in place.
     pub fn keep(mut self) {
-        self.kept = true;
+        self.host.kept = true;
     }
 }
 
-impl Drop for Wiring {
+impl Drop for Guard {
     fn drop(&mut self) {
         if !self.kept
-            && let Err(error) = delete(&self.kernel, self.host_ifindex)
+            && let Err(error) = delete(&self.kernel, self.index)
         {
-            tracing::warn!(%error, ifname = self.host_ifname, "a pod's interface is left behind");
+            tracing::warn!(%error, ifname = self.ifname, "a pod's interface is left behind");
         }
     }
 }
@@ -107,15 +128,17 @@ impl Drop for Wiring {
 pub fn wire(plan: &Plan, pod: &Netns) -> Result<Wiring, WireError> {
     let kernel = Kernel::open().map_err(WireError::step("open rtnetlink"))?;
     create(&kernel, plan, pod)?;
-    // Guarded from here on: whatever fails below, dropping the wiring removes the pair.
     let index = index_of(&plan.host.ifname)?;
-    let wiring = Wiring { kernel, host_ifname: plan.host.ifname.clone(), host_ifindex: index, kept: false };
-    pod.run(|| {
+    // Whatever fails from here on, dropping the guard removes the pair.
+    let host = Guard { kernel, ifname: plan.host.ifname.clone(), index, kept: false };
+    let (pod, pod_ifindex, netns_cookie) = pod.run(|| -> Result<_, WireError> {
         let kernel = Kernel::open().map_err(WireError::step("open rtnetlink in the pod"))?;
-        apply(&kernel, &plan.pod.ifname, &plan.pod.steps, index_of(&plan.pod.ifname)?)
+        let index = index_of(&plan.pod.ifname)?;
+        apply(&kernel, &plan.pod.ifname, &plan.pod.steps, index)?;
+        Ok((kernel, index, netns::current_cookie().ok()))
     })??;
-    apply(&wiring.kernel, &plan.host.ifname, &plan.host.steps, index)?;
-    Ok(wiring)
+    apply(&host.kernel, &plan.host.ifname, &plan.host.steps, index)?;
+    Ok(Wiring { host, pod, pod_ifindex, netns_cookie })
 }
 
 /// Removes the interface `host_ifname` from the calling thread's namespace, and with it the pod's end. False
@@ -127,8 +150,16 @@ pub fn unwire(host_ifname: &str) -> Result<bool, WireError> {
     let Ok(index) = if_nametoindex(host_ifname) else {
         return Ok(false);
     };
+    remove(index, host_ifname)
+}
+
+/// As [`unwire`], for the very interface with this index, which is called `ifname`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove(index: u32, ifname: &str) -> Result<bool, WireError> {
     let kernel = Kernel::open().map_err(WireError::step("open rtnetlink"))?;
-    delete(&kernel, index).map_err(WireError::step(format!("remove {host_ifname}")))
+    delete(&kernel, index).map_err(WireError::step(format!("remove {ifname}")))
 }
 
 /// Both ends in one request: the pod's is born in its namespace, and never seen on the host.
@@ -180,19 +211,16 @@ fn delete(kernel: &Kernel, index: u32) -> io::Result<bool> {
 
 fn apply(kernel: &Kernel, ifname: &str, steps: &[Step], index: u32) -> Result<(), WireError> {
     for step in steps {
-        take(kernel, ifname, index, step)
-            .map_err(WireError::step(format!("{ifname}: {}", describe(step))))?;
+        take(kernel, ifname, index, step).map_err(WireError::step(format!("{ifname}: {step}")))?;
     }
     Ok(())
 }
 
 /// The kernel tells an interface of its carrier in its own time, and drops what it is to send until then.
-fn await_carrier(ifname: &str) -> Result<(), WireError> {
+fn await_carrier(kernel: &Kernel, ifname: &str, index: u32) -> Result<(), WireError> {
     let failed = || WireError::step(format!("{ifname}: wait for its carrier"));
-    let kernel = Kernel::open().map_err(failed())?;
-    let index = index_of(ifname)?;
     let deadline = Instant::now() + CARRIER_PATIENCE;
-    while !is_operational(&kernel, index).map_err(failed())? {
+    while !is_operational(kernel, index).map_err(failed())? {
         if Instant::now() > deadline {
             tracing::warn!(ifname, "no carrier yet");
             break;
@@ -217,6 +245,11 @@ fn take(kernel: &Kernel, ifname: &str, index: u32, step: &Step) -> io::Result<()
         Step::Sysctl { family, key, value } => {
             fs::write(format!("/proc/sys/net/{family}/conf/{ifname}/{key}"), value)
         }
+        Step::Alias(alias) => kernel.ask(async |handle| {
+            let message = LinkUnspec::new_with_index(index).alias(alias.as_str()).build();
+            handle.link().change(message).execute().await
+        }),
+        Step::Limit(limit) => kernel.ask(async |handle| limit_queue(handle, index, *limit).await),
         Step::Up => kernel.ask(async |handle| {
             handle.link().change(LinkUnspec::new_with_index(index).up().build()).execute().await
         }),
@@ -239,12 +272,19 @@ fn take(kernel: &Kernel, ifname: &str, index: u32, step: &Step) -> io::Result<()
     }
 }
 
-fn describe(step: &Step) -> String {
-    match step {
-        Step::Sysctl { family, key, value } => format!("set {family} {key} to {value}"),
-        Step::Up => "set up".into(),
-        Step::Address(address) => format!("add address {address}"),
-        Step::Neighbour { address, mac } => format!("add neighbour {address} at {mac}"),
-        Step::Route(route) => format!("add route {route}"),
+/// Written out because rtnetlink's own request for a queue takes no options.
+async fn limit_queue(handle: &Handle, index: u32, limit: Limit) -> Result<(), rtnetlink::Error> {
+    let message = RouteNetlinkMessage::NewQueueDiscipline(shaping::message(index, limit));
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+    let mut handle = handle.clone();
+    let mut answers = handle.request(request)?;
+    while let Some(answer) = answers.next().await {
+        if let NetlinkPayload::Error(error) = answer.payload
+            && error.code.is_some()
+        {
+            return Err(rtnetlink::Error::NetlinkError(error));
+        }
     }
+    Ok(())
 }

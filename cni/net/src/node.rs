@@ -7,8 +7,9 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
+use crate::capabilities;
 use crate::config::{NodeFile, PLUGIN, Version};
 use crate::files::{self, FileError};
 
@@ -32,16 +33,21 @@ pub struct Conflist {
 impl Conflist {
     /// The conflist's JSON text.
     ///
-    /// It says version 1.0.0 although the plugin speaks 1.1.0: from 1.1.0 on runtimes call STATUS and GC,
-    /// which the plugin does not answer; and `disableCheck`, because neither does it answer CHECK.
+    /// Runtimes that know of `cniVersions` (libcni 1.2) take the newest of them that they speak, 1.1.0 with STATUS
+    /// and GC; older ones go by `cniVersion`, and would refuse the answers of 1.1.0.
     #[must_use]
     pub fn to_json(&self) -> String {
+        // Without an agent nobody here maps ports: a plugin chained after this one may, and declares it.
+        let has = |name: &&str| *name != "portMappings" || self.agent_socket.is_some();
+        let capabilities: Map<String, Value> =
+            capabilities::NAMES.into_iter().filter(has).map(|name| (name.into(), true.into())).collect();
         let conflist = json!({
             "cniVersion": Version::V1_0_0.as_str(),
+            "cniVersions": Version::ALL.map(Version::as_str),
             "name": NETWORK,
-            "disableCheck": true,
             "plugins": [{
                 "type": PLUGIN,
+                "capabilities": capabilities,
                 "nodeFile": self.node_file,
                 "dataDir": self.data_dir,
                 "agentSocket": self.agent_socket.as_deref().unwrap_or(Path::new("")),
@@ -139,7 +145,7 @@ mod tests {
 
     #[test]
     fn the_plugin_takes_what_the_conflist_says() {
-        let list: serde_json::Value = serde_json::from_str(&conflist().to_json()).expect("JSON");
+        let list: Value = serde_json::from_str(&conflist().to_json()).expect("JSON");
         // As a runtime does: the plugin's entry with the list's name and version.
         let mut entry = list["plugins"][0].clone();
         entry["name"] = list["name"].clone();

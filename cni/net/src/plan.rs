@@ -11,15 +11,19 @@
 //! There is no bridge and no subnet: the pod sends everything to a next hop that only exists as a permanent
 //! neighbour entry, so it never asks (ARP, neighbour discovery) and nobody has to answer.
 //!
-//! The host's end is made down and comes up last: until then no packet gets into the pod or out of it, and the agent has
-//! that time to say which may. [`crate::exec`] carries the steps out, in this order.
+//! The host's end is made down and comes up last: until then no packet gets into the pod or out of it, and the agent
+//! has that time to say which may. [`crate::exec`] carries the steps out, in this order.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
 use crate::attachment::{Attachment, Mac};
+use crate::capabilities::Bandwidth;
+use crate::ours::alias;
 use crate::routes::Route;
+use crate::shaping::Limit;
 
 /// The pod's IPv4 next hop: link-local, and no one's address (RFC 3927).
 pub const NEXT_HOP_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -56,6 +60,10 @@ pub enum Step {
         /// Its value.
         value: &'static str,
     },
+    /// Write down whose it is, for those who find it without a record.
+    Alias(String),
+    /// Limit what it sends.
+    Limit(Limit),
     /// Set the link up.
     Up,
     /// Give it an address, alone in its prefix, without duplicate address detection.
@@ -69,6 +77,37 @@ pub enum Step {
     },
     /// Add a route through it.
     Route(Route),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sysctl { family, key, value } => write!(f, "set {family} {key} to {value}"),
+            Self::Alias(text) => write!(f, "set the alias {text:?}"),
+            Self::Limit(limit) => write!(f, "limit it to {limit}"),
+            Self::Up => f.write_str("set up"),
+            Self::Address(address) => write!(f, "add address {address}"),
+            Self::Neighbour { address, mac } => write!(f, "add neighbour {address} at {mac}"),
+            Self::Route(route) => write!(f, "add route {route}"),
+        }
+    }
+}
+
+/// What a plan is made from.
+#[derive(Clone, Debug)]
+pub struct Order<'a> {
+    /// The network's name.
+    pub network: &'a str,
+    /// Whose pair it is.
+    pub attachment: &'a Attachment,
+    /// The pod's addresses, at most one of each family.
+    pub addresses: &'a [IpAddr],
+    /// Both ends' MTU in bytes; the kernel's default if None.
+    pub mtu: Option<u32>,
+    /// The Ethernet address of the pod's end; the attachment's own if None.
+    pub mac: Option<Mac>,
+    /// Limits on the pod's traffic.
+    pub bandwidth: Bandwidth,
 }
 
 /// All that is made for one pod.
@@ -85,17 +124,21 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan for `attachment` with `addresses`, at most one of each family.
+    /// The plan for `order`.
     #[must_use]
-    pub fn new(attachment: &Attachment, addresses: &[IpAddr], mtu: Option<u32>) -> Self {
-        let (host_mac, pod_mac) = (attachment.host_mac(), attachment.pod_mac());
+    pub fn new(order: &Order<'_>) -> Self {
+        let &Order { network, attachment, addresses, mtu, mac, bandwidth } = order;
+        let (host_mac, pod_mac) = (attachment.host_mac(), mac.unwrap_or_else(|| attachment.pod_mac()));
         let v6 = addresses.iter().any(IpAddr::is_ipv6);
 
-        let mut host = vec![
-            Step::Sysctl { family: "ipv4", key: "forwarding", value: "1" },
-            Step::Sysctl { family: "ipv4", key: "rp_filter", value: "0" },
-        ];
-        let mut pod = Vec::new();
+        let mut host: Vec<Step> = alias(network, attachment).map(Step::Alias).into_iter().collect();
+        host.extend(bandwidth.ingress.map(Step::Limit));
+        host.extend([("forwarding", "1"), ("rp_filter", "0")].map(|(key, value)| Step::Sysctl {
+            family: "ipv4",
+            key,
+            value,
+        }));
+        let mut pod: Vec<Step> = bandwidth.egress.map(Step::Limit).into_iter().collect();
         if v6 {
             host.extend(
                 [("disable_ipv6", "0"), ("forwarding", "1"), ("accept_ra", "0"), ("accept_dad", "0")]
@@ -144,7 +187,14 @@ mod tests {
 
     fn plan(addresses: &[&str]) -> Plan {
         let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.parse().expect("address")).collect();
-        Plan::new(&Attachment::new("pod", "eth0").expect("valid"), &addresses, Some(1450))
+        Plan::new(&Order {
+            network: "pods",
+            attachment: &Attachment::new("pod", "eth0").expect("valid"),
+            addresses: &addresses,
+            mtu: Some(1450),
+            mac: None,
+            bandwidth: Bandwidth::default(),
+        })
     }
 
     fn routes(steps: &[Step]) -> Vec<String> {
@@ -201,7 +251,7 @@ mod tests {
     #[test]
     fn before_the_opening_the_hosts_end_is_down_and_the_host_knows_no_way_to_the_pod() {
         let plan = plan(&["10.244.1.2", "fd00::2"]);
-        assert!(plan.host.steps.iter().all(|step| matches!(step, Step::Sysctl { .. })));
+        assert!(!plan.host.steps.iter().any(|step| matches!(step, Step::Up | Step::Route(_))));
         assert_eq!(plan.opening[0], Step::Up);
     }
 }

@@ -3,20 +3,33 @@
 //! Every change is: lock, read, change, write a temporary file, fsync, rename, unlock. A plugin killed at any
 //! point leaves the old file or the new one, and the kernel drops its lock. The rename itself is not synced:
 //! losing it takes a crash of the machine, after which the boot id differs and no address is in use anyway.
+//!
+//! A ledger that is missing or makes no sense is made anew from what the kernel holds ([`crate::ours`]): each
+//! interface of the network's with the addresses that are routed to it is an attachment whose ADD has succeeded. So
+//! no address in use is given twice. An ADD that is under way meanwhile finds its reservation gone, and fails. What
+//! made no sense is kept beside it under [`CORRUPT`]; the order in which freed addresses were to be used again is
+//! lost.
 
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 
 use crate::attachment::Attachment;
 use crate::files::{self, FileError};
-use crate::ipam::{IpamError, Ledger};
+use crate::ipam::{Holding, IpamError, Ledger};
+use crate::ours;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+const UPTIME: &str = "/proc/uptime";
+const LEDGER: &str = "ledger.json";
+
+/// How the name of a ledger begins that made no sense; the seconds since 1970 follow.
+pub const CORRUPT: &str = "ledger.json.corrupt-";
 
 /// Why the ledger could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +37,9 @@ pub enum StoreError {
     /// The ledger's files can't be used.
     #[error("addresses in use: {0}")]
     File(#[from] FileError),
+    /// The kernel does not tell whose its interfaces are, to make a lost ledger anew.
+    #[error("addresses in use: list the pods' interfaces: {0}")]
+    Survey(io::Error),
     /// The ledger says no.
     #[error(transparent)]
     Ipam(#[from] IpamError),
@@ -36,6 +52,7 @@ pub enum StoreError {
 #[derive(Clone, Debug)]
 pub struct Store {
     directory: PathBuf,
+    network: String,
     boot_id: String,
 }
 
@@ -51,19 +68,60 @@ impl Store {
     }
 
     fn for_boot(data_dir: &Path, network: &str, boot_id: &str) -> Self {
-        Self { directory: data_dir.join(network), boot_id: boot_id.into() }
+        Self { directory: data_dir.join(network), network: network.into(), boot_id: boot_id.into() }
     }
 
-    /// Reserves addresses for `attachment`; they are released when the result is dropped uncommitted.
+    /// The ledgers of all networks that there are under `data_dir`.
     ///
     /// # Errors
-    /// When there is no free address, the attachment has some already, or the ledger can't be used.
-    pub fn reserve(&self, attachment: &Attachment, ranges: &[IpNet]) -> Result<Reserved<'_>, StoreError> {
+    /// When the directory can't be read; that it is not there is no error.
+    pub fn all(data_dir: &Path) -> Result<Vec<Self>, StoreError> {
+        let entries = match fs::read_dir(data_dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(FileError::at("read", data_dir)(e).into()),
+        };
+        let names = entries.flatten().filter(|entry| entry.path().join(LEDGER).exists());
+        names.map(|entry| Self::open(data_dir, &entry.file_name().to_string_lossy())).collect()
+    }
+
+    /// The network's name.
+    #[must_use]
+    pub fn network(&self) -> &str {
+        &self.network
+    }
+
+    /// Makes sure that addresses can be reserved: the ledger can be locked, read and written.
+    ///
+    /// # Errors
+    /// When they can't.
+    pub fn prepare(&self) -> Result<(), StoreError> {
+        self.make_directory()?;
+        self.change(|_| ())
+    }
+
+    fn make_directory(&self) -> Result<(), FileError> {
         let directory = &self.directory;
         fs::create_dir_all(directory)
             .and_then(|()| fs::set_permissions(directory, Permissions::from_mode(0o700)))
-            .map_err(FileError::at("write", directory))?;
-        let given = self.change(|ledger| ledger.reserve(attachment, ranges))??;
+            .map_err(FileError::at("write", directory))
+    }
+
+    /// Reserves addresses for `attachment`, of each family one of `wanted` or else any; they are released when the
+    /// result is dropped uncommitted.
+    ///
+    /// # Errors
+    /// When there is no free address or a wanted one can't be had, the attachment has some already, or the ledger can't
+    /// be used.
+    pub fn reserve(
+        &self,
+        attachment: &Attachment,
+        ranges: &[IpNet],
+        wanted: &[IpAddr],
+    ) -> Result<Reserved<'_>, StoreError> {
+        self.make_directory()?;
+        let now = uptime()?;
+        let given = self.change(|ledger| ledger.reserve(attachment, ranges, wanted, now))??;
         Ok(Reserved {
             store: self,
             attachment: attachment.clone(),
@@ -89,7 +147,21 @@ impl Store {
     /// # Errors
     /// When the ledger can't be used.
     pub fn addresses(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, StoreError> {
-        Ok(self.read()?.addresses(attachment).to_vec())
+        if !self.directory.exists() {
+            return Ok(Vec::new());
+        }
+        self.change(|ledger| ledger.addresses(attachment).to_vec())
+    }
+
+    /// Every attachment that holds something.
+    ///
+    /// # Errors
+    /// When the ledger can't be used.
+    pub fn holdings(&self) -> Result<Vec<Holding>, StoreError> {
+        if !self.directory.exists() {
+            return Ok(Vec::new());
+        }
+        self.change(|ledger| ledger.holdings().collect())
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> Result<T, StoreError> {
@@ -98,9 +170,13 @@ impl Store {
         let held = File::create(&lock).map_err(FileError::at("lock", &lock))?;
         held.lock().map_err(FileError::at("lock", &lock))?;
         let before = self.read()?;
-        let mut ledger = before.clone();
+        let (mut ledger, lost) = match &before {
+            Some(ledger) => (ledger.clone(), false),
+            None => (self.rebuild()?, true),
+        };
+        ledger.enter_boot(&self.boot_id);
         let outcome = change(&mut ledger);
-        if ledger != before {
+        if lost || before.as_ref() != Some(&ledger) {
             let path = self.ledger();
             let json = serde_json::to_vec(&ledger).map_err(FileError::at("write", &path))?;
             files::replace(&path, &json, 0o600)?;
@@ -108,20 +184,56 @@ impl Store {
         Ok(outcome)
     }
 
-    fn read(&self) -> Result<Ledger, StoreError> {
+    /// The ledger on disk; None if there is none that makes sense.
+    fn read(&self) -> Result<Option<Ledger>, StoreError> {
         let path = self.ledger();
-        let mut ledger: Ledger = match fs::read(&path) {
-            Ok(json) => serde_json::from_slice(&json).map_err(FileError::at("decode", &path))?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ledger::default(),
+        let json = match fs::read(&path) {
+            Ok(json) => json,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(FileError::at("read", &path)(e).into()),
         };
+        match serde_json::from_slice(&json) {
+            Ok(ledger) => Ok(Some(ledger)),
+            Err(error) => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+                let aside = self.directory.join(format!("{CORRUPT}{now}"));
+                let (ledger, kept) = (path.display(), aside.display());
+                tracing::error!(%error, %ledger, %kept, "made anew: it makes no sense");
+                // A copy: a ledger that is not there for a moment would be one in which nothing is in use.
+                fs::copy(&path, &aside).map_err(FileError::at("write", &aside))?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn rebuild(&self) -> Result<Ledger, StoreError> {
+        let mut ledger = Ledger::default();
         ledger.enter_boot(&self.boot_id);
+        for found in ours::survey().map_err(StoreError::Survey)? {
+            if let Some((network, attachment)) = &found.owner
+                && *network == self.network
+                && !found.addresses.is_empty()
+            {
+                ledger.adopt(attachment, &found.addresses);
+            }
+        }
         Ok(ledger)
     }
 
     fn ledger(&self) -> PathBuf {
-        self.directory.join("ledger.json")
+        self.directory.join(LEDGER)
     }
+}
+
+/// How long the machine has been running, in seconds.
+///
+/// # Errors
+/// When `/proc` is not there.
+pub fn uptime() -> Result<u64, StoreError> {
+    let path = Path::new(UPTIME);
+    let text = fs::read_to_string(path).map_err(FileError::at("read", path))?;
+    let seconds = text.split('.').next().and_then(|seconds| seconds.parse().ok());
+    seconds.ok_or_else(|| FileError::at("decode", path)(io::Error::other(text)).into())
 }
 
 /// Addresses reserved for an ADD under way; dropping it gives them back.
@@ -189,9 +301,9 @@ mod tests {
     fn a_reservation_dropped_uncommitted_leaves_nothing_in_use() {
         let dir = tempfile::tempdir().expect("directory");
         let store = Store::open(dir.path(), "pods").expect("open");
-        drop(store.reserve(&pod(1), &range()).expect("reserve"));
+        drop(store.reserve(&pod(1), &range(), &[]).expect("reserve"));
         assert!(store.addresses(&pod(1)).expect("read").is_empty());
-        let mut kept = store.reserve(&pod(2), &range()).expect("reserve");
+        let mut kept = store.reserve(&pod(2), &range(), &[]).expect("reserve");
         let addresses = kept.addresses().to_vec();
         kept.commit().expect("commit");
         assert_eq!(store.addresses(&pod(2)).expect("read"), addresses);
@@ -216,7 +328,7 @@ mod tests {
                     let path = dir.path();
                     scope.spawn(move || {
                         let store = Store::open(path, "pods").expect("open");
-                        let mut reserved = store.reserve(&pod(n), &range()).expect("reserve");
+                        let mut reserved = store.reserve(&pod(n), &range(), &[]).expect("reserve");
                         let address = reserved.addresses()[0];
                         reserved.commit().expect("commit");
                         address
@@ -229,12 +341,28 @@ mod tests {
     }
 
     #[test]
-    fn a_corrupt_ledger_is_an_error_that_names_it_and_nothing_is_given_out() {
+    fn a_corrupt_ledger_is_moved_aside_and_made_anew() {
+        let dir = tempfile::tempdir().expect("directory");
+        let store = Store::open(dir.path(), "no-such-network").expect("open");
+        for garbage in ["", "{", "[]"] {
+            store.reserve(&pod(1), &range(), &[]).expect("reserve").commit().expect("commit");
+            fs::write(store.ledger(), garbage).expect("write");
+            // Nothing of this network is in the kernel.
+            assert!(store.addresses(&pod(1)).expect("read").is_empty(), "{garbage}");
+        }
+        let kept = fs::read_dir(&store.directory).expect("list").flatten();
+        let kept = kept.filter(|entry| entry.file_name().to_string_lossy().starts_with(CORRUPT)).count();
+        assert!(kept >= 1);
+    }
+
+    #[test]
+    fn a_ledger_that_can_not_be_kept_aside_is_left_as_it_is() {
         let dir = tempfile::tempdir().expect("directory");
         let store = Store::open(dir.path(), "pods").expect("open");
-        store.reserve(&pod(1), &range()).expect("reserve").commit().expect("commit");
-        fs::write(store.ledger(), "{").expect("write");
-        let error = store.reserve(&pod(2), &range()).expect_err("corrupt");
+        store.reserve(&pod(1), &range(), &[]).expect("reserve").commit().expect("commit");
+        fs::remove_file(store.ledger()).expect("remove");
+        fs::create_dir(store.ledger()).expect("something else in its place");
+        let error = store.reserve(&pod(2), &range(), &[]).expect_err("no ledger");
         assert!(error.to_string().contains("ledger.json"), "{error}");
     }
 
@@ -242,9 +370,9 @@ mod tests {
     fn a_reboot_frees_the_addresses_on_disk() {
         let dir = tempfile::tempdir().expect("directory");
         let before = Store::for_boot(dir.path(), "pods", "one");
-        before.reserve(&pod(1), &range()).expect("reserve").commit().expect("commit");
+        before.reserve(&pod(1), &range(), &[]).expect("reserve").commit().expect("commit");
         let after = Store::for_boot(dir.path(), "pods", "two");
         assert!(after.addresses(&pod(1)).expect("read").is_empty());
-        after.reserve(&pod(1), &range()).expect("the attachment is unknown again");
+        after.reserve(&pod(1), &range(), &[]).expect("the attachment is unknown again");
     }
 }

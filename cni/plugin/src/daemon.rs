@@ -8,6 +8,7 @@
 //! to that, while something fails. Nothing is removed before the first list is complete, and nothing on exit:
 //! pods keep working while the daemon restarts.
 
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,16 +16,17 @@ use anyhow::{Context, Result};
 use clap::Args;
 use fairlead_net::agent::DEFAULT_SOCKET;
 use fairlead_net::config::{DEFAULT_DATA_DIR, DEFAULT_NODE_FILE};
+use fairlead_net::names;
 use fairlead_net::routing::{Mode, Settings};
 use fairlead_net::vxlan::{DEFAULT_PORT, DEFAULT_VNI};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
+use crate::garbage;
 use crate::nodes::Nodes;
 use crate::pass::Reconciler;
 
@@ -57,7 +59,7 @@ pub(crate) struct Options {
     pub(crate) data_dir: PathBuf,
     /// The agent's socket; empty where no fairlead-proxy runs
     #[arg(long, value_name = "FILE", default_value = DEFAULT_SOCKET)]
-    pub(crate) agent_socket: String,
+    agent_socket: String,
     /// How other nodes' pods are reached: auto is native to nodes on a connected subnet and vxlan to others; in native,
     /// the network routes what goes to others
     #[arg(long, value_name = "auto|native|vxlan", default_value = "auto")]
@@ -71,9 +73,17 @@ pub(crate) struct Options {
     /// The pods' MTU in bytes [default: the uplink's, less the overlay's header where some node is reached by VXLAN]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65535))]
     pub(crate) mtu: Option<u32>,
+    /// How often to look for what DEL and GC have left
+    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    sweep_seconds: NonZeroU16,
 }
 
 impl Options {
+    /// The agent's socket, if there is an agent.
+    pub(crate) fn agent(&self) -> Option<PathBuf> {
+        (!self.agent_socket.is_empty()).then(|| self.agent_socket.clone().into())
+    }
+
     pub(crate) fn routing(&self) -> Settings {
         Settings { mode: self.routing, vni: self.vxlan_id, port: self.vxlan_port }
     }
@@ -81,6 +91,7 @@ impl Options {
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(options: Options) -> Result<()> {
+    names::use_files_and_dns().context("set up the look-up of names")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(options))
 }
@@ -91,7 +102,12 @@ async fn serve(options: Options) -> Result<()> {
         // As the kubelet names its Node: the host name in lower case.
         None => std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_lowercase(),
     };
-    let client = connect(&options).await?;
+    let remembered = options.data_dir.join("api-servers.json");
+    let servers = fairlead_api::Api::connect(options.kubeconfig.as_deref(), &remembered).await?;
+    let client = servers.client.clone();
+    tokio::spawn(servers.follow());
+    let every = Duration::from_secs(options.sweep_seconds.get().into());
+    tokio::spawn(garbage::sweep(options.data_dir.clone(), options.agent(), every));
     let mut reconciler = Reconciler::new(node, options)?;
     let mut stop = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut watch =
@@ -125,19 +141,4 @@ async fn serve(options: Options) -> Result<()> {
             _ = stop.1.recv() => return Ok(()),
         }
     }
-}
-
-async fn connect(options: &Options) -> Result<Client> {
-    let mut config = match &options.kubeconfig {
-        Some(path) => {
-            let kubeconfig = Kubeconfig::read_from(path)?;
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .with_context(|| format!("use kubeconfig {}", path.display()))?
-        }
-        None => Config::incluster().context("find the service account; or give --kubeconfig")?,
-    };
-    // The watches back off by themselves; the client's own retries would hold a request for minutes.
-    config.default_retry = false;
-    Client::try_from(config).context("set up the API client")
 }

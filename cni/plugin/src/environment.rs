@@ -2,9 +2,11 @@
 
 use std::env;
 use std::io;
+use std::net::IpAddr;
 
 use fairlead_net::agent::PodRef;
-use fairlead_net::attachment::{Attachment, AttachmentError};
+use fairlead_net::attachment::{Attachment, AttachmentError, Mac, MacError};
+use fairlead_net::capabilities::parse_addresses;
 use fairlead_net::netns::Netns;
 
 use crate::failure::{Code, Failure};
@@ -68,11 +70,7 @@ impl Environment {
     /// runtime does not say; arguments for others are ignored.
     pub(crate) fn pod(&self) -> Result<PodRef, Failure> {
         let mut pod = PodRef::default();
-        for argument in self.args.as_deref().unwrap_or_default().split(';').filter(|a| !a.is_empty()) {
-            let Some((key, value)) = argument.split_once('=') else {
-                let message = format!("CNI_ARGS: {argument:?} is not of the form KEY=VALUE");
-                return Err(Failure::new(Code::Environment, message));
-            };
+        for (key, value) in self.arguments()? {
             match key {
                 "K8S_POD_NAMESPACE" => pod.namespace = value.into(),
                 "K8S_POD_NAME" => pod.name = value.into(),
@@ -81,6 +79,33 @@ impl Environment {
             }
         }
         Ok(pod)
+    }
+
+    /// The addresses that CNI_ARGS ask for (`IP=10.0.0.9` or `IP=10.0.0.9/24,fd00::9`).
+    pub(crate) fn addresses(&self) -> Result<Vec<IpAddr>, Failure> {
+        let text = self.argument("IP")?.unwrap_or_default();
+        parse_addresses(text.split(',').filter(|part| !part.is_empty()))
+            .map_err(|(_, problem)| Failure::new(Code::Environment, format!("CNI_ARGS: IP: {problem}")))
+    }
+
+    /// The Ethernet address that CNI_ARGS ask for (`MAC=02:00:00:00:00:01`).
+    pub(crate) fn mac(&self) -> Result<Option<Mac>, Failure> {
+        let parsed = self.argument("MAC")?.map(str::parse).transpose();
+        parsed.map_err(|error: MacError| Failure::new(Code::Environment, format!("CNI_ARGS: MAC: {error}")))
+    }
+
+    fn argument(&self, name: &str) -> Result<Option<&str>, Failure> {
+        let found = self.arguments()?.into_iter().find(|(key, value)| *key == name && !value.is_empty());
+        Ok(found.map(|(_, value)| value))
+    }
+
+    /// CNI_ARGS, key by key.
+    fn arguments(&self) -> Result<Vec<(&str, &str)>, Failure> {
+        let arguments = self.args.as_deref().unwrap_or_default().split(';').filter(|a| !a.is_empty());
+        let malformed = |argument: &str| {
+            Failure::new(Code::Environment, format!("CNI_ARGS: {argument:?} is not of the form KEY=VALUE"))
+        };
+        arguments.map(|argument| argument.split_once('=').ok_or_else(|| malformed(argument))).collect()
     }
 }
 
@@ -107,6 +132,20 @@ mod tests {
         let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID=u1;X=a=b;";
         let pod = environment(args).pod().expect("valid");
         assert_eq!(pod, PodRef { namespace: "shop".into(), name: "web-0".into(), uid: "u1".into() });
+    }
+
+    #[test]
+    fn addresses_may_be_asked_for_and_what_makes_no_sense_is_refused_by_name() {
+        let asked = environment("MAC=02:00:00:00:00:01;IP=10.0.0.9/24,fd00::9");
+        assert_eq!(asked.addresses().expect("valid").len(), 2);
+        assert_eq!(asked.mac().expect("valid"), Some(Mac([2, 0, 0, 0, 0, 1])));
+        let silent = environment("IP=;X=1");
+        assert_eq!((silent.addresses().expect("none"), silent.mac().expect("none")), (Vec::new(), None));
+        let bad = environment("IP=10.0.0.9,10.0.0.8;MAC=x");
+        let message = bad.addresses().expect_err("two of a family").msg;
+        assert!(message.starts_with("CNI_ARGS: IP: 10.0.0.8 "), "{message}");
+        let message = bad.mac().expect_err("none").msg;
+        assert!(message.starts_with("CNI_ARGS: MAC: \"x\" "), "{message}");
     }
 
     #[test]

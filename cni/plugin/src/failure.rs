@@ -5,6 +5,7 @@
 use fairlead_net::agent::AgentError;
 use fairlead_net::config::{ConfigError, NodeFileError, Version};
 use fairlead_net::exec::WireError;
+use fairlead_net::gc::DetachError;
 use fairlead_net::ipam::IpamError;
 use fairlead_net::netns::NetnsError;
 use fairlead_net::store::StoreError;
@@ -27,10 +28,16 @@ pub(crate) enum Code {
     Config = 7,
     /// Something else must happen first, and probably will: the runtime may try again.
     TryAgainLater = 11,
+    /// No pod can be attached now (STATUS).
+    Unavailable = 50,
+    /// Nor do the pods that are there reach everything (STATUS).
+    Limited = 51,
     /// The interface exists already: the attachment was not removed before.
     Exists = 100,
-    /// Every address of the node's ranges is in use.
+    /// Every address of the node's ranges is in use, or the one that was asked for.
     NoAddress = 101,
+    /// Something is not as ADD has made it (CHECK).
+    Differs = 102,
 }
 
 /// A failed verb.
@@ -38,16 +45,26 @@ pub(crate) enum Code {
 pub(crate) struct Failure {
     pub(crate) code: Code,
     pub(crate) msg: String,
+    details: Option<String>,
 }
 
 impl Failure {
     pub(crate) fn new(code: Code, msg: impl Into<String>) -> Self {
-        Self { code, msg: msg.into() }
+        Self { code, msg: msg.into(), details: None }
+    }
+
+    /// With what does not fit into the message.
+    pub(crate) fn with_details(self, details: impl Into<String>) -> Self {
+        Self { details: Some(details.into()), ..self }
     }
 
     /// The error object, in the version that the runtime speaks.
     pub(crate) fn to_json(&self, version: Version) -> Value {
-        json!({ "cniVersion": version.as_str(), "code": self.code as u32, "msg": self.msg })
+        let mut error = json!({ "cniVersion": version.as_str(), "code": self.code as u32, "msg": self.msg });
+        if let Some(details) = &self.details {
+            error["details"] = details.as_str().into();
+        }
+        error
     }
 }
 
@@ -77,8 +94,9 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let code = match &error {
             StoreError::File(file) if file.step == "decode" => Code::Decode,
-            StoreError::File(_) => Code::Io,
-            StoreError::Ipam(IpamError::Exhausted { .. }) => Code::NoAddress,
+            StoreError::File(_) | StoreError::Survey(_) => Code::Io,
+            StoreError::Ipam(IpamError::NotOurs { .. }) => Code::Config,
+            StoreError::Ipam(IpamError::Exhausted { .. } | IpamError::Taken { .. }) => Code::NoAddress,
             StoreError::Ipam(IpamError::Attached(_)) => Code::Exists,
             StoreError::Released(_) => Code::UnknownContainer,
         };
@@ -99,6 +117,16 @@ impl From<WireError> for Failure {
             WireError::Netns(_) | WireError::Step { .. } => Code::Io,
         };
         Self::new(code, error.to_string())
+    }
+}
+
+impl From<DetachError> for Failure {
+    fn from(error: DetachError) -> Self {
+        match error {
+            DetachError::Wire(error) => error.into(),
+            DetachError::Store(error) => error.into(),
+            DetachError::Survey(_) => Self::new(Code::Io, error.to_string()),
+        }
     }
 }
 

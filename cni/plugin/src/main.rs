@@ -5,11 +5,18 @@
 //! The plugin's way is short on purpose: it parses no command line and starts no threads but the one that
 //! enters the pod.
 
+mod add;
+mod check;
 mod daemon;
+mod delete;
 mod environment;
 mod failure;
+mod garbage;
+mod gc;
 mod nodes;
 mod pass;
+mod register;
+mod status;
 mod success;
 mod verbs;
 

@@ -102,11 +102,10 @@ impl Reconciler {
         if node::install_binary(&binary, &options.cni_bin_dir)? {
             tracing::info!(directory = %options.cni_bin_dir.display(), "installed the plugin");
         }
-        let socket = &options.agent_socket;
         let conflist = Conflist {
             node_file: options.node_file.clone(),
             data_dir: options.data_dir.clone(),
-            agent_socket: (!socket.is_empty()).then(|| socket.into()),
+            agent_socket: options.agent(),
         };
         if conflist.install(&options.cni_conf_dir)? {
             tracing::info!(directory = %options.cni_conf_dir.display(), "installed the configuration");

@@ -63,13 +63,22 @@ fn ip(address: IpAddr, version: Version) -> Value {
 #[cfg(test)]
 mod tests {
     use fairlead_net::attachment::Attachment;
+    use fairlead_net::capabilities::Bandwidth;
+    use fairlead_net::plan::Order;
 
     use super::*;
 
     fn result(version: Version) -> Value {
         let addresses = ["10.244.1.2".parse().expect("v4"), "fd00::2".parse().expect("v6")];
         let attachment = Attachment::new("pod", "eth0").expect("valid");
-        let plan = Plan::new(&attachment, &addresses, Some(1450));
+        let plan = Plan::new(&Order {
+            network: "pods",
+            attachment: &attachment,
+            addresses: &addresses,
+            mtu: Some(1450),
+            mac: None,
+            bandwidth: Bandwidth::default(),
+        });
         Attached { plan: &plan, addresses: &addresses, sandbox: "/run/netns/pod" }.to_json(version)
     }
 

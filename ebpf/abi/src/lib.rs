@@ -48,7 +48,7 @@ mod socket;
 pub use address::{Address, Port, protocol};
 pub use config::Config;
 pub use count::{Counter, Reason};
-pub use endpoint::{Endpoint, Mac, marks};
+pub use endpoint::{Endpoint, Mac, endpoint_flags, marks};
 pub use flow::{Flow, FlowKey, FragmentKey, flow_flags};
 pub use policy::{
     Asked, Cell, CellKey, DropEvent, Isolation, PeerKey, PolicyState, RowKey, event_flags, identities,

@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Address, Counter, Endpoint, FlowKey, Mac, Reason, protocol};
+use fairlead_abi::{Address, Counter, Endpoint, FlowKey, Mac, Reason, endpoint_flags, protocol};
 
 use crate::packet::{ETHERNET, Ethernet, Ipv4, Ipv6, Packet, UDP, at};
 use crate::refuse::Back;
@@ -78,12 +78,18 @@ fn send_on(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
     }
 }
 
-/// Puts a packet straight into a local pod's namespace, past the host's stack (kernel 5.10).
+/// Puts a packet straight into a local pod's namespace, past the host's stack (kernel 5.10) and the queue of the pod's
+/// interface, unless that queue limits what the pod is sent.
 #[inline(always)]
 pub(crate) fn deliver(ctx: &TcContext, packet: &Packet, receiver: &Endpoint) -> Result<Verdict, Reason> {
     nat::take_hop(ctx, packet.is_v4)?;
     address_frame(ctx, receiver.host_mac, receiver.pod_mac)?;
     observe::count(Counter::ToPod);
+    if receiver.flags & endpoint_flags::SHAPED != 0 {
+        settle(ctx);
+        // SAFETY: the helper takes numbers only.
+        return Ok(Verdict::Done(unsafe { bpf_redirect(receiver.ifindex, 0) } as i32));
+    }
     // SAFETY: the helper takes numbers only.
     Ok(Verdict::Done(unsafe { bpf_redirect_peer(receiver.ifindex, 0) } as i32))
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use fairlead_net::agent::{Question, Request, ask};
+use fairlead_net::names;
 use fairlead_proxy::cli::{Ask, Cli, Command, Flows, Output, Why};
 use fairlead_proxy::dataplane::links;
 use fairlead_proxy::errors::chain;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
 fn perform(command: Command) -> Result<()> {
     match command {
         Command::Run(options) => {
+            names::use_files_and_dns().context("set up the look-up of names")?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .enable_all()

@@ -70,10 +70,6 @@ impl Clusters {
     /// # Errors
     /// When any part of them does not start: the programs were not built, say.
     pub(crate) fn start() -> Result<Self> {
-        let swept = fairlead_harness::sweep().context("take down what an earlier run left")?;
-        if swept > 0 {
-            eprintln!("took down {swept} clusters of earlier runs");
-        }
         let start = |mode: &str| {
             let proxy_arguments = vec!["--socket-lb".to_owned(), mode.to_owned()];
             let progress = |step: &str| eprintln!("{step}");

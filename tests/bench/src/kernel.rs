@@ -31,6 +31,9 @@ pub(crate) const DIRECT_OUTSIDE: &str = "direct_outside";
 /// All of them.
 pub(crate) const NAMES: [&str; 3] = [LIMIT, DIRECT, DIRECT_OUTSIDE];
 
+/// Of a veth pair, as the kernel makes it.
+pub(crate) const MTU: u32 = 1500;
+
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 2);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 3);
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 202, 0, 1);
@@ -63,18 +66,12 @@ pub(crate) fn add_limit(topology: &mut Topology) -> Result<()> {
 /// Builds a node with two pods, and a client outside of it.
 pub(crate) fn add_direct(topology: &mut Topology) -> Result<()> {
     let fabric = topology.add_node("direct fabric")?;
-    let node = topology.add_node("direct node")?;
-    for (path, value) in [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/default/rp_filter", "0")] {
-        topology
-            .worker(node)
-            .tell(Request::Sysctl { path: format!("net/ipv4/{path}"), value: value.into() })?;
-    }
-    ip(topology, node, &["link set lo up".into()])?;
+    let node = add_node(topology, "direct node")?;
     let client = topology.add_client("direct client", None)?;
     let server = topology.add_server("direct server", None)?;
     let outside = topology.add_client("direct outside", None)?;
-    add_pod(topology, node, client, CLIENT)?;
-    add_pod(topology, node, server, SERVER)?;
+    add_pod(topology, node, client, CLIENT, MTU)?;
+    add_pod(topology, node, server, SERVER, MTU)?;
     let (node_pid, outside_pid) = (topology.worker(node).pid(), topology.worker(outside).pid());
     ip(
         topology,
@@ -101,8 +98,26 @@ pub(crate) fn add_direct(topology: &mut Topology) -> Result<()> {
     topology.add_path(Path { name: DIRECT_OUTSIDE, direct: None, client: outside, server, target })
 }
 
+/// Makes a namespace that forwards.
+pub(crate) fn add_node(topology: &mut Topology, name: &str) -> Result<End> {
+    let node = topology.add_node(name)?;
+    for (path, value) in [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/default/rp_filter", "0")] {
+        topology
+            .worker(node)
+            .tell(Request::Sysctl { path: format!("net/ipv4/{path}"), value: value.into() })?;
+    }
+    ip(topology, node, &["link set lo up".into()])?;
+    Ok(node)
+}
+
 /// Joins a pod to its node by a veth pair, as `fairlead-cni` would.
-fn add_pod(topology: &mut Topology, node: End, pod: End, address: Ipv4Addr) -> Result<()> {
+pub(crate) fn add_pod(
+    topology: &mut Topology,
+    node: End,
+    pod: End,
+    address: Ipv4Addr,
+    mtu: u32,
+) -> Result<()> {
     const NEXT_HOP: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
     let last = address.octets()[3];
     let (host, near, far) =
@@ -112,7 +127,9 @@ fn add_pod(topology: &mut Topology, node: End, pod: End, address: Ipv4Addr) -> R
         topology,
         node,
         &[
-            format!("link add {host} address {near} type veth peer name eth0 address {far} netns {pid}"),
+            format!(
+                "link add {host} address {near} mtu {mtu} type veth peer name eth0 address {far} mtu {mtu} netns {pid}"
+            ),
             format!("link set {host} up"),
         ],
     )?;
@@ -138,6 +155,7 @@ fn add_pod(topology: &mut Topology, node: End, pod: End, address: Ipv4Addr) -> R
     )
 }
 
-fn ip(topology: &mut Topology, end: End, commands: &[String]) -> Result<()> {
+/// Has a worker run `ip` commands in its namespace.
+pub(crate) fn ip(topology: &mut Topology, end: End, commands: &[String]) -> Result<()> {
     topology.worker(end).tell(Request::Ip(commands.join("\n")))
 }

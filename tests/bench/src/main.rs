@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! main ── topology ── kernel (limit, direct)          who is connected to whom
+//!   │          └───── remote (direct between nodes, by routes and by VXLAN)
 //!   │          └───── fairlead (pod to pod, ClusterIP, NodePort)
+//!   │          └───── nodes (pod to pod on another node, likewise)
 //!   │          └───── worker ═══ orders ── server     one process per end
 //!   │                              └────── crr, rr, throughput, udp ── pace
 //!   │                              └────── named      who is it that answers?
 //!   │                              └────── probe      does anybody?
 //!   └──── rounds ── cpu                               what is measured when
 //!   └──── scale                                       thousands of Services: programming, changes, memory
+//!   └──── cni                                         pods added and removed, beside the reference plugins
 //!   └──── policy                                      a thousand policies: compiling, changes, memory, and the cells
 //!   └──── report ── stats                             what it means
 //! ```
@@ -18,15 +21,18 @@
 //! benchmark itself, and whatever a cluster needs to run, are left to the other processors.
 
 mod cell;
+mod cni;
 mod cpu;
 mod crr;
 mod fairlead;
 mod kernel;
 mod named;
+mod nodes;
 mod orders;
 mod pace;
 mod policy;
 mod probe;
+mod remote;
 mod report;
 mod rounds;
 mod rr;
@@ -51,11 +57,12 @@ use crate::report::Report;
 use crate::rounds::Amount;
 use crate::topology::{Path, Topology};
 
-/// Measures Fairlead's paths beside plain kernel routing, and how it holds up with many Services and under many
-/// policies, and prints `name value unit` lines.
+/// Measures Fairlead's paths beside plain kernel routing, how it holds up with many Services and under many policies,
+/// and its CNI plugin beside the reference plugins, and prints `name value unit` lines.
 ///
 /// Names ending in `_ratio` compare with the kernel's direct path, or of policies with pods that are under none, those in `_limit_ratio` with two
-/// namespaces joined by a single veth pair; above 1 is better, whatever is compared.
+/// namespaces joined by a single veth pair; above 1 is better, whatever is compared. Only the ratios of `cni_` are those of
+/// times to the reference plugins', with the unit `of reference`: below 1 is better.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -68,7 +75,7 @@ struct Arguments {
     /// A short look: three rounds of a fifth of a second.
     #[arg(long, conflicts_with_all = ["rounds", "seconds"])]
     quick: bool,
-    /// Measure only what has this in its name (`clusterip`, `_crr`, `nodeport_udp`, `sync_full`, `policy`), and its baselines.
+    /// Measure only what has this in its name (`clusterip`, `_crr`, `nodeport_udp`, `sync_full`, `policy`, `cni`), and its baselines.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
     /// Measure the kernel's paths alone; no cluster is started.
@@ -106,8 +113,9 @@ fn bench(arguments: &Arguments) -> Result<()> {
     let paths = measure_paths(arguments, cpu)?;
     let scale = !arguments.baselines && scale::is_asked_for(&arguments.only);
     let policies = !arguments.baselines && policy::is_asked_for(&arguments.only);
+    let pods = !arguments.baselines && cni::is_asked_for(&arguments.only);
     ensure!(
-        paths.is_some() || scale || policies,
+        paths.is_some() || scale || policies || pods,
         "nothing that is measured has {:?} in its name",
         arguments.only
     );
@@ -119,26 +127,46 @@ fn bench(arguments: &Arguments) -> Result<()> {
     } else {
         Ok(())
     };
+    let wired = if pods { cni::run(cni_amount(arguments), &mut report) } else { Ok(()) };
     report.print();
     report.write(&arguments.json)?;
-    scaled.context("measure many Services").and(policed.context("measure many policies"))
+    let scaled = scaled.context("measure many Services");
+    scaled.and(policed.context("measure many policies")).and(wired.context("measure ADD and DEL"))
 }
 
 /// Measures the paths that are asked for, if any is.
 fn measure_paths(arguments: &Arguments, cpu: usize) -> Result<Option<Report>> {
-    let names = kernel::NAMES.iter().chain(fairlead::NAMES.iter().filter(|_| !arguments.baselines));
-    if !names.copied().any(|path| Cell::ALL.into_iter().any(|cell| is_asked_for(cell, path, &arguments.only)))
-    {
+    let asked = |paths: &[&str]| {
+        let of_path = |path| Cell::ALL.into_iter().any(|cell| is_asked_for(cell, path, &arguments.only));
+        paths.iter().copied().any(of_path)
+    };
+    let (on_node, between) = match arguments.baselines {
+        true => (false, false),
+        false => (asked(&fairlead::NAMES), asked(&nodes::NAMES)),
+    };
+    let apart = between || asked(&remote::NAMES);
+    if !on_node && !apart && !asked(&kernel::NAMES) {
         return Ok(None);
     }
+    let swept = fairlead_harness::sweep().context("take down what an earlier run left")?;
+    if swept > 0 {
+        eprintln!("took down {swept} clusters of earlier runs");
+    }
     // Declared before the workers in them, and so taken down after them.
-    let clusters =
-        if arguments.baselines { None } else { Some(Clusters::start().context("start the clusters")?) };
+    let clusters = on_node.then(Clusters::start).transpose().context("start the clusters")?;
+    let pairs =
+        between.then(nodes::Clusters::start).transpose().context("start the clusters of two nodes")?;
     let mut topology = Topology::new(cpu);
     kernel::add_limit(&mut topology).context("build the limit path")?;
     kernel::add_direct(&mut topology).context("build the direct paths")?;
+    if apart {
+        remote::add(&mut topology).context("build the direct paths between nodes")?;
+    }
     if let Some(clusters) = &clusters {
         clusters.add_paths(&mut topology).context("find Fairlead's paths")?;
+    }
+    if let Some(pairs) = &pairs {
+        pairs.add_paths(&mut topology).context("find Fairlead's paths between nodes")?;
     }
     let plan = plan(topology.paths(), &arguments.only);
     let amount = amount(arguments);
@@ -150,7 +178,8 @@ fn measure_paths(arguments: &Arguments, cpu: usize) -> Result<Option<Report>> {
     let samples = rounds::run(&mut topology, Core::new(cpu), &plan, amount)?;
     let report = Report::new(&plan, &samples);
     drop(topology);
-    clusters.map_or(Ok(()), Clusters::down).context("take the clusters down")?;
+    let down = clusters.map_or(Ok(()), Clusters::down);
+    down.and(pairs.map_or(Ok(()), nodes::Clusters::down)).context("take the clusters down")?;
     Ok(Some(report))
 }
 
@@ -174,6 +203,13 @@ fn policy_amount(arguments: &Arguments) -> policy::Amount {
         return policy::Amount { starts: 1, pods: 20, changes: 10, traffic };
     }
     policy::Amount { starts: 5, pods: 100, changes: 50, traffic }
+}
+
+fn cni_amount(arguments: &Arguments) -> cni::Amount {
+    if arguments.quick {
+        return cni::Amount { batches: 2, rushes: 1 };
+    }
+    cni::Amount { batches: 15, rushes: 5 }
 }
 
 /// The cells to measure, each with the paths that have `only` in a result's name, and their baselines.

@@ -36,6 +36,8 @@ pub(crate) enum Request {
     Pin(usize),
     /// Run a batch of `ip` commands in the namespace.
     Ip(String),
+    /// Run a batch of `bridge` commands there.
+    Bridge(String),
     /// Write a value to a file below /proc/sys.
     Sysctl {
         /// The path below /proc/sys.
@@ -103,7 +105,8 @@ fn perform(request: Request) -> Result<Reply> {
     match request {
         Request::Unshare => unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?,
         Request::Pin(cpu) => cpu::pin(cpu).with_context(|| format!("pin to processor {cpu}"))?,
-        Request::Ip(batch) => ip(&batch)?,
+        Request::Ip(batch) => run_batch("ip", &batch)?,
+        Request::Bridge(batch) => run_batch("bridge", &batch)?,
         Request::Sysctl { path, value } => {
             fs::write(format!("/proc/sys/{path}"), &value)
                 .with_context(|| format!("write {value} to {path}"))?;
@@ -146,16 +149,17 @@ fn reach(target: SocketAddr) -> io::Result<()> {
     }
 }
 
-fn ip(batch: &str) -> Result<()> {
-    let mut child = Command::new("ip")
+/// Has a program of iproute2 carry out a batch of its commands.
+fn run_batch(program: &str, batch: &str) -> Result<()> {
+    let mut child = Command::new(program)
         .args(["-batch", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .context("run ip")?;
-    child.stdin.take().context("ip has no standard input")?.write_all(batch.as_bytes())?;
+        .with_context(|| format!("run {program}"))?;
+    child.stdin.take().context("a program without standard input")?.write_all(batch.as_bytes())?;
     let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "ip: {}", String::from_utf8_lossy(&output.stderr).trim());
+    ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(())
 }

@@ -35,6 +35,14 @@ fn by_the_overlay_everywhere_every_end_reaches_every_other_and_is_seen_by_its_ow
 }
 
 #[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn with_masquerading_switched_off_pods_leave_with_their_own_address() {
+    with_cluster_of(Options::default().with_arguments(&["--masquerade=off"]), |cluster| {
+        Paths::set(cluster)?.without_masquerade().hold("native, no masquerade")
+    });
+}
+
+#[test]
 #[ignore = "needs root: run make test"]
 fn without_the_agent_too_every_end_reaches_every_other_on_one_subnet() {
     with_cluster_of(Options { proxy: false, ..Options::default() }, |cluster| {

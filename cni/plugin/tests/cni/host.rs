@@ -141,9 +141,24 @@ impl Host {
         Answer { success: output.status.success(), json }
     }
 
+    /// GC, which leaves the attachments of `valid`.
+    pub(crate) fn collect(&self, conf: &Value, valid: &[&Pod]) -> Answer {
+        let mut conf = conf.clone();
+        let attachment = |pod: &&Pod| json!({"containerID": pod.id, "ifname": "eth0"});
+        conf["cni.dev/valid-attachments"] = valid.iter().map(attachment).collect();
+        let mut command = Command::new(BINARY);
+        command.env_clear().env("CNI_COMMAND", "GC").env("CNI_PATH", "/opt/cni/bin");
+        self.run(&mut command, conf.to_string().as_bytes())
+    }
+
+    /// Where the ledger is.
+    pub(crate) fn ledger(&self) -> PathBuf {
+        self.dir.path().join("data/pods/ledger.json")
+    }
+
     /// The addresses that the plugin has on record.
     pub(crate) fn addresses_in_use(&self) -> BTreeSet<String> {
-        let Ok(text) = fs::read(self.dir.path().join("data/pods/ledger.json")) else {
+        let Ok(text) = fs::read(self.ledger()) else {
             return BTreeSet::new();
         };
         let ledger: Value = serde_json::from_slice(&text).expect("the ledger");

@@ -6,8 +6,20 @@
 
 mod agent;
 mod api;
+mod capabilities;
+mod chain;
+mod check;
 mod daemon;
+mod faults;
+mod gc;
 mod host;
+mod ledger;
 mod overlay;
+mod runtime;
+mod servers;
+mod shipped;
 mod sites;
+mod status;
+mod steps;
+mod traffic;
 mod verbs;

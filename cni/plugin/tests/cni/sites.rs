@@ -27,14 +27,26 @@ impl Daemon {
         Self::start_as("a", host, api, &[])
     }
 
+    /// Starts the daemon of the node "a" with this kubeconfig.
+    pub(crate) fn start_with(host: &Host, kubeconfig: &str) -> Self {
+        Self::spawn("a", host, kubeconfig, &[])
+    }
+
     /// Starts the daemon of a node, with further arguments.
     pub(crate) fn start_as(node: &str, host: &Host, api: &FakeApi, arguments: &[&str]) -> Self {
+        Self::spawn(node, host, &api.kubeconfig(), arguments)
+    }
+
+    fn spawn(node: &str, host: &Host, config: &str, arguments: &[&str]) -> Self {
         let dir = host.dir.path();
         let kubeconfig = dir.join("kubeconfig");
-        fs::write(&kubeconfig, api.kubeconfig()).expect("write the kubeconfig");
+        fs::write(&kubeconfig, config).expect("write the kubeconfig");
         let mut command = Command::new(BINARY);
-        command.args(["node", "--hostname-override", node, "--agent-socket", "", "--kubeconfig"]);
-        command.arg(kubeconfig).arg("--cni-bin-dir").arg(dir.join("bin"));
+        command.args(["node", "--hostname-override", node]);
+        if !arguments.contains(&"--agent-socket") {
+            command.args(["--agent-socket", ""]);
+        }
+        command.arg("--kubeconfig").arg(kubeconfig).arg("--cni-bin-dir").arg(dir.join("bin"));
         command.arg("--cni-conf-dir").arg(dir.join("conf")).arg("--data-dir").arg(dir.join("data"));
         command.arg("--node-file").arg(host.node_file()).args(arguments);
         let log = fs::File::options().create(true).append(true).open(dir.join("log")).expect("a log");
@@ -57,8 +69,8 @@ impl Drop for Daemon {
     }
 }
 
-/// Makes a veth pair between two namespaces, each end with its addresses in these subnets and, at the near end, the far
-/// end as the next hop for everything else.
+/// Makes a veth pair `up0` between two namespaces, each end with its addresses in these subnets and, at the near end,
+/// the far end as the next hop for everything else.
 pub(crate) fn wire(near: &Netns, far: &Netns, name: &str, subnets: &[(&str, &str, &str)]) -> Wiring {
     let route = |destination: &str, gateway: Option<&str>| {
         let gateway = gateway.map(|gateway| gateway.parse().expect("gateway"));
@@ -75,7 +87,7 @@ pub(crate) fn wire(near: &Netns, far: &Netns, name: &str, subnets: &[(&str, &str
     let host = End { ifname: "up0".into(), mac: Mac([2, 0, 0, 0, 0, 1]), steps: Vec::new() };
     let pod = End { ifname: name.into(), mac: Mac([2, 0, 0, 0, 0, 2]), steps };
     let plan = Plan { host, pod, opening, mtu: Some(1400) };
-    near.run(|| exec::wire(&plan, far)?.open(&plan, far)).expect("enter").expect("wire the uplink")
+    near.run(|| exec::wire(&plan, far)?.open(&plan)).expect("enter").expect("wire the uplink")
 }
 
 /// Gives the host an uplink with 192.0.2.1 and 2001:db8::1, on whose subnets the other nodes are.

@@ -2,70 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Stdio;
-use std::thread;
-use std::time::Duration;
+use std::net::{IpAddr, UdpSocket};
 
 use fairlead_net::agent::{PodRef, Request};
 use fairlead_net::attachment::Attachment;
-use fairlead_net::netns::Netns;
 use nix::net::if_::if_nametoindex;
 use serde_json::{Value, json};
 
 use crate::agent::Mood;
 use crate::host::{BINARY, Host, Pod, kernel_state};
+use crate::traffic::{addresses, exchange};
 
 const BOTH: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
-
-fn addresses(result: &Value) -> Vec<IpAddr> {
-    let ips = result["ips"].as_array().expect("ips");
-    let address = |ip: &Value| {
-        let text = ip["address"].as_str().expect("address");
-        text.split('/').next().expect("address").parse().expect("address")
-    };
-    ips.iter().map(address).collect()
-}
-
-/// A TCP and a UDP exchange from `client` to `server` at `address`.
-fn exchange(client: &Netns, server: &Netns, address: IpAddr) {
-    const TIMEOUT: Option<Duration> = Some(Duration::from_secs(5));
-    let (listener, echo) = server
-        .run(|| (TcpListener::bind((address, 0)).expect("tcp"), UdpSocket::bind((address, 0)).expect("udp")))
-        .expect("enter the server");
-    let tcp = listener.local_addr().expect("address");
-    let udp = echo.local_addr().expect("address");
-    echo.set_read_timeout(TIMEOUT).expect("timeout");
-    let serving = thread::spawn(move || {
-        let mut byte = [0];
-        let (mut stream, peer) = listener.accept().expect("accept");
-        stream.read_exact(&mut byte).expect("read");
-        stream.write_all(&byte).expect("write");
-        let (_, from) = echo.recv_from(&mut byte).expect("receive");
-        echo.send_to(&byte, from).expect("send");
-        (peer.ip(), from.ip())
-    });
-    let seen = client.run(|| {
-        let mut stream =
-            TcpStream::connect_timeout(&tcp, Duration::from_secs(5)).expect("connect to the pod");
-        stream.set_read_timeout(TIMEOUT).expect("timeout");
-        stream.write_all(b"t").expect("write");
-        let mut byte = [0];
-        stream.read_exact(&mut byte).expect("read");
-        assert_eq!(&byte, b"t");
-        let any = SocketAddr::new(if udp.is_ipv4() { [0; 4].into() } else { [0; 16].into() }, 0);
-        let socket = UdpSocket::bind(any).expect("bind");
-        socket.set_read_timeout(TIMEOUT).expect("timeout");
-        socket.send_to(b"u", udp).expect("send");
-        socket.recv(&mut byte).expect("receive");
-        assert_eq!(&byte, b"u");
-        stream.local_addr().expect("address").ip()
-    });
-    let (tcp_peer, udp_peer) = serving.join().expect("the server");
-    let own = seen.expect("enter the client");
-    assert_eq!((tcp_peer, udp_peer), (own, own), "nobody translates addresses on the way");
-}
 
 #[test]
 #[ignore = "needs root: run make test"]
@@ -141,22 +89,6 @@ fn each_version_gets_its_own_result_format() {
         let result = host.cni("ADD", &Pod::new(), &conf).result();
         assert_eq!(result["cniVersion"], version);
         assert_eq!(result["ips"][0].get("version").is_some(), version == "0.4.0");
-    }
-}
-
-#[test]
-#[ignore = "needs root: run make test"]
-fn thirty_parallel_adds_get_different_addresses_and_all_work() {
-    let host = Host::new(&BOTH);
-    let pods: Vec<Pod> = (0..30).map(|_| Pod::new()).collect();
-    let given: Vec<Vec<IpAddr>> = thread::scope(|scope| {
-        let adds: Vec<_> = pods.iter().map(|pod| scope.spawn(|| addresses(&host.add(pod)))).collect();
-        adds.into_iter().map(|add| add.join().expect("ADD")).collect()
-    });
-    let distinct: BTreeSet<&IpAddr> = given.iter().flatten().collect();
-    assert_eq!(distinct.len(), 60);
-    for (n, pod) in pods.iter().enumerate().skip(1) {
-        exchange(&pods[n - 1].netns, &pod.netns, given[n][n % 2]);
     }
 }
 
@@ -310,44 +242,6 @@ fn add_fails_when_the_pod_has_an_interface_of_that_name() {
 
 #[test]
 #[ignore = "needs root: run make test"]
-fn an_add_after_one_that_was_killed_takes_over_what_it_left() {
-    let host = Host::new(&BOTH);
-    let pod = Pod::new();
-    let first = addresses(&host.add(&pod));
-    // As if it had been killed after wiring, before its commit.
-    let ledger = host.dir.path().join("data/pods/ledger.json");
-    let text =
-        fs::read_to_string(&ledger).expect("ledger").replace("\"committed\":true", "\"committed\":false");
-    fs::write(&ledger, text).expect("write");
-    assert_eq!(addresses(&host.add(&pod)), first);
-    assert_eq!(host.addresses_in_use().len(), 2);
-    host.delete(&pod);
-}
-
-#[test]
-#[ignore = "needs root: run make test"]
-fn an_add_killed_at_any_moment_is_cleaned_up_by_its_del() {
-    let host = Host::new(&BOTH);
-    let pod = Pod::new();
-    let before = host.traces(&pod);
-    let conf = host.conf_without_agent().to_string();
-    for step in 0..40 {
-        let mut command = host.command(BINARY, "ADD", &pod);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = host.netns.enter(&mut command).spawn().expect("start the plugin");
-        child.stdin.take().expect("stdin").write_all(conf.as_bytes()).expect("write");
-        thread::sleep(Duration::from_micros(200 * step));
-        child.kill().expect("kill");
-        child.wait().expect("wait");
-        host.delete(&pod);
-        assert_eq!(host.traces(&pod), before, "killed after {step} × 200 µs");
-    }
-    let files = fs::read_dir(host.dir.path().join("data/pods")).expect("data directory").count();
-    assert!(files <= 3, "temporary files do not pile up: {files}");
-}
-
-#[test]
-#[ignore = "needs root: run make test"]
 fn exhaustion_is_a_clear_error_without_a_trace_and_a_freed_address_helps() {
     let host = Host::new(&["10.244.1.0/30"]);
     let pods = [Pod::new(), Pod::new(), Pod::new()];
@@ -408,13 +302,16 @@ fn bad_input_gets_the_specifications_error_object_and_leaves_no_trace() {
 
 #[test]
 #[ignore = "needs root: run make test"]
-fn verbs_of_later_versions_are_refused_by_name() {
+fn verbs_of_1_1_0_are_refused_under_older_versions() {
     let host = Host::new(&BOTH);
     let pod = Pod::new();
-    for verb in ["CHECK", "GC", "STATUS"] {
-        let (code, message) = host.cni(verb, &pod, &host.conf()).error();
-        assert_eq!(code, 4);
-        assert!(message.contains(verb), "{message}");
+    for (verb, version) in [("GC", "0.4.0"), ("GC", "1.0.0"), ("STATUS", "0.4.0"), ("STATUS", "1.0.0")] {
+        let mut conf = host.conf_without_agent();
+        conf["cniVersion"] = version.into();
+        conf["cni.dev/valid-attachments"] = json!([]);
+        let (code, message) = host.cni(verb, &pod, &conf).error();
+        assert_eq!(code, 1);
+        assert_eq!(message, format!("cniVersion \"{version}\" has no {verb}: it came with 1.1.0"));
     }
 }
 

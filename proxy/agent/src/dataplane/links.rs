@@ -19,6 +19,7 @@ use clap::ValueEnum;
 use fairlead_abi::programs;
 use nix::net::if_::{if_indextoname, if_nameindex};
 
+use super::haste::Haste;
 use super::load::Programs;
 use super::sys::{self, LinkTarget};
 use super::{DataplaneError, Pins};
@@ -202,6 +203,7 @@ impl Links {
     /// # Errors
     /// When the interface is not there, or the kernel refuses.
     pub fn attach(&mut self, place: Place, ifindex: u32) -> Result<(), DataplaneError> {
+        let _haste = Haste::begin();
         for direction in Direction::BOTH {
             match self.attachment {
                 Attachment::Tcx => self.attach_tcx(place, direction, ifindex)?,
@@ -216,6 +218,7 @@ impl Links {
     /// # Errors
     /// When a pin can't be removed.
     pub fn detach(&mut self, place: Place, ifindex: u32) -> Result<(), DataplaneError> {
+        let _haste = Haste::begin();
         for direction in Direction::BOTH {
             match self.attachment {
                 Attachment::Tcx => remove(&self.path(place, direction, ifindex))?,

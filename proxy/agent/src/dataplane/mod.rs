@@ -10,6 +10,7 @@
 //! | [`load`] | the bpf filesystem, the maps, the programs through the verifier |
 //! | [`sizes`] | how much the maps hold |
 //! | [`links`] | where programs are attached |
+//! | `haste` | shorter waits for the kernel meanwhile |
 //! | [`services`] | frontends, slots, backends, source ranges and the ranges of ClusterIPs |
 //! | [`endpoints`] | local pods |
 //! | [`clients`] | network namespaces whose sockets are translated |
@@ -27,6 +28,7 @@ pub mod egress;
 pub mod endpoints;
 pub mod events;
 pub mod flows;
+mod haste;
 pub mod links;
 pub mod load;
 pub mod policies;

@@ -1,12 +1,13 @@
 //! The files by which a restarted agent knows the pods of its node: one registration each.
 
 use std::fs;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use fairlead_net::agent::Registration;
 
 use crate::dataplane::DataplaneError;
+use crate::host_ports::{self, MappingError};
 
 /// Whether the registration can name a file and has what an endpoint needs.
 pub(super) fn validate(registration: &Registration) -> Result<(), DataplaneError> {
@@ -31,7 +32,8 @@ pub(super) fn validate(registration: &Registration) -> Result<(), DataplaneError
     if registration.host_ifindex == 0 {
         return refuse("hostIfindex", "it is 0");
     }
-    Ok(())
+    let mapping = |e: MappingError| refuse(&format!("portMappings[{}].{}", e.index, e.field), &e.message);
+    host_ports::of(registration).map(drop).or_else(mapping)
 }
 
 /// Reads a file.
@@ -44,9 +46,7 @@ pub(super) fn read(path: &Path) -> io::Result<Registration> {
 /// Writes the file in one step, so that a crash leaves the old one or the new one.
 pub(super) fn write(path: &Path, registration: &Registration) -> io::Result<()> {
     let fresh = path.with_extension("tmp");
-    let mut file = fs::File::create(&fresh)?;
-    serde_json::to_writer(&mut file, registration)?;
-    file.flush()?;
+    fs::write(&fresh, serde_json::to_vec(registration)?)?;
     fs::rename(&fresh, path)
 }
 

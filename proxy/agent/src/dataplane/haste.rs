@@ -1,0 +1,77 @@
+//! Shorter waits for the kernel while programs are attached.
+//!
+//! A tcx link is made, and unmade, under the lock that every change of any interface takes, and the kernel holds that
+//! until no processor can still be running what was attached before: a grace period of ten milliseconds or more, two for
+//! each pod, in which no other pod's interface gets on. For changes of its own the kernel has such periods *expedited*
+//! while it holds the lock, at the price of an interrupt on every processor; for this one it does not, unless
+//! `/sys/kernel/rcu_expedited` has it expedite all of them.
+//!
+//! Where that price is too high (real-time work), `/sys/kernel/rcu_normal` is on, and this has no effect.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The kernel's setting, for the whole machine.
+const SETTING: &str = "/sys/kernel/rcu_expedited";
+
+/// While it lives, the kernel's grace periods are expedited; then they are as before.
+///
+/// Where the setting can't be changed, or is on already, nothing is.
+#[derive(Debug)]
+pub(super) struct Haste {
+    changed: Option<PathBuf>,
+}
+
+impl Haste {
+    /// Begins.
+    pub(super) fn begin() -> Self {
+        Self::with(Path::new(SETTING))
+    }
+
+    fn with(setting: &Path) -> Self {
+        let is_off = fs::read_to_string(setting).is_ok_and(|text| text.trim_end() == "0");
+        let changed = is_off && fs::write(setting, "1").is_ok();
+        Self { changed: changed.then(|| setting.to_owned()) }
+    }
+}
+
+impl Drop for Haste {
+    fn drop(&mut self) {
+        if let Some(setting) = &self.changed
+            && let Err(e) = fs::write(setting, "0")
+        {
+            tracing::warn!("{} stays on: {e}", setting.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the setting is during and after, if it was `before`.
+    fn course(before: &str) -> [String; 2] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let setting = directory.path().join("rcu_expedited");
+        fs::write(&setting, before).expect("written");
+        let read = || fs::read_to_string(&setting).expect("read");
+        let haste = Haste::with(&setting);
+        let during = read();
+        drop(haste);
+        [during, read()]
+    }
+
+    #[test]
+    fn a_setting_that_was_off_is_on_meanwhile_and_one_that_was_on_stays_on() {
+        assert_eq!(course("0\n"), ["1", "0"]);
+        assert_eq!(course("1\n"), ["1\n", "1\n"]);
+    }
+
+    #[test]
+    fn a_kernel_without_the_setting_is_left_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let setting = directory.path().join("rcu_expedited");
+        drop(Haste::with(&setting));
+        assert!(!setting.exists());
+    }
+}
