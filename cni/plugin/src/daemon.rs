@@ -21,9 +21,8 @@ use fairlead_net::routing::{Mode, Settings};
 use fairlead_net::vxlan::{DEFAULT_PORT, DEFAULT_VNI};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
@@ -103,12 +102,12 @@ async fn serve(options: Options) -> Result<()> {
         // As the kubelet names its Node: the host name in lower case.
         None => std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_lowercase(),
     };
-    let client = connect(&options).await?;
-    tokio::spawn(garbage::sweep(
-        options.data_dir.clone(),
-        options.agent(),
-        Duration::from_secs(options.sweep_seconds.get().into()),
-    ));
+    let remembered = options.data_dir.join("api-servers.json");
+    let servers = fairlead_api::Api::connect(options.kubeconfig.as_deref(), &remembered).await?;
+    let client = servers.client.clone();
+    tokio::spawn(servers.follow());
+    let every = Duration::from_secs(options.sweep_seconds.get().into());
+    tokio::spawn(garbage::sweep(options.data_dir.clone(), options.agent(), every));
     let mut reconciler = Reconciler::new(node, options)?;
     let mut stop = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut watch =
@@ -142,19 +141,4 @@ async fn serve(options: Options) -> Result<()> {
             _ = stop.1.recv() => return Ok(()),
         }
     }
-}
-
-async fn connect(options: &Options) -> Result<Client> {
-    let mut config = match &options.kubeconfig {
-        Some(path) => {
-            let kubeconfig = Kubeconfig::read_from(path)?;
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .with_context(|| format!("use kubeconfig {}", path.display()))?
-        }
-        None => Config::incluster().context("find the service account; or give --kubeconfig")?,
-    };
-    // The watches back off by themselves; the client's own retries would hold a request for minutes.
-    config.default_retry = false;
-    Client::try_from(config).context("set up the API client")
 }

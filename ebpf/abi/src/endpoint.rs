@@ -5,7 +5,7 @@ use crate::layout;
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// A pod on this node: where packets for its address go, and who may send from it. 24 bytes.
+/// A pod on this node: where packets for its address go, and who may send from it. 28 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Endpoint {
@@ -20,8 +20,16 @@ pub struct Endpoint {
     /// The id of the pod's network namespace as the host's knows it (`IFLA_LINK_NETNSID` of `ifindex`), plus one;
     /// 0 if it is not known.
     pub netns: u32,
+    /// [`endpoint_flags`].
+    pub flags: u32,
 }
-layout!(Endpoint, 24);
+layout!(Endpoint, 28);
+
+/// Bits of [`Endpoint::flags`].
+pub mod endpoint_flags {
+    /// The host's end limits what the pod is sent: packets are to pass its queue.
+    pub const SHAPED: u32 = 1;
+}
 
 /// Bits that the programs set on an endpoint, in [`crate::maps::MARKS`].
 ///

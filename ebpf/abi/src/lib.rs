@@ -48,7 +48,7 @@ mod socket;
 pub use address::{Address, Port, protocol};
 pub use config::Config;
 pub use count::{Counter, Reason};
-pub use endpoint::{Endpoint, Mac, marks};
+pub use endpoint::{Endpoint, Mac, endpoint_flags, marks};
 pub use flow::{Flow, FlowKey, FragmentKey, flow_flags};
 pub use policy::{
     Asked, Cell, CellKey, DropEvent, Isolation, PeerKey, PolicyState, RowKey, event_flags, identities,
@@ -131,6 +131,8 @@ pub mod programs {
     pub const FROM_WIRE: &str = "fairlead_frwire";
     /// tc egress on an uplink: packets that the node's own stack sends out.
     pub const TO_WIRE: &str = "fairlead_towire";
+    /// tc ingress on an interface behind which are pods that another CNI has wired: packets that they send.
+    pub const FROM_PODS: &str = "fairlead_frpods";
     /// cgroup connect4.
     pub const CONNECT4: &str = "fairlead_conn4";
     /// cgroup connect6.

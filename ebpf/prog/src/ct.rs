@@ -23,7 +23,9 @@ use crate::policy::{self, Admission, reading};
 use crate::room::Findings;
 use crate::table::{self, Claim};
 use crate::verdict::Outcome;
-use crate::{clock, config, connected, endpoint, events, fragment, observe, outside, places, service};
+use crate::{
+    clock, config, connected, endpoint, events, forward, fragment, observe, outside, places, service,
+};
 
 /// No element of the array of places.
 const NO_PLACE: u32 = u32::MAX;
@@ -59,6 +61,8 @@ pub(crate) mod may {
     pub(crate) const REMEMBER: u32 = 4096;
     /// Remember what the node's stack forwards to a pod, whose answers are the stack's to forward too.
     pub(crate) const STACK: u32 = 8192;
+    /// Masquerade what would be answered past this node, since client and backend are behind one interface.
+    pub(crate) const BESIDE: u32 = 16_384;
     /// Begin none: the packet's tuple is that of another flow's answers.
     pub(super) const ANOTHER: u32 = 512;
 }
@@ -179,6 +183,9 @@ extern "C" fn fairlead_begin(
         // It was read while it was written: what has been written since is whole.
         chosen = choose(packet, may, choice);
     }
+    if chosen == Outcome::SOMETHING && may & may::BESIDE != 0 {
+        lead_back(skb, packet, choice);
+    }
     if chosen == Outcome::NOTHING && may & may::LEAVE != 0 && !is_another {
         chosen = leave(packet, choice);
     }
@@ -271,6 +278,15 @@ fn leave(packet: &Packet, choice: &mut MaybeUninit<Choice>) -> Outcome {
     }
     choice.write(Choice { masquerade: true, ..alone(&packet.tuple) });
     Outcome::SOMETHING
+}
+
+/// Has the flow to the choice masqueraded if the backend would not answer by way of this node. Out of line for the
+/// stack's sake.
+#[inline(never)]
+fn lead_back(skb: *mut __sk_buff, packet: &Packet, choice: &mut MaybeUninit<Choice>) {
+    // SAFETY: whoever has chosen has filled it in.
+    let choice = unsafe { choice.assume_init_mut() };
+    choice.masquerade |= forward::leads_back(&TcContext::new(skb), &packet.tuple, choice.backend.address);
 }
 
 /// Whether the packet, which policies have not admitted, for this reason, is the answer of a server in a connection that

@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Counter, Endpoint, Mac, Reason, protocol};
+use fairlead_abi::{Address, Counter, Endpoint, FlowKey, Mac, Reason, endpoint_flags, protocol};
 
 use crate::packet::{ETHERNET, Ethernet, Ipv4, Ipv6, Packet, UDP, at};
 use crate::refuse::Back;
@@ -78,12 +78,18 @@ fn send_on(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
     }
 }
 
-/// Puts a packet straight into a local pod's namespace, past the host's stack (kernel 5.10).
+/// Puts a packet straight into a local pod's namespace, past the host's stack (kernel 5.10) and the queue of the pod's
+/// interface, unless that queue limits what the pod is sent.
 #[inline(always)]
 pub(crate) fn deliver(ctx: &TcContext, packet: &Packet, receiver: &Endpoint) -> Result<Verdict, Reason> {
     nat::take_hop(ctx, packet.is_v4)?;
     address_frame(ctx, receiver.host_mac, receiver.pod_mac)?;
     observe::count(Counter::ToPod);
+    if receiver.flags & endpoint_flags::SHAPED != 0 {
+        settle(ctx);
+        // SAFETY: the helper takes numbers only.
+        return Ok(Verdict::Done(unsafe { bpf_redirect(receiver.ifindex, 0) } as i32));
+    }
     // SAFETY: the helper takes numbers only.
     Ok(Verdict::Done(unsafe { bpf_redirect_peer(receiver.ifindex, 0) } as i32))
 }
@@ -215,6 +221,29 @@ fn look_up_route(ctx: &TcContext, packet: &Packet, ifindex: u32) -> Result<(u32,
     // SAFETY: the struct is ours, initialised, and of the size given.
     let outcome = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size, 0) };
     Ok((outcome as u32, fib))
+}
+
+/// Whether the kernel's routing table sends what is for `destination` out of the interface that brought the packet.
+#[inline(always)]
+pub(crate) fn leads_back(ctx: &TcContext, tuple: &FlowKey, destination: Address) -> bool {
+    let mut fib = zeroed_lookup();
+    // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
+    let interface = unsafe { (*ctx.skb.skb).ifindex };
+    fib.ifindex = interface;
+    fib.l4_protocol = tuple.protocol;
+    if destination.is_v4() {
+        fib.family = AF_INET;
+        fib.__bindgen_anon_3.ipv4_src = tuple.source.v4_word();
+        fib.__bindgen_anon_4.ipv4_dst = destination.v4_word();
+    } else {
+        fib.family = AF_INET6;
+        fib.__bindgen_anon_3.ipv6_src = tuple.source.words();
+        fib.__bindgen_anon_4.ipv6_dst = destination.words();
+    }
+    let size = size_of::<FibLookup>() as i32;
+    // SAFETY: the struct is ours, initialised, and of the size given.
+    let outcome = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size, 0) } as u32;
+    matches!(outcome, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH) && fib.ifindex == interface
 }
 
 /// The length of the packet's IP datagram, or of the largest that the kernel's segmentation will make of it.

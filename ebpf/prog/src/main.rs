@@ -6,6 +6,7 @@
 //! | `fairlead_topod` | tc egress, host side of a pod's veth | sent to the pod by the node's own stack |
 //! | `fairlead_frwire` | tc ingress, uplink | arriving from outside the node |
 //! | `fairlead_towire` | tc egress, uplink | sent out by the node's own stack |
+//! | `fairlead_frpods` | tc ingress, an interface behind which another CNI has its pods | sent by these pods |
 //! | `fairlead_conn*`, `send*`, `recv*`, `peer*` | cgroup | none: sockets of host processes, perhaps of pods |
 //! | `fairlead_bind*` | cgroup | none: sockets of host processes |
 #![no_std]
@@ -19,6 +20,7 @@
 mod about;
 mod admission;
 mod affinity;
+mod beside;
 mod bind;
 mod clock;
 mod config;
@@ -75,6 +77,12 @@ pub fn fairlead_frwire(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn fairlead_towire(ctx: TcContext) -> i32 {
     verdict::code(stack::to_wire(&ctx))
+}
+
+/// A packet that a pod sends which another CNI has wired.
+#[classifier]
+pub fn fairlead_frpods(ctx: TcContext) -> i32 {
+    verdict::code(beside::from_pods(&ctx))
 }
 
 /// connect() of an IPv4 socket.

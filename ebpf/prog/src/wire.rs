@@ -22,9 +22,7 @@ pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
     let Some(packet) = packet::parse(ctx, packet)? else {
         return Ok(Verdict::Stack);
     };
-    // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
-    let for_another = unsafe { (*ctx.skb.skb).pkt_type == OTHER_HOST || (*ctx.skb.skb).vlan_present != 0 };
-    if packet.ttl <= 1 || for_another {
+    if packet.ttl <= 1 || is_for_another(ctx) {
         return Ok(Verdict::Stack);
     }
     // The kernel would call it martian.
@@ -59,4 +57,11 @@ pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
         Ok(None) => Ok(Verdict::Stack),
         Err(reason) => refuse::refuse(ctx, packet, reason, Back::Out),
     }
+}
+
+/// Whether the frame is for another machine or interface.
+#[inline(always)]
+pub(crate) fn is_for_another(ctx: &TcContext) -> bool {
+    // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
+    unsafe { (*ctx.skb.skb).pkt_type == OTHER_HOST || (*ctx.skb.skb).vlan_present != 0 }
 }

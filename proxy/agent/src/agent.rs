@@ -12,12 +12,13 @@ use serde_json::Value;
 
 use crate::dataplane::clients::Clients;
 use crate::dataplane::counters::Counters;
-use crate::dataplane::endpoints::{Endpoints, label};
+use crate::dataplane::endpoints::{EndpointId, Endpoints, label};
 use crate::dataplane::sizes::MapSize;
 use crate::dataplane::{DataplaneError, Pins};
 use crate::errors::chain;
 use crate::exposition::Page;
 use crate::health::{Answers, stamp};
+use crate::host_ports;
 use crate::masquerade::MasqueradeView;
 use crate::pods::{PodApi, PodSockets};
 use crate::policy::drops::Drops;
@@ -67,6 +68,8 @@ pub struct Agent {
     pub watches: Arc<Watches>,
     /// Local pods.
     pub endpoints: Arc<Mutex<Endpoints>>,
+    /// Has their host ports programmed.
+    pub host_ports: host_ports::Asker,
     /// What passes to and from them.
     pub policies: Arc<Policies>,
     /// What policies dropped.
@@ -101,10 +104,10 @@ impl Answer for Agent {
                     .inspect(|_| tracing::info!(pod, ?addresses, "endpoint added"))
             }
             Request::DeleteEndpoint { container_id, ifname } => {
-                let deleted = lock(&self.endpoints).delete(&(container_id.clone(), ifname));
+                let deleted = self.delete(&(container_id.clone(), ifname));
                 done(deleted).inspect(|_| tracing::info!(container_id, "endpoint removed"))
             }
-            Request::CheckEndpoint(registration) => done(lock(&self.endpoints).check(&registration)),
+            Request::CheckEndpoint(registration) => done(self.check(&registration)),
             Request::Status => serde_json::to_value(self.status()).map_err(|e| e.to_string()),
             Request::Services => {
                 let services = lock(&self.reconciler).services();
@@ -134,16 +137,44 @@ impl Agent {
         self.policies
             .await_pod(&registration.pod, &self.api)
             .map_err(|why| DataplaneError::new("learn the labels of", label(&registration.pod), why))?;
-        let Some(pods) = &self.pods else { return lock(&self.endpoints).add(registration) };
-        let pod = registration.pod.clone();
-        let asked = pods.ask(&pod);
+        if !registration.port_mappings.is_empty() {
+            // Whose ports they were may have ended without a word.
+            self.collect()?;
+        }
+        let asked = self.pods.as_ref().and_then(|pods| pods.ask(&registration.pod));
         let mut endpoints = lock(&self.endpoints);
-        endpoints.add(registration)?;
-        endpoints.translate_sockets(|other| {
-            let answer = if *other == pod { asked } else { None };
-            pods.wanted(other).or(answer)
-        });
-        Ok(())
+        endpoints.add(registration.clone())?;
+        if let Some(pods) = &self.pods {
+            endpoints.translate_sockets(|other| {
+                let answer = if *other == registration.pod { asked } else { None };
+                pods.wanted(other).or(answer)
+            });
+        }
+        drop(endpoints);
+        self.host_ports.open(&registration).inspect_err(|_| {
+            let Registration { container_id, ifname, .. } = registration.clone();
+            if let Err(e) = self.delete(&(container_id, ifname)) {
+                tracing::warn!("take back endpoint {}: {}", registration.container_id, chain(&e));
+            }
+        })
+    }
+
+    /// Removes a pod's endpoint, after its host ports, so that nothing leads to an address that may become another's.
+    fn delete(&self, id: &EndpointId) -> Result<(), DataplaneError> {
+        let closed = self.host_ports.close(id);
+        lock(&self.endpoints).delete(id).and(closed)
+    }
+
+    fn check(&self, registration: &Registration) -> Result<(), DataplaneError> {
+        lock(&self.endpoints).check(registration)?;
+        self.host_ports.check(registration)
+    }
+
+    /// Has packets to pods pass the queues of their interfaces, where these do anything.
+    pub fn follow_queues(&self) {
+        if let Err(e) = lock(&self.endpoints).follow_queues() {
+            tracing::warn!("follow the queues of pods' interfaces: {}", chain(&e));
+        }
     }
 
     /// Removes endpoints whose interface is gone, and returns how many; tries again what failed for sockets.
@@ -155,7 +186,10 @@ impl Agent {
         if let Some(pods) = &self.pods {
             endpoints.translate_sockets(|pod| pods.wanted(pod));
         }
-        endpoints.collect()
+        let gone = endpoints.collect()?;
+        drop(endpoints);
+        gone.iter().try_for_each(|id| self.host_ports.close(id))?;
+        Ok(gone.len())
     }
 
     /// How often health was asked for.
@@ -169,7 +203,8 @@ impl Agent {
         let Facts { node_name, started, attachment, pins, cgroup, programs, .. } = self.facts.clone();
         let reconciler = lock(&self.reconciler);
         let services = reconciler.index().services().count();
-        let services_pending = reconciler.pending().map(|(name, error)| format!("Service {name}: {error}"));
+        let services_pending =
+            reconciler.pending().map(|(name, error)| format!("{}: {error}", reconciler.index().label(name)));
         let pending = services_pending.chain(self.policies.pending()).collect();
         let mut problems = reconciler.problems();
         drop(reconciler);

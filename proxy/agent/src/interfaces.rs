@@ -1,4 +1,4 @@
-//! Changes of the node's interfaces and their addresses, as the kernel tells them over rtnetlink.
+//! Changes of the node's interfaces, their addresses and their queues, as the kernel tells them over rtnetlink.
 //!
 //! What is told is not read: it says that it is time to list anew. Pods come and go with an interface each, so only
 //! what bears on the node is passed on, and what comes together once.
@@ -35,7 +35,7 @@ struct Seen {
 /// # Errors
 /// When the kernel refuses to tell.
 pub fn follow(send: impl Fn(Vec<IpAddr>) -> bool + Send + 'static) -> io::Result<()> {
-    let changes = subscribe()?;
+    let changes = subscribe(libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR)?;
     let mut seen = look();
     std::thread::Builder::new().name("interfaces".into()).spawn(move || {
         let mut heard = send(addresses(&seen));
@@ -52,6 +52,26 @@ pub fn follow(send: impl Fn(Vec<IpAddr>) -> bool + Send + 'static) -> io::Result
             }
             heard = send(addresses(&now));
             seen = now;
+        }
+    })?;
+    Ok(())
+}
+
+/// Calls `changed` whenever a queue of any interface has come, changed or gone. Runs on a thread of its own, in the
+/// network namespace of the caller.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn follow_queues(changed: impl Fn() + Send + 'static) -> io::Result<()> {
+    let changes = subscribe(libc::RTMGRP_TC)?;
+    std::thread::Builder::new().name("queues".into()).spawn(move || {
+        loop {
+            if let Err(e) = wait(&changes) {
+                tracing::warn!("follow the interfaces' queues: {e}; they are looked at now and then");
+                return;
+            }
+            let _ = drain(&changes);
+            changed();
         }
     })?;
     Ok(())
@@ -87,10 +107,9 @@ fn look() -> Seen {
     Seen { dialable, overlays: overlays().map(index).collect() }
 }
 
-fn subscribe() -> io::Result<OwnedFd> {
+fn subscribe(groups: i32) -> io::Result<OwnedFd> {
     let changes =
         socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
-    let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
     bind(changes.as_raw_fd(), &NetlinkAddr::new(0, groups.cast_unsigned()))?;
     Ok(changes)
 }

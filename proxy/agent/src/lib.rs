@@ -22,6 +22,7 @@ pub mod dataplane;
 pub mod errors;
 pub mod exposition;
 pub mod health;
+pub mod host_ports;
 pub mod interfaces;
 pub mod masquerade;
 pub mod metrics;

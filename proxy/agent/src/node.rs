@@ -7,6 +7,7 @@ use std::io;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use aya::maps::{Array, MapData};
 use fairlead_abi::{Address, Config};
 use nix::ifaddrs::getifaddrs;
 
@@ -64,6 +65,13 @@ impl FromStr for PortRange {
             _ => Err(PortRangeError::Length(count)),
         }
     }
+}
+
+/// The node's primary addresses as the programs know them from an earlier agent.
+pub fn addresses_in(config: &Array<MapData, Config>) -> Vec<IpAddr> {
+    let Config { node_v4, node_v6, .. } = config.get(&0, 0).unwrap_or_default();
+    let known = [node_v4, node_v6].into_iter().filter(|address| !address.is_unspecified());
+    known.map(IpAddr::from).collect()
 }
 
 /// What the programs must know about a node with these addresses, the first of each family being primary.

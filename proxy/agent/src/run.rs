@@ -19,8 +19,6 @@ use fairlead_core::egress::Egress;
 use fairlead_core::reconcile::{Capacity, Reconciler};
 use fairlead_core::settings::{NodePortAddresses, Settings};
 use fairlead_net::netns;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,7 +39,9 @@ use crate::service_health::{CheckViews, Checks};
 use crate::sync::Sync;
 use crate::uplinks::{Fixed, Uplinks};
 use crate::watch::{PolicyUpdate, Update, Watches};
-use crate::{health, interfaces, masquerade, metrics, node, pace, service_health, socket, sweep, watch};
+use crate::{
+    health, host_ports, interfaces, masquerade, metrics, node, pace, service_health, socket, sweep, watch,
+};
 
 /// How often the agent looks for interfaces that came or went without a word.
 const PATROL: Duration = Duration::from_secs(30);
@@ -57,7 +57,8 @@ pub async fn run(options: Run) -> Result<()> {
     let settings = settings(&options)?;
     let _lock = lock(&options.state_dir)?;
     let node_name = node_name(&options)?;
-    let client = client(options.kubeconfig.as_deref()).await?;
+    let servers = fairlead_api::Api::connect(options.kubeconfig.as_deref(), &options.api_servers()).await?;
+    let client = servers.client.clone();
     let healthz = bind(options.healthz_bind_address).await?;
     let metrics = bind(options.metrics_bind_address).await?;
     let cgroup = match &options.cgroup {
@@ -66,13 +67,13 @@ pub async fn run(options: Run) -> Result<()> {
     };
 
     let api = PodApi::new(client.clone());
+    let (updates, received) = mpsc::channel();
     let Parts { agent, uplinks, services, masquerade, events } =
-        program(&options, &node_name, &cgroup, settings, api)?;
+        program(&options, &node_name, &cgroup, settings, api, updates.clone())?;
     let listener = socket::listen(&options.socket())
         .with_context(|| format!("listen at {}", options.socket().display()))?;
     let agent = Arc::new(agent);
 
-    let (updates, received) = mpsc::channel();
     let (checks, checked) = tokio::sync::watch::channel(Checks::default());
     let sync = {
         let mut uplinks = uplinks;
@@ -104,6 +105,11 @@ pub async fn run(options: Run) -> Result<()> {
     interfaces::follow(move |addresses| changed.interfaces(addresses))
         .unwrap_or_else(|e| tracing::warn!("follow the interfaces: {e}; they are looked at now and then"));
 
+    let shaped = Arc::clone(&agent);
+    interfaces::follow_queues(move || shaped.follow_queues()).unwrap_or_else(|e| {
+        tracing::warn!("follow the interfaces' queues: {e}; they are looked at now and then");
+    });
+
     tokio::spawn(socket::serve(listener, Arc::clone(&agent)));
     if let Some(listener) = healthz {
         tokio::spawn(serve(listener, health::router(Arc::clone(&agent))));
@@ -114,6 +120,7 @@ pub async fn run(options: Run) -> Result<()> {
     tokio::spawn(service_health::serve(checked, Arc::clone(&agent.progress), agent.checks.clone()));
     tokio::spawn(patrol(Arc::clone(&agent), everybody.clone()));
     tokio::spawn(follow_pods(Arc::clone(&agent)));
+    tokio::spawn(servers.follow());
     let watches = Arc::clone(&agent.watches);
     let service_cidrs = options.service_cidr.is_empty();
     tokio::spawn(async move {
@@ -155,8 +162,16 @@ struct Parts {
     events: RingBuf<MapData>,
 }
 
-/// Brings programs and maps into the kernel, or adopts those that are there, and reads back what they hold.
-fn program(options: &Run, node_name: &str, cgroup: &Path, settings: Settings, api: PodApi) -> Result<Parts> {
+/// Brings programs and maps into the kernel, or adopts those that are there, and reads back what they hold. The loop of
+/// Services takes `updates`.
+fn program(
+    options: &Run,
+    node_name: &str,
+    cgroup: &Path,
+    settings: Settings,
+    api: PodApi,
+    updates: mpsc::Sender<Update>,
+) -> Result<Parts> {
     let pods = (options.socket_lb == SocketLb::All).then(|| PodSockets::new(api.clone()));
     let pins = Pins::new(&options.bpffs);
     load::mount_bpffs(&options.bpffs)?;
@@ -195,6 +210,12 @@ fn program(options: &Run, node_name: &str, cgroup: &Path, settings: Settings, ap
     forget_clients(&clients, host_netns, pods.is_some().then_some(&endpoints))?;
     let mut reconciler = Reconciler::new(node_name, capacity, settings);
     reconciler.index_mut().set_local_addresses(interfaces::local_addresses());
+    reconciler.index_mut().set_former_addresses(node::addresses_in(&maps.config));
+    for registration in endpoints.registrations() {
+        if let Some((owner, wanted)) = host_ports::asked_by(registration) {
+            reconciler.index_mut().set_host_ports(owner, Some(wanted));
+        }
+    }
     reconciler.adopt(&maps.services)?;
     tracing::info!(
         node = node_name,
@@ -205,12 +226,15 @@ fn program(options: &Run, node_name: &str, cgroup: &Path, settings: Settings, ap
 
     let fixed = Fixed {
         uplinks: options.uplink.clone(),
+        pod_interfaces: options.pod_interface.clone(),
         ports: options.snat_ports,
         places: maps.flows.places(),
         host_netns,
     };
     let uplinks = Uplinks::new(maps.config, Arc::clone(&clients), links, fixed);
     let masquerade = Masquerade::new(Egress::new(node_name, options.kept_sources()), maps.egress);
+    let reconciler = Arc::new(Mutex::new(reconciler));
+    let host_ports = host_ports::Asker::new(updates, Arc::clone(&reconciler), pins.clone());
     let agent = Agent {
         facts: Facts {
             node_name: node_name.to_owned(),
@@ -222,12 +246,13 @@ fn program(options: &Run, node_name: &str, cgroup: &Path, settings: Settings, ap
             sizes,
         },
         pins,
-        reconciler: Arc::new(Mutex::new(reconciler)),
+        reconciler,
         progress: Arc::new(Mutex::new(Progress::default())),
         node: uplinks.view(),
         masquerade: masquerade.view(),
         watches: Arc::new(Watches::default()),
         endpoints: Arc::new(Mutex::new(endpoints)),
+        host_ports,
         policies,
         drops: Arc::default(),
         api,
@@ -312,7 +337,11 @@ async fn patrol(agent: Arc<Agent>, everybody: Everybody) {
     loop {
         rounds.tick().await;
         let agent = Arc::clone(&agent);
-        match tokio::task::spawn_blocking(move || (agent.collect(), interfaces::local_addresses())).await {
+        let look = move || {
+            agent.follow_queues();
+            (agent.collect(), interfaces::local_addresses())
+        };
+        match tokio::task::spawn_blocking(look).await {
             Ok((collected, addresses)) => {
                 match collected {
                     Ok(0) => {}
@@ -357,22 +386,6 @@ fn node_name(options: &Run) -> Result<String> {
     }
     let name = fs::read_to_string("/proc/sys/kernel/hostname").context("read the host name")?;
     Ok(name.trim().to_lowercase())
-}
-
-async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
-    let mut config = match kubeconfig {
-        Some(path) => {
-            let kubeconfig =
-                Kubeconfig::read_from(path).with_context(|| format!("read kubeconfig {}", path.display()))?;
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .with_context(|| format!("use kubeconfig {}", path.display()))?
-        }
-        None => Config::incluster().context("use the pod's service account; see --kubeconfig")?,
-    };
-    // The watches back off by themselves; the client's own retries would hold a request for minutes.
-    config.default_retry = false;
-    Client::try_from(config).context("make a client of the API")
 }
 
 /// Where the root of the cgroup2 hierarchy is mounted.

@@ -99,6 +99,9 @@ impl Display for Status {
         writeln!(f, "  programmed   {}", self.last_programmed.as_deref().unwrap_or("never"))?;
         writeln!(f, "  addresses    {}", list(&node.addresses, "unknown: the API has no such Node"))?;
         writeln!(f, "  uplinks      {} (by {})", list(&node.uplinks, "none"), self.attachment)?;
+        if !node.pod_interfaces.is_empty() {
+            writeln!(f, "  other pods   behind {}", list(&node.pod_interfaces, "none"))?;
+        }
         let MasqueradeView { outside, inside, errors } = &self.masquerade;
         let leaves = if *outside { "with the node's address, but to" } else { "with the pod's address," };
         writeln!(f, "  pods leave   {leaves} {inside} ranges of the cluster")?;

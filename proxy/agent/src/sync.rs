@@ -2,17 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use fairlead_core::dataplane::ServiceMaps;
 use fairlead_core::index::Index;
-use fairlead_core::model::Problem;
+use fairlead_core::model::{ObjectName, Problem};
 use fairlead_core::reconcile::{Reconciler, Report};
 use kube::ResourceExt;
 use tokio::sync::watch;
 
 use crate::dataplane::trim_memory;
+use crate::host_ports;
 use crate::pace::Work;
 use crate::progress::Progress;
 use crate::service_health::Checks;
@@ -35,6 +36,8 @@ pub struct Sync<M, N> {
     problems: BTreeSet<Problem>,
     problems_version: Option<u64>,
     failures: BTreeSet<String>,
+    /// Who waits for a pod's host ports to be in the maps.
+    waiting: Vec<(ObjectName, mpsc::Sender<Result<(), String>>)>,
 }
 
 /// Which first lists are done.
@@ -101,6 +104,7 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
             problems: BTreeSet::new(),
             problems_version: None,
             failures: BTreeSet::new(),
+            waiting: Vec::new(),
         }
     }
 
@@ -140,6 +144,12 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
                     index.set_local_addresses(addresses);
                 }
                 self.node_dirty = true;
+                self.dirty = true;
+                return;
+            }
+            Update::HostPorts(host_ports::Change { owner, wanted, done }) => {
+                index.set_host_ports(owner.clone(), wanted);
+                self.waiting.push((owner, done));
                 self.dirty = true;
                 return;
             }
@@ -184,6 +194,10 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
             (self.node)(addresses.as_deref().unwrap_or_default());
         }
         let report = reconciler.reconcile(now, &mut self.maps);
+        for (owner, done) in self.waiting.drain(..) {
+            // Who waits no more has been told that it takes too long.
+            let _ = done.send(reconciler.has_host_ports(&owner));
+        }
         self.warn(&reconciler, &report);
         if reconciler.is_synced() {
             let node_eligible = !self.node_gone && reconciler.index().node_eligible();
@@ -264,7 +278,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use fairlead_core::dataplane::MemoryMaps;
-    use fairlead_core::model::ObjectName;
     use fairlead_core::reconcile::Capacity;
     use fairlead_core::settings::{NodePortAddresses, Settings};
     use k8s_openapi::jiff::Timestamp;
@@ -472,7 +485,7 @@ mod tests {
     #[test]
     fn the_loop_ends_when_nobody_can_send_any_more() {
         let bench = Bench::new();
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         for update in lists() {
             sender.send(update).expect("sent");
         }

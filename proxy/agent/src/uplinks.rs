@@ -23,6 +23,9 @@ pub struct NodeView {
     pub addresses: Vec<IpAddr>,
     /// The uplinks that carry the programs.
     pub uplinks: Vec<String>,
+    /// The interfaces of other CNIs' pods that carry the programs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pod_interfaces: Vec<String>,
     /// What is not as it should be.
     pub errors: Vec<String>,
 }
@@ -32,6 +35,8 @@ pub struct NodeView {
 pub struct Fixed {
     /// The uplinks, or none if they are to be found by the node's addresses.
     pub uplinks: Vec<String>,
+    /// The interfaces behind which another CNI has its pods.
+    pub pod_interfaces: Vec<String>,
     /// The ports that masqueraded flows leave with.
     pub ports: PortRange,
     /// How many connections there is room for.
@@ -71,14 +76,18 @@ impl Uplinks {
         let mut view = NodeView { addresses: addresses.to_vec(), ..NodeView::default() };
         if !addresses.is_empty() || !self.fixed.uplinks.is_empty() {
             self.configure(addresses, &mut view);
-            self.attach(addresses, &mut view);
+            self.attach_uplinks(addresses, &mut view);
+            view.pod_interfaces =
+                self.attach(Place::Pods, "pod interface", &self.fixed.pod_interfaces, &mut view.errors);
         }
         let mut shown = self.view.lock().unwrap_or_else(PoisonError::into_inner);
         for error in view.errors.iter().filter(|error| !shown.errors.contains(error)) {
             tracing::warn!("{error}");
         }
-        if shown.uplinks != view.uplinks || shown.addresses != view.addresses {
-            tracing::info!(addresses = ?view.addresses, uplinks = ?view.uplinks, "the node's network");
+        let is_new = shown.uplinks != view.uplinks || shown.addresses != view.addresses;
+        if is_new || shown.pod_interfaces != view.pod_interfaces {
+            let NodeView { addresses, uplinks, pod_interfaces, .. } = &view;
+            tracing::info!(?addresses, ?uplinks, ?pod_interfaces, "the node's network");
         }
         *shown = view;
     }
@@ -102,7 +111,7 @@ impl Uplinks {
         }
     }
 
-    fn attach(&mut self, addresses: &[IpAddr], view: &mut NodeView) {
+    fn attach_uplinks(&mut self, addresses: &[IpAddr], view: &mut NodeView) {
         let names = if self.fixed.uplinks.is_empty() {
             let listed = node::interface_addresses().unwrap_or_else(|e| {
                 view.errors.push(format!("list interfaces: {e}"));
@@ -117,29 +126,37 @@ impl Uplinks {
             return;
         }
         // Other nodes' packets come out of the overlay's devices, and the node's own answers go into them.
-        let names = names.into_iter().chain(interfaces::overlays().map(str::to_owned));
+        let overlays = interfaces::overlays().map(str::to_owned);
+        let names: Vec<String> = names.into_iter().chain(overlays).collect();
+        view.uplinks = self.attach(Place::Uplink, "uplink", &names, &mut view.errors);
+    }
+
+    /// Attaches the programs of `place`, which people call `what`, to the interfaces of these names, and takes them from
+    /// all others. Returns to which it did.
+    fn attach(&self, place: Place, what: &str, names: &[String], errors: &mut Vec<String>) -> Vec<String> {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut wanted = BTreeSet::new();
+        let (mut wanted, mut attached) = (BTreeSet::new(), Vec::new());
         for name in names {
             let index = match if_nametoindex(name.as_str()) {
                 Ok(index) => index,
                 Err(e) => {
-                    view.errors.push(format!("uplink {name}: {e}"));
+                    errors.push(format!("{what} {name}: {e}"));
                     continue;
                 }
             };
             wanted.insert(index);
-            match links.attach(Place::Uplink, index) {
-                Ok(()) => view.uplinks.push(name),
-                Err(e) => view.errors.push(format!("uplink {name}: {}", chain(&e))),
+            match links.attach(place, index) {
+                Ok(()) => attached.push(name.clone()),
+                Err(e) => errors.push(format!("{what} {name}: {}", chain(&e))),
             }
         }
-        for index in links.attached(Place::Uplink).unwrap_or_default() {
+        for index in links.attached(place).unwrap_or_default() {
             if !wanted.contains(&index)
-                && let Err(e) = links.detach(Place::Uplink, index)
+                && let Err(e) = links.detach(place, index)
             {
-                view.errors.push(e.to_string());
+                errors.push(e.to_string());
             }
         }
+        attached
     }
 }

@@ -29,6 +29,8 @@ pub enum FrontendKind {
     LoadBalancer,
     /// spec.externalIPs.
     ExternalIp,
+    /// A pod's spec.containers\[\].ports\[\].hostPort on the node's addresses.
+    HostPort,
 }
 
 /// What a frontend should do. Frontends with the same backends share their lists.
@@ -162,7 +164,7 @@ impl Desired {
     }
 }
 
-/// What the Service of that name asks of the maps, by the state of `index`.
+/// What the Service of that name, or the [owner](crate::host_ports::owner) of host ports, asks of the maps, by the state of `index`.
 pub fn desired(index: &Index, name: &ObjectName) -> Desired {
     let mut desired = Desired::default();
     let listed = index.slices(name).flat_map(|slice| &slice.endpoints);
@@ -170,6 +172,9 @@ pub fn desired(index: &Index, name: &ObjectName) -> Desired {
     desired.lingering.extend(listed.map(|endpoint| Lingering::Connections(endpoint.address)));
     if let Some(service) = index.service(name) {
         desired.add_service(index, service);
+    }
+    if let Some(ports) = index.host_ports(name) {
+        desired.add_host_ports(index, name, ports);
     }
     desired.lingering.sort_unstable();
     desired.lingering.dedup();
@@ -368,6 +373,7 @@ pub(crate) fn field(kind: FrontendKind, index: usize) -> String {
         FrontendKind::NodePort => format!("spec.ports[{index}].nodePort"),
         FrontendKind::LoadBalancer => "status.loadBalancer.ingress".to_owned(),
         FrontendKind::ExternalIp => "spec.externalIPs".to_owned(),
+        FrontendKind::HostPort => format!("portMappings[{index}].hostPort"),
     }
 }
 

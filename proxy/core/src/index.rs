@@ -12,9 +12,10 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking:
 
 use crate::convert::{self, Converted};
 use crate::endpoints::Viewer;
+use crate::host_ports::{self, HostPorts};
 use crate::intern::Interned;
 use crate::model::{EndpointSlice, Node, ObjectName, Problem, Service};
-use crate::settings::Settings;
+use crate::settings::{NodePortAddresses, Settings};
 use crate::tracked::Tracked;
 
 /// Services, their slices, the nodes and the ranges of ClusterIPs.
@@ -24,8 +25,12 @@ pub struct Index {
     settings: Settings,
     /// The addresses of the node's interfaces.
     local_addresses: Vec<IpAddr>,
+    /// The node's primary addresses by an earlier run: they stand for its Node while that is not known.
+    former_addresses: Vec<IpAddr>,
     /// Where NodePorts stand.
     nodeport_addresses: Vec<IpAddr>,
+    /// The ports of the node that lead to single pods, by owner.
+    host_ports: BTreeMap<ObjectName, HostPorts>,
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, EndpointSlice>,
     /// The slices of each Service, in order of name.
@@ -36,6 +41,7 @@ pub struct Index {
     service_cidrs: BTreeMap<String, Vec<IpNet>>,
     problems: Problems,
     dirty: BTreeSet<ObjectName>,
+    dirty_host_ports: BTreeSet<ObjectName>,
     dirty_cidrs: bool,
     interned: Interned,
 }
@@ -167,8 +173,29 @@ impl Index {
 
     /// These are all addresses of the node's interfaces.
     pub fn set_local_addresses(&mut self, addresses: Vec<IpAddr>) {
-        self.local_addresses = addresses;
+        if self.local_addresses != addresses {
+            self.local_addresses = addresses;
+            self.touch_host_ports();
+        }
         self.choose_nodeport_addresses();
+    }
+
+    /// The node's primary addresses as an earlier run knew them: good until its Node is known.
+    pub fn set_former_addresses(&mut self, addresses: Vec<IpAddr>) {
+        self.former_addresses = addresses;
+        self.choose_nodeport_addresses();
+    }
+
+    /// These ports of the node lead to the pod of `owner`; none lead there any more.
+    pub fn set_host_ports(&mut self, owner: ObjectName, wanted: Option<HostPorts>) {
+        if self.host_ports.get(&owner) == wanted.as_ref() {
+            return;
+        }
+        match wanted {
+            Some(ports) => self.host_ports.insert(owner.clone(), ports),
+            None => self.host_ports.remove(&owner),
+        };
+        self.dirty_host_ports.insert(owner);
     }
 
     /// The name of the proxy's own node.
@@ -194,6 +221,37 @@ impl Index {
     /// The addresses of the node that NodePorts stand on, in order.
     pub fn nodeport_addresses(&self) -> &[IpAddr] {
         &self.nodeport_addresses
+    }
+
+    /// Whether NodePorts stand on the Node's addresses, and these are not known yet.
+    pub fn awaits_addresses(&self) -> bool {
+        let is_primary = self.settings.nodeport_addresses == NodePortAddresses::Primary;
+        is_primary && self.node().is_none() && self.former_addresses.is_empty()
+    }
+
+    /// Whether the address is one of the node's, loopback included.
+    pub(crate) fn is_own_address(&self, address: IpAddr) -> bool {
+        let known = [&self.local_addresses, &self.nodeport_addresses];
+        address.is_loopback() || known.iter().any(|addresses| addresses.contains(&address))
+    }
+
+    /// The ports of the node that lead to the pod of `owner`.
+    pub fn host_ports(&self, owner: &ObjectName) -> Option<&HostPorts> {
+        self.host_ports.get(owner)
+    }
+
+    /// The owners of host ports, in order.
+    pub fn host_port_owners(&self) -> impl Iterator<Item = &ObjectName> {
+        self.host_ports.keys()
+    }
+
+    /// Whose frontends are kept under this name, for people: `Service shop/web`, `Pod shop/web-1`.
+    pub fn label(&self, name: &ObjectName) -> String {
+        match self.host_ports.get(name) {
+            Some(HostPorts { pod, .. }) => format!("Pod {pod}"),
+            None if host_ports::is_owner(name) => format!("container {}", name.name),
+            None => format!("Service {name}"),
+        }
     }
 
     /// The ranges that ClusterIPs are from.
@@ -247,9 +305,21 @@ impl Index {
         self.dirty.len()
     }
 
-    /// The Services that changed since this was last called.
+    /// The Services that changed since this was last called, and the owners of host ports that did.
     pub fn take_dirty(&mut self) -> BTreeSet<ObjectName> {
-        std::mem::take(&mut self.dirty)
+        let mut dirty = std::mem::take(&mut self.dirty);
+        dirty.append(&mut self.dirty_host_ports);
+        dirty
+    }
+
+    /// The owners of host ports alone that changed since this, or [`Self::take_dirty`], was last called.
+    pub(crate) fn take_dirty_host_ports(&mut self) -> BTreeSet<ObjectName> {
+        std::mem::take(&mut self.dirty_host_ports)
+    }
+
+    /// Has all host ports looked at again.
+    pub(crate) fn touch_host_ports(&mut self) {
+        self.dirty_host_ports.extend(self.host_ports.keys().cloned());
     }
 
     /// Whether the ranges of ClusterIPs may have changed since this was last called.
@@ -333,11 +403,15 @@ impl Index {
     }
 
     fn choose_nodeport_addresses(&mut self) {
-        let primary = self.node().into_iter().flat_map(Node::primary_addresses);
+        let primary = match self.node() {
+            Some(node) => node.primary_addresses().collect(),
+            None => self.former_addresses.clone(),
+        };
         let chosen = self.settings.nodeport_addresses(primary, &self.local_addresses);
         if self.nodeport_addresses != chosen {
             self.nodeport_addresses = chosen;
             self.dirty.extend(self.of_node.iter().cloned());
+            self.touch_host_ports();
         }
     }
 }

@@ -19,6 +19,7 @@ pub mod decide;
 pub mod egress;
 pub mod endpoints;
 pub mod frontends;
+pub mod host_ports;
 pub mod index;
 pub mod intern;
 pub mod maglev;

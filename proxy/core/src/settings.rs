@@ -59,7 +59,7 @@ impl Settings {
 
 /// A process that binds a NodePort at every address is kept from it by an entry at this one. Those of the primary
 /// addresses do so themselves.
-const EVERY_ADDRESS: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+pub(crate) const EVERY_ADDRESS: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 fn is_global(address: IpAddr) -> bool {
     let is_link_local = match address {

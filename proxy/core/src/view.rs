@@ -9,17 +9,18 @@ use serde::Serialize;
 use crate::dataplane::MapError;
 use crate::endpoints::BackendAddress;
 use crate::frontends::{self, DesiredFrontend, FrontendKind};
+use crate::host_ports::HostPorts;
 use crate::index::Index;
 use crate::model::{ObjectName, Protocol, socket_label};
 
-/// A Service port as people see it.
+/// A Service port, or the port of the node that leads to a pod, as people see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ServiceView {
-    /// metadata.namespace.
+    /// metadata.namespace, of the Service or the pod.
     pub namespace: String,
     /// metadata.name.
     pub name: String,
-    /// The port's name, possibly empty.
+    /// The port's name, possibly empty; of a pod's, its number.
     pub port: String,
     /// The port's protocol.
     pub protocol: Protocol,
@@ -70,12 +71,7 @@ pub(crate) fn service(
     pending: Option<&MapError>,
 ) -> Vec<ServiceView> {
     let Some(service) = index.service(name) else { return Vec::new() };
-    let mut by_port: BTreeMap<(Arc<str>, Protocol), Vec<FrontendView>> = BTreeMap::new();
-    for (key, frontend) in frontends::desired(index, name).frontends.iter() {
-        let id = programmed(key).map(|programmed| programmed.service);
-        let port = (frontend.port.port.clone(), frontend.port.protocol);
-        by_port.entry(port).or_default().push(frontend_view(key, frontend, id));
-    }
+    let by_port = by_port(index, name, programmed);
     let view = |port: &crate::model::ServicePort| ServiceView {
         namespace: name.namespace.to_string(),
         name: name.name.to_string(),
@@ -85,6 +81,39 @@ pub(crate) fn service(
         pending: pending.map(MapError::to_string),
     };
     service.ports.iter().map(view).collect()
+}
+
+/// The ports of the node that lead to the pod of `owner`, as [`service`].
+pub(crate) fn host_ports(
+    index: &Index,
+    owner: &ObjectName,
+    programmed: impl Fn(&FrontendKey) -> Option<Frontend>,
+    pending: Option<&MapError>,
+) -> Vec<ServiceView> {
+    let Some(HostPorts { pod, .. }) = index.host_ports(owner) else { return Vec::new() };
+    let view = |((port, protocol), frontends): ((Arc<str>, Protocol), Vec<FrontendView>)| ServiceView {
+        namespace: pod.namespace.to_string(),
+        name: pod.name.to_string(),
+        port: port.to_string(),
+        protocol,
+        frontends,
+        pending: pending.map(MapError::to_string),
+    };
+    by_port(index, owner, programmed).into_iter().map(view).collect()
+}
+
+fn by_port(
+    index: &Index,
+    name: &ObjectName,
+    programmed: impl Fn(&FrontendKey) -> Option<Frontend>,
+) -> BTreeMap<(Arc<str>, Protocol), Vec<FrontendView>> {
+    let mut by_port: BTreeMap<_, Vec<FrontendView>> = BTreeMap::new();
+    for (key, frontend) in frontends::desired(index, name).frontends.iter() {
+        let id = programmed(key).map(|programmed| programmed.service);
+        let port = (frontend.port.port.clone(), frontend.port.protocol);
+        by_port.entry(port).or_default().push(frontend_view(key, frontend, id));
+    }
+    by_port
 }
 
 fn frontend_view(key: &FrontendKey, frontend: &DesiredFrontend, id: Option<u32>) -> FrontendView {

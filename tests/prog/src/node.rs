@@ -237,6 +237,7 @@ impl Node {
             pod_mac: pod.pod_mac(),
             host_mac: pod.host_mac(),
             netns,
+            flags: 0,
         };
         hash(&mut self.ebpf, maps::ENDPOINTS)
             .insert(Address::from(address), endpoint, 0)

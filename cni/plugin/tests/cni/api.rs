@@ -167,6 +167,18 @@ pub(crate) fn node(name: &str, cidrs: &[&str], addresses: &[&str]) -> Value {
     })
 }
 
+/// The EndpointSlice of the API servers at these addresses, all at one port.
+pub(crate) fn servers(addresses: &[&str], port: u16) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "kubernetes", "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+        "endpoints": [{"addresses": addresses, "conditions": {"ready": true}}],
+    })
+}
+
 fn name(object: &Value) -> String {
     object["metadata"]["name"].as_str().expect("a name").to_owned()
 }

@@ -16,6 +16,7 @@ mod host;
 mod ledger;
 mod overlay;
 mod runtime;
+mod servers;
 mod shipped;
 mod sites;
 mod status;

@@ -27,11 +27,20 @@ impl Daemon {
         Self::start_as("a", host, api, &[])
     }
 
+    /// Starts the daemon of the node "a" with this kubeconfig.
+    pub(crate) fn start_with(host: &Host, kubeconfig: &str) -> Self {
+        Self::spawn("a", host, kubeconfig, &[])
+    }
+
     /// Starts the daemon of a node, with further arguments.
     pub(crate) fn start_as(node: &str, host: &Host, api: &FakeApi, arguments: &[&str]) -> Self {
+        Self::spawn(node, host, &api.kubeconfig(), arguments)
+    }
+
+    fn spawn(node: &str, host: &Host, config: &str, arguments: &[&str]) -> Self {
         let dir = host.dir.path();
         let kubeconfig = dir.join("kubeconfig");
-        fs::write(&kubeconfig, api.kubeconfig()).expect("write the kubeconfig");
+        fs::write(&kubeconfig, config).expect("write the kubeconfig");
         let mut command = Command::new(BINARY);
         command.args(["node", "--hostname-override", node]);
         if !arguments.contains(&"--agent-socket") {
@@ -60,8 +69,8 @@ impl Drop for Daemon {
     }
 }
 
-/// Makes a veth pair between two namespaces, each end with its addresses in these subnets and, at the near end, the far
-/// end as the next hop for everything else.
+/// Makes a veth pair `up0` between two namespaces, each end with its addresses in these subnets and, at the near end,
+/// the far end as the next hop for everything else.
 pub(crate) fn wire(near: &Netns, far: &Netns, name: &str, subnets: &[(&str, &str, &str)]) -> Wiring {
     let route = |destination: &str, gateway: Option<&str>| {
         let gateway = gateway.map(|gateway| gateway.parse().expect("gateway"));

@@ -59,9 +59,17 @@ pub struct Run {
     /// Interfaces that lead to other nodes and outside; by default those that carry the Node's InternalIPs.
     #[arg(long, value_name = "INTERFACE")]
     pub uplink: Vec<String>,
+    /// Interfaces behind which another CNI has its pods, such as the bridge cni0: to Services these pods are clients inside
+    /// the cluster. An interface need not be there yet. Fairlead's own pods need none.
+    #[arg(long, value_name = "INTERFACE", value_delimiter = ',')]
+    pub pod_interface: Vec<String>,
     /// Where the agent keeps what it must know after a restart.
     #[arg(long, value_name = "DIR", default_value = "/run/fairlead")]
     pub state_dir: PathBuf,
+    /// Where the agent remembers the API servers' own addresses, since it may find their Service by nothing else than
+    /// itself; by default api-servers.json in --state-dir, which does not outlive a reboot where that is in memory.
+    #[arg(long, value_name = "FILE")]
+    pub api_servers_file: Option<PathBuf>,
     /// Where the agent listens for the CNI plugin and the command line; by default agent.sock in --state-dir.
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
@@ -229,6 +237,11 @@ impl Run {
             count if count == self.nodeport_addresses.len() => Ok(Some(ranges)),
             _ => Err("--nodeport-addresses: \"primary\" stands alone, without ranges".to_owned()),
         }
+    }
+
+    /// The path of the file that remembers the API servers.
+    pub fn api_servers(&self) -> PathBuf {
+        self.api_servers_file.clone().unwrap_or_else(|| self.state_dir.join("api-servers.json"))
     }
 
     /// The ranges that pods' packets go to with their own address, beside what Nodes say; none if they always do.

@@ -60,13 +60,18 @@ pub enum Place {
     Pod,
     /// An interface that leads to other nodes and outside.
     Uplink,
+    /// An interface behind which are pods that another CNI has wired.
+    Pods,
 }
 
 impl Place {
+    const ALL: [Self; 3] = [Self::Pod, Self::Uplink, Self::Pods];
+
     fn label(self) -> &'static str {
         match self {
             Self::Pod => "pod",
             Self::Uplink => "uplink",
+            Self::Pods => "pods",
         }
     }
 
@@ -75,7 +80,9 @@ impl Place {
             (Self::Pod, Direction::Ingress) => programs::FROM_POD,
             (Self::Pod, Direction::Egress) => programs::TO_POD,
             (Self::Uplink, Direction::Ingress) => programs::FROM_WIRE,
-            (Self::Uplink, Direction::Egress) => programs::TO_WIRE,
+            (Self::Pods, Direction::Ingress) => programs::FROM_PODS,
+            // What the node's own stack sends is looked at alike.
+            (Self::Uplink | Self::Pods, Direction::Egress) => programs::TO_WIRE,
         }
     }
 }
@@ -403,7 +410,7 @@ pub fn cleanup(bpffs: &Path) -> Result<(), DataplaneError> {
     }
     let interfaces = if_nameindex().map_err(|e| DataplaneError::new("list", "interfaces", e))?;
     for interface in &interfaces {
-        for place in [Place::Pod, Place::Uplink] {
+        for place in Place::ALL {
             for direction in Direction::BOTH {
                 detach_clsact(interface.index(), direction, place.program(direction));
             }
@@ -469,7 +476,7 @@ fn pin_name(place: Place, direction: Direction, ifindex: u32) -> String {
 fn parse(name: &str) -> Option<(Place, Direction, u32)> {
     let (place, rest) = name.split_once('-')?;
     let (ifindex, direction) = rest.split_once('-')?;
-    let place = [Place::Pod, Place::Uplink].into_iter().find(|known| known.label() == place)?;
+    let place = Place::ALL.into_iter().find(|known| known.label() == place)?;
     let direction = Direction::BOTH.into_iter().find(|known| known.label() == direction)?;
     Some((place, direction, ifindex.parse().ok()?))
 }
@@ -480,7 +487,7 @@ mod tests {
 
     #[test]
     fn a_pins_name_says_what_its_link_is_for() {
-        for place in [Place::Pod, Place::Uplink] {
+        for place in Place::ALL {
             for direction in Direction::BOTH {
                 let name = pin_name(place, direction, 42);
                 assert_eq!(parse(&name), Some((place, direction, 42)), "{name}");

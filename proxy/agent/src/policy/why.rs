@@ -38,15 +38,18 @@ pub struct Answer {
     pub verdict: String,
 }
 
-/// How a Service chooses.
+/// How the address of a port of the node that leads to a pod came about.
+const HOST_PORT: &str = "hostPort";
+
+/// How a Service chooses, or which pod a port of the node leads to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceStep {
-    /// The Service's namespace and name.
+    /// The namespace and name of the Service, or of the pod that has the port.
     pub name: String,
     /// What is dialled.
     pub frontend: String,
-    /// Where its address comes from, as in `ClusterIP`.
+    /// Where its address comes from, as in `ClusterIP`; a pod's is `hostPort`.
     pub kind: String,
     /// The backends that may be chosen, at random or by the client's affinity.
     pub backends: Vec<String>,
@@ -54,6 +57,13 @@ pub struct ServiceStep {
     pub without_backend: String,
     /// What the maps have.
     pub maps: Check,
+}
+
+impl ServiceStep {
+    /// Of which kind the object is that has the frontend.
+    fn owner_kind(&self) -> &'static str {
+        if self.kind == HOST_PORT { "Pod" } else { "Service" }
+    }
 }
 
 /// What policies say about one way.
@@ -113,7 +123,7 @@ pub fn answer(agent: &Agent, question: &Question) -> Result<Answer, String> {
     Ok(Answer {
         from: policies.label(&client),
         to: match &service {
-            Some(step) => format!("Service {} at {} ({})", step.name, step.frontend, step.kind),
+            Some(step) => format!("{} {} at {} ({})", step.owner_kind(), step.name, step.frontend, step.kind),
             None => servers.first().map(|(server, _)| policies.label(server)).unwrap_or_default() + &port,
         },
         service,
@@ -206,6 +216,7 @@ fn step(agent: &Agent, Dialled { name, address, protocol, view }: &Dialled) -> S
             FrontendKind::NodePort => "NodePort",
             FrontendKind::LoadBalancer => "LoadBalancer",
             FrontendKind::ExternalIp => "externalIP",
+            FrontendKind::HostPort => HOST_PORT,
         }
         .to_owned(),
         backends: view.internal.clone(),

@@ -17,6 +17,7 @@ use fairlead_core::model::ObjectName;
 use kube::Client;
 use serde::{Deserialize, Serialize};
 
+use crate::host_ports;
 use follow::{Optional, Watch};
 
 pub use objects::{
@@ -50,6 +51,8 @@ pub enum Update {
     ServiceCidr(Change<ServiceCidr>),
     /// The node's interfaces have these addresses; what depends on interfaces is to be tried again.
     Interfaces(Vec<IpAddr>),
+    /// Other ports of the node lead to a pod. No watch delivers it, but the agent's socket.
+    HostPorts(host_ports::Change),
 }
 
 /// What the watches deliver for policies.

@@ -15,7 +15,8 @@ fn uplinks_follow_the_nodes_addresses() {
         let links = Arc::new(Mutex::new(Links::new(programs, &room.pins(), Datapath::Auto).expect("links")));
         let cookie = current_cookie().expect("a cookie");
         let ports = "50000-50015".parse().expect("a range");
-        let fixed = Fixed { uplinks: Vec::new(), ports, places: 512, host_netns: cookie };
+        let fixed =
+            Fixed { uplinks: Vec::new(), pod_interfaces: Vec::new(), ports, places: 512, host_netns: cookie };
         let clients = Arc::new(Mutex::new(maps.clients));
         let mut uplinks = Uplinks::new(maps.config, clients, Arc::clone(&links), fixed);
         let view = uplinks.view();

@@ -105,6 +105,18 @@ impl Leftovers {
         Ok(left)
     }
 
+    /// Whether what an earlier run left at `key` leads elsewhere than `wanted` inside: it is somebody else's, who may
+    /// ask for it yet.
+    pub(super) fn is_elsewhere(&self, key: &FrontendKey, wanted: &DesiredFrontend, ledger: &Ledger) -> bool {
+        if !self.frontends.contains(key) {
+            return false;
+        }
+        let region = ledger.frontends.get(key).map(|programmed| programmed.frontend.internal);
+        let left = region.filter(|region| region.len > 0).and_then(|region| self.regions.get(&region.base));
+        let ids = left.iter().flat_map(|left| &left.contents.ids);
+        !ids.filter_map(|id| self.backends.get(id)).eq(wanted.internal.iter())
+    }
+
     /// Gives the Services of `work` what is left of the frontends that they get, and all that these refer to.
     ///
     /// A ClusterIP stays with its Service; other addresses may have passed to another one meanwhile, which

@@ -28,14 +28,17 @@ mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fairlead_abi::FrontendKey;
 use serde::Serialize;
 
 use crate::dataplane::{MapError, ServiceMaps};
-use crate::frontends::{HealthCheck, WithoutLocal};
+use crate::endpoints::BackendAddress;
+use crate::frontends::{self, HealthCheck, WithoutLocal};
 use crate::index::Index;
-use crate::model::{ObjectName, Problem};
+use crate::model::{ObjectName, Problem, frontend_label};
 use crate::settings::Settings;
 use crate::tracked::Tracked;
 use crate::view::{self, ServiceView};
@@ -111,6 +114,8 @@ pub struct Failure {
 pub enum Part {
     /// A Service.
     Service(ObjectName),
+    /// The host ports of a pod, by its [label](Index::label).
+    HostPorts(String),
     /// What an earlier run left over.
     Leftovers,
     /// The ranges that ClusterIPs are from.
@@ -121,6 +126,7 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Service(name) => write!(f, "Service {name}"),
+            Self::HostPorts(pod) => write!(f, "host ports of {pod}"),
             Self::Leftovers => f.write_str("left over from an earlier run"),
             Self::ServiceRanges => f.write_str("ranges of ClusterIPs"),
         }
@@ -192,10 +198,13 @@ impl Reconciler {
         &mut self.index
     }
 
-    /// Every watch has finished its first list. Until then [`Self::reconcile`] does nothing: what is not
-    /// yet listed can't be told from what is gone.
+    /// Every watch has finished its first list. Until then [`Self::reconcile`] does nothing but for host ports: what is
+    /// not yet listed can't be told from what is gone.
     pub fn set_synced(&mut self) {
-        self.synced = true;
+        if !self.synced {
+            self.synced = true;
+            self.index.touch_host_ports();
+        }
     }
 
     /// Whether every watch has finished its first list.
@@ -207,7 +216,7 @@ impl Reconciler {
     /// [`Self::next_deadline`] has passed, those that are pending.
     pub fn reconcile(&mut self, now: Instant, maps: &mut impl ServiceMaps) -> Report {
         if !self.synced {
-            return Report { pending: self.index.dirty_len(), ..Report::default() };
+            return self.reconcile_host_ports(now, maps);
         }
         let mut names = self.index.take_dirty();
         let retrying = self.retry.is_some_and(|retry| retry.at <= now);
@@ -227,6 +236,17 @@ impl Reconciler {
         self.cidrs.apply(&mut pass);
         self.retry = self.next_retry(now, retrying, &report);
         report.pending = self.pending.len();
+        report
+    }
+
+    /// What can be done before all first lists: pods need no list to be known, but what an earlier run left where they
+    /// ask for something may be a Service's.
+    fn reconcile_host_ports(&mut self, now: Instant, maps: &mut impl ServiceMaps) -> Report {
+        let mut names = self.index.take_dirty_host_ports();
+        names.extend(self.pending.keys().cloned());
+        let mut report = Report::default();
+        self.rounds(names, &mut Pass { now, maps, report: &mut report });
+        report.pending = self.index.dirty_len() + self.pending.len();
         report
     }
 
@@ -250,6 +270,48 @@ impl Reconciler {
         self.index.problems_version() + self.contested.version()
     }
 
+    /// Whether all ports that `owner`, a pod, asks for are in the maps as of the last reconcile; and nothing of one that
+    /// asks for none any more. A port at an address that the node does not have is not missed.
+    ///
+    /// # Errors
+    /// When they are not, and why.
+    pub fn has_host_ports(&self, owner: &ObjectName) -> Result<(), String> {
+        if let Some(error) = self.pending.get(owner) {
+            return Err(error.to_string());
+        }
+        let Some(wanted) = self.index.host_ports(owner) else { return Ok(()) };
+        if self.index.awaits_addresses() && wanted.ports.iter().any(|port| port.host_ip.is_none()) {
+            return Err("the node's addresses are not known yet: the API has not named its Node".to_owned());
+        }
+        for key in frontends::desired(&self.index, owner).frontends.keys() {
+            let label = frontend_label(key);
+            match self.claims.winner(key) {
+                Some(winner) if winner != owner => {
+                    return Err(format!("{label} is already that of {}", self.index.label(winner)));
+                }
+                _ if self.ledger.frontend_of(key, owner).is_some() => {}
+                _ => {
+                    return Err(format!(
+                        "whether {label} is a Service's is not known yet: the API has not said"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether `owner`, a pod, asks for any port, or has any in the maps.
+    pub fn knows_host_ports(&self, owner: &ObjectName) -> bool {
+        self.index.host_ports(owner).is_some() || self.ledger.holdings.contains_key(owner)
+    }
+
+    /// The frontends of `owner`, a pod, that are in the maps, each with its backends.
+    pub fn host_ports(&self, owner: &ObjectName) -> Vec<(FrontendKey, Arc<[BackendAddress]>)> {
+        let desired = frontends::desired(&self.index, owner);
+        let own = desired.frontends.iter().filter(|(key, _)| self.ledger.frontend_of(key, owner).is_some());
+        own.map(|(key, frontend)| (*key, Arc::clone(&frontend.internal))).collect()
+    }
+
     /// What load balancers ask this node for, in order of Service, as of the last reconcile.
     pub fn health_checks(&self) -> Vec<HealthCheck> {
         self.health.values().cloned().collect()
@@ -268,10 +330,14 @@ impl Reconciler {
         })
     }
 
-    /// Every Service port with its frontends and backends, in order of name.
+    /// Every Service port with its frontends and backends, in order of name, and then those of pods.
     pub fn services(&self) -> Vec<ServiceView> {
-        let names: Vec<&ObjectName> = self.index.services().map(|service| &service.name).collect();
-        names.into_iter().flat_map(|name| self.service(name)).collect()
+        let services = self.index.services().flat_map(|service| self.service(&service.name));
+        let pods = self.index.host_port_owners().flat_map(|owner| {
+            let programmed = |key: &FrontendKey| self.ledger.frontend_of(key, owner);
+            view::host_ports(&self.index, owner, programmed, self.pending.get(owner))
+        });
+        services.chain(pods).collect()
     }
 
     /// The ports of one Service.

@@ -9,6 +9,7 @@ use super::pass::Pass;
 use super::{Failure, Part, Reconciler};
 use crate::dataplane::{MapError, ServiceMaps};
 use crate::frontends::{self, Desired, DesiredFrontend};
+use crate::host_ports;
 use crate::model::{ObjectName, Problem, frontend_label};
 
 impl Reconciler {
@@ -67,14 +68,20 @@ impl Reconciler {
             work.insert(name, desired);
         }
         for (name, desired) in &mut work {
+            if !self.synced {
+                desired
+                    .frontends
+                    .retain(|key, wanted| !self.leftovers.is_elsewhere(key, wanted, &self.ledger));
+            }
             let mut problems = std::mem::take(&mut desired.problems);
-            let claims = &self.claims;
+            let (claims, index) = (&self.claims, &self.index);
             let is_lost = |key: &FrontendKey| claims.winner(key).filter(|winner| *winner != name);
             desired.frontends.retain(|key, frontend| match is_lost(key) {
                 Some(winner) => {
-                    let object = format!("Service {name}");
+                    let object = index.label(name);
                     let field = frontends::field(frontend.kind, frontend.index);
-                    let message = format!("{} is already that of Service {winner}", frontend_label(key));
+                    let message =
+                        format!("{} is already that of {}", frontend_label(key), index.label(winner));
                     problems.push(Problem { object, field, message });
                     false
                 }
@@ -292,6 +299,10 @@ impl Reconciler {
     /// Notes that `name` is not as its object asks.
     fn fail<M>(&mut self, name: &ObjectName, error: MapError, pass: &mut Pass<'_, M>) {
         self.pending.entry(name.clone()).or_insert_with(|| error.clone());
-        pass.report.failed.push(Failure { part: Part::Service(name.clone()), error });
+        let part = match host_ports::is_owner(name) {
+            true => Part::HostPorts(self.index.label(name)),
+            false => Part::Service(name.clone()),
+        };
+        pass.report.failed.push(Failure { part, error });
     }
 }

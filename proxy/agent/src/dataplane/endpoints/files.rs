@@ -7,6 +7,7 @@ use std::path::Path;
 use fairlead_net::agent::Registration;
 
 use crate::dataplane::DataplaneError;
+use crate::host_ports::{self, MappingError};
 
 /// Whether the registration can name a file and has what an endpoint needs.
 pub(super) fn validate(registration: &Registration) -> Result<(), DataplaneError> {
@@ -31,7 +32,8 @@ pub(super) fn validate(registration: &Registration) -> Result<(), DataplaneError
     if registration.host_ifindex == 0 {
         return refuse("hostIfindex", "it is 0");
     }
-    Ok(())
+    let mapping = |e: MappingError| refuse(&format!("portMappings[{}].{}", e.index, e.field), &e.message);
+    host_ports::of(registration).map(drop).or_else(mapping)
 }
 
 /// Reads a file.

@@ -17,9 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, MapError};
-use fairlead_abi::{Address, Endpoint};
+use fairlead_abi::{Address, Endpoint, endpoint_flags};
 use fairlead_net::agent::{PodRef, Registration};
-use fairlead_net::link::peer_namespace;
+use fairlead_net::link::{self, Link};
 use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,7 @@ use super::clients::Clients;
 use super::links::{Links, Place};
 use super::{DataplaneError, is, removed};
 use crate::errors::chain;
+use crate::host_ports;
 use indices::Indices;
 
 /// CNI_CONTAINERID and CNI_IFNAME: what names an endpoint.
@@ -119,6 +120,7 @@ impl Endpoints {
             let why = format!("there is no such interface with index {}", registration.host_ifindex);
             return Err(DataplaneError::new("add endpoint at", registration.host_ifname, why));
         }
+        self.keep_ports_apart(&id, &registration)?;
         let index = match self.known.get(&id) {
             Some(known) if known.registration.host_ifindex == registration.host_ifindex => Some(known.index),
             Some(_) => {
@@ -169,9 +171,12 @@ impl Endpoints {
         if known.registration != *registration {
             return Err(DataplaneError::new("check endpoint", object(), "it is registered otherwise"));
         }
-        let wanted = entry(registration, known.index);
+        let wanted = entry(registration, known.index, &look(registration));
         for address in &registration.addresses {
-            if self.table.get(&Address::from(*address), 0).ok() != Some(wanted) {
+            let found = self.table.get(&Address::from(*address), 0).ok();
+            // A queue may have been put there in this moment.
+            let found = found.map(|entry| Endpoint { flags: wanted.flags, ..entry });
+            if found != Some(wanted) {
                 let why = format!("its entry for {address} is missing or differs");
                 return Err(DataplaneError::new("check endpoint", object(), why));
             }
@@ -179,12 +184,12 @@ impl Endpoints {
         lock(&self.links).check(Place::Pod, registration.host_ifindex)
     }
 
-    /// Removes endpoints and link pins whose interface is gone: pods that ended without a CNI DEL. Returns how
-    /// many endpoints.
+    /// Removes endpoints and link pins whose interface is gone: pods that ended without a CNI DEL. Returns which
+    /// endpoints.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn collect(&mut self) -> Result<usize, DataplaneError> {
+    pub fn collect(&mut self) -> Result<Vec<EndpointId>, DataplaneError> {
         let gone: Vec<EndpointId> = self
             .known
             .iter()
@@ -195,7 +200,35 @@ impl Endpoints {
             self.delete(id)?;
         }
         lock(&self.links).collect()?;
-        Ok(gone.len())
+        Ok(gone)
+    }
+
+    /// Has packets to a pod pass the queue of its interface where that does more than pass them on: somebody may have
+    /// put one there, or taken it away, at any time.
+    ///
+    /// # Errors
+    /// When the kernel does not say, or refuses a write.
+    pub fn follow_queues(&mut self) -> Result<(), DataplaneError> {
+        let links = link::look_at_all().map_err(|e| DataplaneError::new("read", "links", e))?;
+        for Known { registration, index } in self.known.values() {
+            let Some(link) = links.get(&registration.host_ifindex) else { continue };
+            let wanted = entry(registration, *index, link);
+            for address in &registration.addresses {
+                let address = Address::from(*address);
+                let found = self.table.get(&address, 0).ok();
+                // An address may have passed to another pod.
+                if found.is_some_and(|found| found.index == *index && found.flags != wanted.flags) {
+                    let failed = |e| DataplaneError::new("program", format!("endpoint {address:?}"), e);
+                    self.table.insert(address, wanted, 0).map_err(failed)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is known of every endpoint.
+    pub fn registrations(&self) -> impl Iterator<Item = &Registration> {
+        self.known.values().map(|known| &known.registration)
     }
 
     /// Has the sockets of pods translated, or left alone, as `wanted` says; a pod of which it does not know is left
@@ -308,7 +341,7 @@ impl Endpoints {
             None => (self.fresh_index(&registration)?, true),
         };
         let id = id_of(&registration);
-        let value = entry(&registration, index);
+        let value = entry(&registration, index, &look(&registration));
         let ifindex = registration.host_ifindex;
         let (pod, addresses) = (registration.pod.clone(), registration.addresses.clone());
         self.known.insert(id.clone(), Known { registration, index });
@@ -332,6 +365,25 @@ impl Endpoints {
                 tracing::warn!("take back endpoint {}: {e}", id.0);
             }
         })
+    }
+
+    /// Refuses ports of the node that another pod has. The scheduler keeps them apart; whoever comes second would take
+    /// the first one's clients.
+    fn keep_ports_apart(&self, id: &EndpointId, registration: &Registration) -> Result<(), DataplaneError> {
+        // Every registration has been accepted once.
+        let ports = |registration| host_ports::of(registration).unwrap_or_default();
+        let wanted = ports(registration);
+        let others = self.known.iter().filter(|(other, _)| *other != id && !wanted.is_empty());
+        for other in others.map(|(_, known)| &known.registration) {
+            let taken = ports(other);
+            if let Some(port) = wanted.iter().find(|port| taken.iter().any(|taken| taken.overlaps(port))) {
+                let (field, pod) =
+                    (format!("portMappings[{}].hostPort", port.index), host_ports::pod_of(other));
+                let why = format!("{port} is already that of Pod {pod}");
+                return Err(DataplaneError::new("accept", format!("registration's {field}"), why));
+            }
+        }
+        Ok(())
     }
 
     /// An index whose marks are clear.
@@ -367,15 +419,22 @@ pub(crate) fn label(pod: &PodRef) -> String {
     format!("{}/{}", pod.namespace, pod.name)
 }
 
-fn entry(registration: &Registration, index: u32) -> Endpoint {
+fn entry(registration: &Registration, index: u32, link: &Link) -> Endpoint {
+    let is_shaped = registration.is_shaped || link.is_shaped();
     Endpoint {
         ifindex: registration.host_ifindex,
         index,
         pod_mac: registration.pod_mac,
         host_mac: registration.host_mac,
         // Unknown, plain connections of the pod are not told from its flows to Services; that stops no pod.
-        netns: peer_namespace(registration.host_ifindex).ok().flatten().map_or(0, |id| id + 1),
+        netns: link.peer_namespace.map_or(0, |id| id + 1),
+        flags: if is_shaped { endpoint_flags::SHAPED } else { 0 },
     }
+}
+
+/// What the kernel says of the endpoint's interface, as far as it says anything.
+fn look(registration: &Registration) -> Link {
+    link::look(registration.host_ifindex).unwrap_or_default()
 }
 
 /// Whether the endpoint's interface is there: the same name and index.
