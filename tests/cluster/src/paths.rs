@@ -140,7 +140,7 @@ impl Paths {
         Ok(Self { ends, masquerades: true })
     }
 
-    /// The same where pods leave with their own address, and nobody outside can answer.
+    /// The same where nobody masquerades: what is outside can't answer pods.
     #[must_use]
     pub fn without_masquerade(self) -> Self {
         Self { masquerades: false, ..self }

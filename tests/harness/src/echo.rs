@@ -15,19 +15,22 @@ const ICMPV6: u8 = 58;
 const ECHO: [u8; 2] = [8, 0];
 const ECHO_V6: [u8; 2] = [128, 129];
 
-/// Identifier and sequence number of an echo, which tell it from all others.
+/// What an echo's data begin with, which tells it from all others. Its identifier may be another one on the way, where
+/// it is masqueraded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EchoId([u8; 4]);
+pub struct EchoId([u8; 8]);
+
+/// The length of an echo's header.
+const HEADER: usize = 8;
 
 impl EchoId {
     /// One that nobody else has, as good as certainly.
     pub fn random() -> Self {
-        let random = RandomState::new().build_hasher().finish().to_be_bytes();
-        Self([random[0], random[1], random[2], random[3]])
+        Self(RandomState::new().build_hasher().finish().to_be_bytes())
     }
 }
 
-/// Sends an echo request with `size` bytes of data and waits for its reply, with the same data.
+/// Sends an echo request with its id and `size` bytes of data and waits for its reply, with the same data.
 pub(crate) fn send(
     id: EchoId,
     source: Option<IpAddr>,
@@ -42,6 +45,7 @@ pub(crate) fn send(
     }
     let socket = socket.into_connected(target)?;
     let mut message = vec![request, 0, 0, 0];
+    message.extend(&id.0[..HEADER - 4]);
     message.extend(id.0);
     message.extend((0..size).map(|n| n as u8));
     if target.is_ipv4() {
@@ -50,7 +54,7 @@ pub(crate) fn send(
         message[2..4].copy_from_slice(&checksum.to_be_bytes());
     }
     socket.send(&message)?;
-    receive(&socket, target, reply, patience, |answer| answer.get(4..) == message.get(4..)).map(drop)
+    receive(&socket, target, reply, id, patience, |answer| answer.get(4..) == message.get(4..)).map(drop)
 }
 
 /// Sees the echo requests of one family that arrive in a namespace.
@@ -67,14 +71,13 @@ impl EchoWatch {
         Ok(Self { socket: netns::raw_socket(protocol, like)?.into_unconnected(), like })
     }
 
-    /// From whom that request came. It is known by its sequence number: whoever masquerades it gives it another
-    /// identifier.
+    /// From whom that request came.
     ///
     /// # Errors
     /// When it has not come within `patience` from now.
     pub fn source_of(&self, id: EchoId, patience: Duration) -> io::Result<IpAddr> {
         let (_, [request, _]) = of(self.like);
-        receive(&self.socket, self.like, request, patience, |message| message.get(6..8) == Some(&id.0[2..]))
+        receive(&self.socket, self.like, request, id, patience, |_| true)
     }
 }
 
@@ -82,11 +85,12 @@ fn of(like: IpAddr) -> (u8, [u8; 2]) {
     if like.is_ipv4() { (ICMP, ECHO) } else { (ICMPV6, ECHO_V6) }
 }
 
-/// Waits for the message of that type that fits; returns who sent it.
+/// Waits for the message of that type and of that echo; returns who sent it.
 fn receive(
     socket: &UdpSocket,
     like: IpAddr,
     kind: u8,
+    id: EchoId,
     patience: Duration,
     fits: impl Fn(&[u8]) -> bool,
 ) -> io::Result<IpAddr> {
@@ -100,7 +104,10 @@ fn receive(
         socket.set_read_timeout(Some(left))?;
         let (length, from) = socket.recv_from(&mut buffer)?;
         let message = netns::payload(&buffer[..length], like.is_ipv4());
-        if message.first() == Some(&kind) && fits(message) {
+        if message.first() == Some(&kind)
+            && message.get(HEADER..).is_some_and(|data| data.starts_with(&id.0))
+            && fits(message)
+        {
             return Ok(from.ip());
         }
     }

@@ -132,7 +132,7 @@ impl Place {
         Ok(begun)
     }
 
-    /// Sends an echo request with `size` bytes of data from here, and waits that long for the reply.
+    /// Sends an echo request with its id and `size` more bytes of data from here, and waits that long for the reply.
     ///
     /// # Errors
     /// When the namespace is gone; how the echo itself went is the value.

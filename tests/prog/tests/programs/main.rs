@@ -25,6 +25,7 @@ mod ranges;
 mod refusals;
 mod sctp;
 mod services;
+mod shaped;
 mod table;
 mod too_big;
 
