@@ -34,7 +34,8 @@ fn attachments(node: &Node) -> Result<Vec<Attachment>> {
 
 fn attachment_of(node: &Node, pod: &RunningPod) -> Result<Attachment> {
     let address = pod.ips.first().context("a pod without addresses")?.to_string();
-    let has = |attachment: &Attachment| attachment.result["ips"].to_string().contains(&format!("\"{address}/"));
+    let has =
+        |attachment: &Attachment| attachment.result["ips"].to_string().contains(&format!("\"{address}/"));
     attachments(node)?.into_iter().find(has).with_context(|| format!("no attachment of {}", pod.name))
 }
 
@@ -49,7 +50,11 @@ fn run(node: &Node, verb: &str, fields: Value, variables: &[(&str, &str)]) -> Re
         conf[name] = value.clone();
     }
     let mut command = node.place().command(node.layout().cni_bin_dir().join("fairlead-cni"))?;
-    command.env_clear().env("CNI_COMMAND", verb).env("CNI_PATH", "/opt/cni/bin").envs(variables.iter().copied());
+    command
+        .env_clear()
+        .env("CNI_COMMAND", verb)
+        .env("CNI_PATH", "/opt/cni/bin")
+        .envs(variables.iter().copied());
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     child.stdin.take().context("no stdin")?.write_all(conf.to_string().as_bytes())?;
     let output = child.wait_with_output()?;
@@ -125,7 +130,10 @@ fn gc_takes_the_pod_that_is_not_listed_and_leaves_the_others_working() {
         let found = run(node, "GC", json!({ "cni.dev/valid-attachments": valid }), &[])?;
         ensure!(found.is_none(), "{found:?}");
         let found = check(node, &scene.near, &stale)?.context("the stale pod is still there")?;
-        ensure!(found["msg"].as_str().unwrap_or_default().contains("has no addresses on record"), "{found:#}");
+        ensure!(
+            found["msg"].as_str().unwrap_or_default().contains("has no addresses on record"),
+            "{found:#}"
+        );
         let kept = attachment_of(node, &scene.client)?;
         let found = check(node, &scene.client, &kept)?;
         ensure!(found.is_none(), "{found:?}");
