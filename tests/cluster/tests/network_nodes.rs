@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fairlead_cluster_tests::ask::{Lasting, answered, answered_by, within};
+use fairlead_cluster_tests::ask::{Lasting, all, answered, answered_by, of, within};
 use fairlead_cluster_tests::scene::{at_node_ports, node_addresses};
 use fairlead_cluster_tests::{POD_PORT, SERVICE_PORT, pod, service, variants, with_cluster_of};
 use fairlead_harness::{Cluster, Load, Options, Place, Protocol, RunningPod, output};
@@ -20,6 +20,11 @@ const OVERLAY: &str = "fairlead-vxlan";
 const STALL: Duration = Duration::from_secs(20);
 /// How long a node is cut off, and how long to see that nothing happens.
 const A_WHILE: Duration = Duration::from_secs(2);
+/// What passes through the overlay of a fabric of 1500 bytes.
+const OVERLAY_MTU: u32 = 1450;
+/// How much goes over a connection, and what needs fragments.
+const MUCH: usize = 1 << 20;
+const LARGE: usize = 8000;
 /// A host number that no node has at first.
 const NEW_HOST: u8 = 42;
 
@@ -47,6 +52,45 @@ fn nodes_come_and_go(options: Options) {
         outage(cluster).context("the API is away, and the daemon starts anew")?;
         leaves_unseen(cluster).context("a node leaves while the daemon of another is away")?;
         connections.were_undisturbed(50)
+    });
+}
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn pods_of_before_the_first_node_joined_on_another_subnet_send_what_is_too_large_for_the_overlay_all_the_same()
+ {
+    let options = Options::default().with_nodes(3).with_late("node3").with_subnet("node3", 2);
+    with_cluster_of(options, |cluster| {
+        cluster.apply(&pod("old", "old", "node1"))?;
+        let old = cluster.pod("old")?;
+        joins(cluster, &[&old])?;
+        let new = cluster.pod("new")?;
+        for (from, to) in [(&old, &new), (&new, &old)] {
+            let targets = variants(&to.ips, POD_PORT);
+            let much = |protocol, target| Load::new(protocol, target).times(1).sized(MUCH).answers_of(MUCH);
+            for report in all(&from.place, &of(&[Protocol::Tcp], &targets), much)? {
+                report.all_answered().with_context(|| format!("much from {} to {}", from.name, to.name))?;
+            }
+            // The first ones are lost, until whoever sends fragments has been told how large they may be.
+            let large = |protocol, target| {
+                let load =
+                    Load::new(protocol, target).over_one_flow().times(12).giving_up_after(A_WHILE / 10);
+                load.sized(LARGE).answers_of(LARGE)
+            };
+            for report in all(&from.place, &of(&[Protocol::Udp], &targets), large)? {
+                let last = report.outcomes.last().context("no request was made")?;
+                ensure!(last.is_ok(), "from {} to {}: {:?}", from.name, to.name, report.failures());
+            }
+        }
+        // In IPv4 the node makes smaller fragments of fragments.
+        for &address in new.ips.iter().filter(|address| address.is_ipv6()) {
+            let learned = old.place.path_mtu(address)?;
+            ensure!(
+                learned == Some(OVERLAY_MTU),
+                "the old pod thinks that {learned:?} bytes to {address} fit"
+            );
+        }
+        Ok(())
     });
 }
 
