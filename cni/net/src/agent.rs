@@ -4,6 +4,7 @@
 //! ([`DEFAULT_SOCKET`]). The agent answers an [`Request::AddEndpoint`] only when the pod's entries are in
 //! the maps and its program is attached, so that a successful CNI ADD means a working pod.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
@@ -11,6 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// Where the agent listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/fairlead/agent.sock";
@@ -57,6 +59,21 @@ pub struct Registration {
     /// queue.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_shaped: bool,
+}
+
+impl Registration {
+    /// The names of the fields in which `other` differs, as they are written in JSON.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let fields = |registration: &Self| match serde_json::to_value(registration) {
+            Ok(Value::Object(fields)) => fields,
+            // A registration is always an object.
+            _ => Map::new(),
+        };
+        let (own, others) = (fields(self), fields(other));
+        let names: BTreeSet<&String> = own.keys().chain(others.keys()).collect();
+        names.into_iter().filter(|name| own.get(*name) != others.get(*name)).cloned().collect()
+    }
 }
 
 /// A port of the node that leads to a pod: one entry of `runtimeConfig.portMappings`.
@@ -122,7 +139,7 @@ pub struct Question {
 #[serde(rename_all = "camelCase")]
 pub enum Reply {
     /// Done; the value is null where nothing was asked for.
-    Ok(serde_json::Value),
+    Ok(Value),
     /// Not done, and why.
     Error(String),
 }
@@ -158,7 +175,7 @@ pub enum AgentError {
 ///
 /// # Errors
 /// When nobody listens, the connection breaks or times out, or the agent refuses.
-pub fn ask(socket: &Path, request: &Request, timeout: Duration) -> Result<serde_json::Value, AgentError> {
+pub fn ask(socket: &Path, request: &Request, timeout: Duration) -> Result<Value, AgentError> {
     let path = || socket.display().to_string();
     let stream =
         UnixStream::connect(socket).map_err(|source| AgentError::Connect { path: path(), source })?;
@@ -176,5 +193,30 @@ pub fn ask(socket: &Path, request: &Request, timeout: Duration) -> Result<serde_
     match serde_json::from_str(&answer)? {
         Reply::Ok(value) => Ok(value),
         Reply::Error(why) => Err(AgentError::Refused(why)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registrations_differ_in_fields_that_have_a_name() {
+        let one = Registration {
+            container_id: "a".into(),
+            ifname: "eth0".into(),
+            pod: PodRef::default(),
+            host_ifname: "fl0".into(),
+            host_ifindex: 7,
+            pod_mac: [2; 6],
+            host_mac: [4; 6],
+            addresses: Vec::new(),
+            netns_cookie: None,
+            port_mappings: Vec::new(),
+            is_shaped: false,
+        };
+        assert_eq!(one.differences(&one.clone()), Vec::<String>::new());
+        let other = Registration { host_ifindex: 8, is_shaped: true, ..one.clone() };
+        assert_eq!(one.differences(&other), ["hostIfindex", "isShaped"]);
     }
 }

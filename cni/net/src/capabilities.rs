@@ -5,7 +5,7 @@
 //!
 //! Rules, those of the reference plugins where they have any:
 //! - A port mapping with hostPort 0 is none. The protocol is TCP unless it says otherwise, in letters of either
-//!   case. Two mappings of one pod must not claim the same port of the same address. An unspecified hostIP
+//!   case. The same port of the same address must not lead to two ports of one pod. An unspecified hostIP
 //!   (`0.0.0.0`, `::`) stands for every address, as an absent one does.
 //! - A rate needs a burst, and the other way round; neither is no limit.
 //! - At most one address of each family, with a prefix or without: the pod's address is alone in its prefix anyway.
@@ -104,22 +104,28 @@ fn port_mappings(list: &Field<'_>) -> Result<Vec<PortMapping>, ConfigError> {
             }
         };
         let mapping = PortMapping { host_port, container_port, protocol, host_ip };
-        if mappings.iter().any(|other| clash(other, &mapping)) {
+        if mappings.iter().any(|other| overlap(other, &mapping) && other.container_port != container_port) {
             let problem = format!("{} {host_port} is mapped already", mapping.protocol);
             return Err(entry.get("hostPort").wrong(problem));
         }
-        mappings.push(mapping);
+        // The same said twice, as for `0.0.0.0` and for `::`, counts once.
+        if !mappings.iter().any(|other| covers(other, &mapping)) {
+            mappings.retain(|other| !covers(&mapping, other));
+            mappings.push(mapping);
+        }
     }
     Ok(mappings)
 }
 
 /// Whether two mappings claim the same port of an address of the node.
-fn clash(a: &PortMapping, b: &PortMapping) -> bool {
-    let same_address = match (a.host_ip, b.host_ip) {
-        (Some(a), Some(b)) => a == b,
-        _ => true,
-    };
+fn overlap(a: &PortMapping, b: &PortMapping) -> bool {
+    let same_address = a.host_ip.is_none() || b.host_ip.is_none() || a.host_ip == b.host_ip;
     same_address && (a.host_port, &a.protocol) == (b.host_port, &b.protocol)
+}
+
+/// Whether `a` says all that `b` says, or more.
+fn covers(a: &PortMapping, b: &PortMapping) -> bool {
+    overlap(a, b) && a.container_port == b.container_port && (a.host_ip.is_none() || a.host_ip == b.host_ip)
 }
 
 fn bandwidth(entry: &Field<'_>) -> Result<Bandwidth, ConfigError> {
@@ -258,6 +264,18 @@ mod tests {
                 mapping(10, 10, "tcp", None),
             ]
         );
+    }
+
+    #[test]
+    fn a_port_mapping_that_another_one_says_too_counts_once() {
+        let at = |host_ip: &str| json!({"hostPort": 80, "containerPort": 8080, "hostIP": host_ip});
+        for addresses in [["0.0.0.0", "::"], ["192.0.2.1", ""], ["", "192.0.2.1"]] {
+            let found = runtime("portMappings", json!(addresses.map(at))).expect("valid").port_mappings;
+            assert_eq!(found.len(), 1, "{addresses:?}");
+            assert_eq!(found[0].host_ip, None, "{addresses:?}");
+        }
+        let found = runtime("portMappings", json!([at("192.0.2.1"), at("192.0.2.1"), at("192.0.2.2")]));
+        assert_eq!(found.expect("valid").port_mappings.len(), 2);
     }
 
     #[test]

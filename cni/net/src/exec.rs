@@ -243,7 +243,9 @@ fn is_operational(kernel: &Kernel, index: u32) -> io::Result<bool> {
 fn take(kernel: &Kernel, ifname: &str, index: u32, step: &Step) -> io::Result<()> {
     match step {
         Step::Sysctl { family, key, value } => {
-            fs::write(format!("/proc/sys/net/{family}/conf/{ifname}/{key}"), value)
+            let file = format!("/proc/sys/net/{family}/conf/{ifname}/{key}");
+            // Most are so by the namespace's defaults, and to write one may take the lock of all interfaces.
+            if fs::read_to_string(&file)?.trim_end() == *value { Ok(()) } else { fs::write(file, value) }
         }
         Step::Alias(alias) => kernel.ask(async |handle| {
             let message = LinkUnspec::new_with_index(index).alias(alias.as_str()).build();

@@ -34,6 +34,15 @@ impl FileError {
 /// # Errors
 /// When its directory can't be made or written; the old file is then untouched.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
+    put(path, mode, |file| file.write_all(content).and_then(|()| file.sync_data()))
+}
+
+/// As [`replace`], without waiting for the disk: for content that means nothing once the machine has stopped. After a
+/// crash of the machine, though not of the process, the file may be empty.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_for_this_boot(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
     put(path, mode, |file| file.write_all(content))
 }
 
@@ -43,7 +52,7 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> 
 /// As [`replace`], and when `source` can't be read.
 pub fn install(path: &Path, source: &Path, mode: u32) -> Result<(), FileError> {
     let mut from = File::open(source).map_err(FileError::at("read", source))?;
-    put(path, mode, |file| io::copy(&mut from, file).map(drop))
+    put(path, mode, |file| io::copy(&mut from, file).and_then(|_| file.sync_data()))
 }
 
 fn put(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), FileError> {
@@ -60,7 +69,6 @@ fn put(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> io::Result<()>) -
             let mut file = File::create(&temporary)?;
             fill(&mut file)?;
             file.set_permissions(Permissions::from_mode(mode))?;
-            file.sync_data()?;
             fs::rename(&temporary, path)
         };
         filled().inspect_err(|_| {

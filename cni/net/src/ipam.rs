@@ -408,6 +408,20 @@ mod tests {
     }
 
     #[test]
+    fn what_was_in_use_before_a_reboot_is_used_again_last() {
+        let range = ["10.0.0.0/29"];
+        let mut ledger = Ledger::default();
+        ledger.enter_boot("one");
+        for n in 1..=4 {
+            give(&mut ledger, n, &range);
+        }
+        ledger.release(&pod(2));
+        ledger.enter_boot("two");
+        let order: Vec<_> = (11..=16).flat_map(|n| give(&mut ledger, n, &range)).collect();
+        assert_eq!(order, ["10.0.0.5", "10.0.0.6", "10.0.0.2", "10.0.0.1", "10.0.0.3", "10.0.0.4"]);
+    }
+
+    #[test]
     fn what_is_remembered_of_freed_addresses_stays_small() {
         let mut ledger = Ledger::default();
         for n in 0..1000 {

@@ -5,7 +5,7 @@
 //!   capabilities   ├─> store (ipam: addresses) ─> plan (pure) ─> exec (rtnetlink, undone on drop) ─> agent
 //! node ────────────┘                                └─> check (pure) <─ observe (rtnetlink)
 //! here (this node's addresses) ─> routing (pure) ─> network (pure diff) ─> tables (rtnetlink)
-//! node: what the daemon installs and sets on the node
+//! node, sysctl: what the daemon installs and sets on the node; changes: what others do to it
 //! store + ours (whose the host's interfaces are) ─> gc: what nobody knows any more is removed
 //! ```
 //!
@@ -17,6 +17,7 @@
 pub mod agent;
 pub mod attachment;
 pub mod capabilities;
+pub mod changes;
 pub mod check;
 pub mod config;
 pub mod exec;
@@ -36,6 +37,7 @@ pub mod routes;
 pub mod routing;
 pub mod shaping;
 pub mod store;
+pub mod sysctl;
 pub mod tables;
 pub mod vxlan;
 

@@ -110,8 +110,7 @@ pub(crate) fn neighbour(message: &NeighbourMessage, devices: &Devices) -> Option
     let (mut address, mut mac) = (None, None);
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
+            NeighbourAttribute::Destination(destination) => address = destination_in(destination),
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = mac_in(bytes),
             _ => {}
         }
@@ -154,6 +153,19 @@ pub(crate) fn device(message: &LinkMessage, underlay: Underlay) -> Option<Device
     Some(Device { underlay, vni: vni?, port: port?, source: source?, mac: mac?, mtu: mtu?, is_ready })
 }
 
+/// The address in a neighbour's destination. That of a forwarding entry comes as bytes, whose number tells the family.
+fn destination_in(destination: &NeighbourAddress) -> Option<IpAddr> {
+    match destination {
+        NeighbourAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        NeighbourAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        NeighbourAddress::Other(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(bytes.as_slice()).ok().map(IpAddr::from),
+            _ => <[u8; 16]>::try_from(bytes.as_slice()).ok().map(IpAddr::from),
+        },
+        _ => None,
+    }
+}
+
 fn device_at(index: u32, devices: &Devices) -> Option<Underlay> {
     devices.iter().find_map(|(underlay, found)| (*found == index).then_some(*underlay))
 }
@@ -182,6 +194,28 @@ mod tests {
         for route in [route("198.51.100.2/32", Some(Underlay::V4)), route("10.244.2.0/24", None)] {
             let message = route_message(&route, route.device.map(|_| 7));
             assert_eq!(node_route(&message, &devices()), Some(route));
+        }
+    }
+
+    #[test]
+    fn a_forwarding_entry_reads_whatever_the_family_of_its_remote_end() {
+        for (remote, bytes) in
+            [("192.0.2.2", vec![192, 0, 2, 2]), ("::102", [vec![0; 14], vec![1, 2]].concat())]
+        {
+            let mac = Mac([2, 0, 0, 0, 0, 1]);
+            let mut message = NeighbourMessage::default();
+            message.header.family = AddressFamily::Bridge;
+            message.header.ifindex = 7;
+            message.header.state = NeighbourState::Permanent;
+            message.attributes = vec![
+                NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+                NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)),
+            ];
+            let remote = remote.parse().expect("address");
+            assert_eq!(
+                neighbour(&message, &devices()),
+                Some(Item::Forward { device: Underlay::V4, mac, remote })
+            );
         }
     }
 

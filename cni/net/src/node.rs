@@ -1,4 +1,4 @@
-//! The node daemon's pieces: what it installs on the node and how it sets the kernel up.
+//! The node daemon's pieces: what it installs on the node.
 //!
 //! `fairlead-cni node` decides when; each function here is idempotent and writes only what differs.
 
@@ -12,6 +12,8 @@ use serde_json::{Map, Value, json};
 use crate::capabilities;
 use crate::config::{NodeFile, PLUGIN, Version};
 use crate::files::{self, FileError};
+
+pub use crate::sysctl::enable_forwarding;
 
 /// The conflist's file name: early in the order, so that runtimes which take the first one take ours.
 pub const CONFLIST: &str = "10-fairlead.conflist";
@@ -96,34 +98,21 @@ pub fn install_binary(source: &Path, directory: &Path) -> Result<bool, FileError
     Ok(true)
 }
 
-/// Lets the kernel forward packets of both families, in the calling thread's namespace.
-///
-/// An interface that forwards no longer heeds router advertisements, unless told to: where the node's own
-/// default route comes from them it must not be lost.
-///
-/// # Errors
-/// When a setting can't be written. A kernel without IPv6 is no error.
-pub fn enable_forwarding() -> Result<(), FileError> {
-    set(Path::new("/proc/sys/net/ipv4/ip_forward"), "1")?;
-    let v6 = Path::new("/proc/sys/net/ipv6/conf");
-    let Ok(interfaces) = fs::read_dir(v6) else {
-        return Ok(());
+/// The network configurations in `directory` that a runtime takes before ours: it takes the first by name, whichever
+/// is there.
+#[must_use]
+pub fn others_before(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let is_configuration = |name: &str| {
+        Path::new(name)
+            .extension()
+            .is_some_and(|e| ["conflist", "conf", "json"].iter().any(|kind| e == *kind))
     };
-    let template = |name: &std::ffi::OsStr| name == "all" || name == "default";
-    for interface in interfaces.flatten().filter(|entry| !template(&entry.file_name())) {
-        let path = interface.path().join("accept_ra");
-        if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
-            set(&path, "2")?;
-        }
-    }
-    set(&v6.join("all/forwarding"), "1")
-}
-
-fn set(path: &Path, value: &str) -> Result<(), FileError> {
-    if fs::read_to_string(path).is_ok_and(|now| now.trim() == value) {
-        return Ok(());
-    }
-    fs::write(path, value).map_err(FileError::at("write", path))
+    let mut before: Vec<String> =
+        names.filter(|name| name.as_str() < CONFLIST && is_configuration(name)).collect();
+    before.sort();
+    before
 }
 
 fn replace_if_different(path: &Path, content: &[u8], mode: u32) -> Result<bool, FileError> {
@@ -157,6 +146,20 @@ mod tests {
     }
 
     #[test]
+    fn runtimes_are_told_every_version_and_what_may_be_asked_for() {
+        let read =
+            |conflist: &Conflist| -> Value { serde_json::from_str(&conflist.to_json()).expect("JSON") };
+        let alone = read(&conflist());
+        assert_eq!(alone["cniVersion"], "1.0.0");
+        assert_eq!(alone["cniVersions"], json!(["0.4.0", "1.0.0", "1.1.0"]));
+        assert_eq!(alone.get("disableCheck"), None);
+        let entry = &alone["plugins"][0];
+        assert_eq!(entry["capabilities"], json!({"bandwidth": true, "ips": true, "mac": true}));
+        let with_agent = read(&Conflist { agent_socket: Some("/run/x/agent.sock".into()), ..conflist() });
+        assert_eq!(with_agent["plugins"][0]["capabilities"]["portMappings"], true);
+    }
+
+    #[test]
     fn installing_twice_writes_once() {
         let dir = tempfile::tempdir().expect("directory");
         let source = dir.path().join("source");
@@ -170,6 +173,19 @@ mod tests {
         assert_eq!(fs::read(target.join(PLUGIN)).expect("read"), b"two");
         assert!(conflist().install(dir.path()).expect("first"));
         assert!(!conflist().install(dir.path()).expect("second"));
+    }
+
+    #[test]
+    fn what_a_runtime_takes_before_ours_is_named() {
+        let dir = tempfile::tempdir().expect("directory");
+        for name in
+            ["05-other.conflist", "10-a.conf", "00-notes.txt", "87-podman.conflist", ".05-x.conflist.new"]
+        {
+            fs::write(dir.path().join(name), "").expect("write");
+        }
+        conflist().install(dir.path()).expect("installed");
+        assert_eq!(others_before(dir.path()), ["05-other.conflist", "10-a.conf"]);
+        assert!(others_before(&dir.path().join("none")).is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use futures::TryStreamExt;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 
-use crate::attachment::{Attachment, Mac};
+use crate::attachment::{Attachment, Mac, is_identifier};
 use crate::netlink::Kernel;
 use crate::observe::device_routes;
 
@@ -90,6 +90,8 @@ fn ours(link: &LinkMessage) -> Option<Ours> {
 /// The inverse of [`alias`].
 fn owner_in(alias: &str) -> Option<(String, Attachment)> {
     let (network, attachment) = alias.strip_prefix(MARK)?.strip_prefix(' ')?.split_once(' ')?;
+    // It becomes a directory's name.
+    is_identifier(network).then_some(())?;
     Some((network.into(), attachment.parse().ok()?))
 }
 
@@ -106,7 +108,14 @@ mod tests {
         let text = alias("pods", &attachment()).expect("short");
         assert_eq!(text, "fairlead pods pod/eth0");
         assert_eq!(owner_in(&text), Some(("pods".into(), attachment())));
-        for other in ["", "fairlead", "fairlead pods", "fairleader pods pod/eth0", "fairlead pods pod"] {
+        for other in [
+            "",
+            "fairlead",
+            "fairlead pods",
+            "fairleader pods pod/eth0",
+            "fairlead pods pod",
+            "fairlead ../x pod/eth0",
+        ] {
             assert_eq!(owner_in(other), None, "{other}");
         }
     }

@@ -1,8 +1,8 @@
 //! The address ledger on disk: one JSON file per network, changed under a file lock.
 //!
-//! Every change is: lock, read, change, write a temporary file, fsync, rename, unlock. A plugin killed at any
-//! point leaves the old file or the new one, and the kernel drops its lock. The rename itself is not synced:
-//! losing it takes a crash of the machine, after which the boot id differs and no address is in use anyway.
+//! Every change is: lock, read, change, write a temporary file, rename, unlock. A plugin killed at any
+//! point leaves the old file or the new one, and the kernel drops its lock. Nothing waits for the disk: losing what
+//! was written takes a crash of the machine, after which the boot id differs and no address is in use anyway.
 //!
 //! A ledger that is missing or makes no sense is made anew from what the kernel holds ([`crate::ours`]): each
 //! interface of the network's with the addresses that are routed to it is an attachment whose ADD has succeeded. So
@@ -179,7 +179,7 @@ impl Store {
         if lost || before.as_ref() != Some(&ledger) {
             let path = self.ledger();
             let json = serde_json::to_vec(&ledger).map_err(FileError::at("write", &path))?;
-            files::replace(&path, &json, 0o600)?;
+            files::replace_for_this_boot(&path, &json, 0o600)?;
         }
         Ok(outcome)
     }

@@ -178,22 +178,17 @@ impl Tables {
             IpAddr::V6(source) => message.local6(source),
         };
         links.add(message.build()).execute().await.map_err(cause)?;
-        settle(name)?;
+        settle(name);
         let up = LinkUnspec::new_with_index(index(device.underlay)?).up().build();
         links.change(up).execute().await.map_err(cause)
     }
 }
 
-/// Sets the device up for packets that answers to need not leave by, since what other nodes send from their own
-/// addresses comes by the overlay, and has no address of its own.
-fn settle(ifname: &str) -> io::Result<()> {
-    fs::write(format!("/proc/sys/net/ipv4/conf/{ifname}/rp_filter"), "2")?;
-    let v6 = format!("/proc/sys/net/ipv6/conf/{ifname}");
-    match fs::write(format!("{v6}/addr_gen_mode"), "1") {
-        // A kernel without IPv6.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(e),
-        Ok(()) => fs::write(format!("{v6}/forwarding"), "1"),
+/// Lets the device have no address of its own, so that nothing is sent by it that is not for a pod or a node.
+fn settle(ifname: &str) {
+    if let Err(e) = fs::write(format!("/proc/sys/net/ipv6/conf/{ifname}/addr_gen_mode"), "1") {
+        // It then has a link-local address, which does no harm; or the kernel is without IPv6.
+        tracing::debug!("{ifname}: set addr_gen_mode: {e}");
     }
 }
 

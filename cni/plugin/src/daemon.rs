@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! watch Nodes ─> Nodes (pure) ─> a pass: routes and the overlay (full diff), settings, node file, binary, conflist
+//!                                 └─> the Node's condition
 //! ```
 //!
-//! A pass runs when a Node changed in a way that matters, every [`RESYNC`], and after [`RETRY`], doubling up
-//! to that, while something fails. Nothing is removed before the first list is complete, and nothing on exit:
+//! A pass runs when a Node changed in a way that matters, when somebody changed the interfaces or what was installed,
+//! every [`RESYNC`], and after [`RETRY`], doubling up to that, while something fails. Nothing is removed before the first list is complete, and nothing on exit:
 //! pods keep working while the daemon restarts.
 
+use std::future::pending;
+use std::io;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use fairlead_net::agent::DEFAULT_SOCKET;
+use fairlead_net::changes::{FileChanges, InterfaceChanges};
 use fairlead_net::config::{DEFAULT_DATA_DIR, DEFAULT_NODE_FILE};
 use fairlead_net::names;
 use fairlead_net::routing::{Mode, Settings};
@@ -26,12 +30,16 @@ use kube::runtime::{WatchStreamExt, watcher};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
+use crate::condition;
 use crate::garbage;
 use crate::nodes::Nodes;
 use crate::pass::Reconciler;
 
 /// How often the kernel's table is compared although no Node changed.
 const RESYNC: Duration = Duration::from_secs(30);
+
+/// How long to wait for what comes together with a change on the node.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// How soon a failed pass is repeated for the first time.
 const RETRY: Duration = Duration::from_secs(2);
@@ -106,13 +114,15 @@ async fn serve(options: Options) -> Result<()> {
     let servers = fairlead_api::Api::connect(options.kubeconfig.as_deref(), &remembered).await?;
     let client = servers.client.clone();
     tokio::spawn(servers.follow());
+    let mut nodes = Nodes::new(&node);
+    let mut changes = Changes::follow(&options);
     let every = Duration::from_secs(options.sweep_seconds.get().into());
     tokio::spawn(garbage::sweep(options.data_dir.clone(), options.agent(), every));
     let mut reconciler = Reconciler::new(node, options)?;
     let mut stop = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut watch =
-        std::pin::pin!(watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff());
-    let mut nodes = Nodes::default();
+    let mut watch = std::pin::pin!(
+        watcher(Api::<Node>::all(client.clone()), watcher::Config::default()).default_backoff()
+    );
     let mut due = Instant::now() + RESYNC;
     let mut retry = RETRY;
     tracing::info!(node = reconciler.node(), "watching Nodes");
@@ -128,17 +138,59 @@ async fn serve(options: Options) -> Result<()> {
                 }
                 Err(error) => tracing::warn!(%error, "watch Nodes"),
             },
+            () = changes.next() => due = due.min(Instant::now() + PAUSE),
             () = sleep_until(due) => {
-                let failures = match nodes.synced() {
-                    Some(nodes) => reconciler.pass(nodes).await,
-                    None => Vec::new(),
-                };
+                let mut failures = Vec::new();
+                if let Some(known) = nodes.synced() {
+                    let outcome = reconciler.pass(known).await;
+                    failures = outcome.failures;
+                    if let Some(readiness) = &outcome.readiness {
+                        let noted = condition::note(&client, reconciler.node(), readiness, nodes.condition());
+                        failures.extend(noted.await.err());
+                    }
+                }
                 failures.iter().for_each(|failure| tracing::error!("{failure:#}"));
                 due = Instant::now() + if failures.is_empty() { RESYNC } else { retry };
                 retry = if failures.is_empty() { RETRY } else { RESYNC.min(retry * 2) };
             }
             _ = stop.0.recv() => return Ok(()),
             _ = stop.1.recv() => return Ok(()),
+        }
+    }
+}
+
+/// What others change on the node; what can't be followed is looked at every [`RESYNC`] all the same.
+struct Changes {
+    interfaces: Option<InterfaceChanges>,
+    files: Option<FileChanges>,
+}
+
+impl Changes {
+    fn follow(options: &Options) -> Self {
+        let warn = |what| move |error: &io::Error| tracing::warn!("follow {what}: {error}");
+        let interfaces = InterfaceChanges::follow().inspect_err(warn("the interfaces"));
+        let files = FileChanges::follow(&[&options.cni_bin_dir, &options.cni_conf_dir])
+            .inspect_err(warn("what is installed"));
+        Self { interfaces: interfaces.ok(), files: files.ok() }
+    }
+
+    /// Waits for a change.
+    async fn next(&mut self) {
+        let interfaces = async {
+            match &mut self.interfaces {
+                Some(changes) => changes.next().await,
+                None => pending().await,
+            }
+        };
+        let files = async {
+            match &self.files {
+                Some(changes) => changes.next().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            () = interfaces => {}
+            () = files => {}
         }
     }
 }

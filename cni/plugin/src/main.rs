@@ -7,6 +7,7 @@
 
 mod add;
 mod check;
+mod condition;
 mod daemon;
 mod delete;
 mod environment;

@@ -5,8 +5,10 @@ use std::net::IpAddr;
 
 use fairlead_net::routing::NodeNetwork;
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use kube::runtime::watcher::Event;
+
+use crate::condition;
 
 /// A field of a Node that makes no sense, and was left out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +22,10 @@ pub(crate) struct Problem {
 /// Every Node that the API server holds, by name.
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
+    /// The name of this machine's Node.
+    own: String,
+    /// What that Node says of its network.
+    condition: Option<NodeCondition>,
     known: BTreeMap<String, NodeNetwork>,
     /// What a list under way has brought so far: it replaces `known` when it is complete.
     listing: BTreeMap<String, NodeNetwork>,
@@ -27,8 +33,28 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    /// Takes one event; true if something that matters to routing has changed.
+    /// None yet, of a cluster in which this machine's Node has that name.
+    pub(crate) fn new(own: &str) -> Self {
+        Self { own: own.to_owned(), ..Self::default() }
+    }
+
+    /// Takes one event; true if something that matters to routing has changed. What this machine's Node says of its
+    /// network is only kept: whoever else writes that, and we, are not to chase each other.
     pub(crate) fn take(&mut self, event: Event<Node>, problems: &mut Vec<Problem>) -> bool {
+        if let Event::InitApply(node) | Event::Apply(node) = &event
+            && name(node) == self.own
+        {
+            self.condition = condition::of(node);
+        }
+        self.index(event, problems)
+    }
+
+    /// What this machine's Node says of its network.
+    pub(crate) fn condition(&self) -> Option<&NodeCondition> {
+        self.condition.as_ref()
+    }
+
+    fn index(&mut self, event: Event<Node>, problems: &mut Vec<Problem>) -> bool {
         match event {
             Event::Init => {
                 self.listing.clear();

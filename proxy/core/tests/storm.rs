@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use fairlead_core::dataplane::{FaultyMaps, MemoryMaps};
-use fairlead_core::model::ObjectName;
+use fairlead_core::host_ports::{HostPort, HostPorts, owner};
+use fairlead_core::model::{ObjectName, Protocol};
 use fairlead_core::reconcile::{Capacity, Reconciler};
 use fairlead_core::settings::Settings;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
@@ -20,6 +21,7 @@ enum Change {
     Slice(Box<discovery::EndpointSlice>),
     NoService(ObjectName),
     NoSlice(ObjectName),
+    HostPorts(ObjectName, Option<HostPorts>),
 }
 
 impl Change {
@@ -30,6 +32,7 @@ impl Change {
             Self::Slice(object) => index.apply_slice(object),
             Self::NoService(name) => index.delete_service(name),
             Self::NoSlice(name) => index.delete_slice(name),
+            Self::HostPorts(owner, wanted) => index.set_host_ports(owner.clone(), wanted.clone()),
         }
     }
 
@@ -38,7 +41,7 @@ impl Change {
         match self {
             Self::Service(object) => (true, name_of(&object.metadata)),
             Self::Slice(object) => (false, name_of(&object.metadata)),
-            Self::NoService(name) => (true, name.clone()),
+            Self::NoService(name) | Self::HostPorts(name, _) => (true, name.clone()),
             Self::NoSlice(name) => (false, name.clone()),
         }
     }
@@ -65,7 +68,8 @@ impl Random {
 fn change(random: &mut Random) -> Change {
     let number = random.below(SERVICES);
     let slice = random.below(2);
-    match random.below(10) {
+    match random.below(12) {
+        10 | 11 => host_ports(random),
         0 => Change::NoService(ObjectName::new("default", format!("web{number}"))),
         1 => Change::NoSlice(ObjectName::new("default", format!("web{number}-{slice}"))),
         2..=4 => Change::Service(Box::new(from_value(service(number, random)).expect("a Service"))),
@@ -74,6 +78,24 @@ fn change(random: &mut Random) -> Change {
             Change::Slice(Box::new(from_value(slice).expect("an EndpointSlice")))
         }
     }
+}
+
+/// Of one of a few pods, which ask for each other's ports and for Services'.
+fn host_ports(random: &mut Random) -> Change {
+    let number = random.below(10);
+    let port = |index, random: &mut Random| HostPort {
+        index,
+        host_ip: *random.pick(&[None, None, Some([192, 0, 2, 1].into()), Some([192, 0, 2, 9].into())]),
+        host_port: (29_990 + random.below(SERVICES)) as u16,
+        container_port: 8080,
+        protocol: *random.pick(&[Protocol::Tcp, Protocol::Tcp, Protocol::Udp]),
+    };
+    let wanted = HostPorts {
+        pod: ObjectName::new("default", format!("pod{number}")),
+        addresses: vec![[10, 245, 0, number as u8].into()],
+        ports: (0..1 + random.below(2)).map(|index| port(index as usize, random)).collect(),
+    };
+    Change::HostPorts(owner(&format!("container{number}"), "eth0"), (random.below(4) > 0).then_some(wanted))
 }
 
 fn service(number: u32, random: &mut Random) -> Value {

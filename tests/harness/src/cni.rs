@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::boot;
 use crate::layout::NodeLayout;
@@ -39,6 +39,8 @@ pub struct Sandbox {
     pub name: String,
     /// The pod's UID.
     pub uid: String,
+    /// What the runtime says of it to plugins that have the capability: `portMappings`.
+    pub capabilities: Map<String, Value>,
 }
 
 /// A node's plugins.
@@ -143,7 +145,12 @@ impl Runtime {
         if !previous.is_null() {
             config["prevResult"] = previous.clone();
         }
-        let Sandbox { container_id, netns, namespace, name, uid } = sandbox;
+        let Sandbox { container_id, netns, namespace, name, uid, capabilities } = sandbox;
+        let has = |capability: &str| plugin["capabilities"][capability] == true;
+        let told: Map<_, _> = capabilities.clone().into_iter().filter(|(name, _)| has(name)).collect();
+        if !told.is_empty() {
+            config["runtimeConfig"] = told.into();
+        }
         let arguments = format!(
             "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};\
              K8S_POD_INFRA_CONTAINER_ID={container_id};K8S_POD_UID={uid}"

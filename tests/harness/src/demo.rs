@@ -41,7 +41,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         step("an earlier demo was still there: taken down");
     }
     let place = Some((dir.to_owned(), PREFIX.to_owned()));
-    let cluster = Cluster::start(Options { place, progress: step, ..Options::default() })?;
+    let mut cluster = Cluster::start(Options { place, progress: step, ..Options::default() })?;
+    cluster.serve_outside("outside", POD_PORT)?;
     let stage = Stage::prepare(&cluster, &arguments.manifests)?;
     let table = stage.play()?;
     if arguments.keep {
@@ -142,6 +143,7 @@ impl<'a> Stage<'a> {
         table.row("pod → pod on the other node", |family, protocol| {
             self.pod_to_pod(&self.other_node, family, protocol)
         });
+        table.row("pod → outside, seen as its node", |family, protocol| self.outside(family, protocol));
         table.row("pod → ClusterIP", |family, protocol| {
             spread(&self.pod.place, protocol, (family.of(&self.echo)?, SERVICE_PORT).into())
         });
@@ -182,6 +184,15 @@ impl<'a> Stage<'a> {
         let report = answered(&self.pod.place, protocol, (family.of(&server.ips)?, POD_PORT).into())?;
         let own = family.of(&self.pod.ips)?;
         ensure!(report.sources().iter().eq([&own]), "the server saw {:?} instead of {own}", report.sources());
+        latency(&report)
+    }
+
+    fn outside(&self, family: Family, protocol: Protocol) -> Result<Duration> {
+        let like = family.of(&self.pod.ips)?;
+        let address = *self.cluster.client_addresses(like).first().context("an address outside")?;
+        let report = answered(&self.pod.place, protocol, (address, POD_PORT).into())?;
+        let node = self.cluster.node(&self.pod.node)?.address(like);
+        ensure!(report.sources().iter().eq([&node]), "it saw {:?} instead of {node}", report.sources());
         latency(&report)
     }
 

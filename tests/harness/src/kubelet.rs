@@ -18,7 +18,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher::{Config, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
@@ -133,7 +133,7 @@ impl Kubelet {
             },
         };
         let pods = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-        let bound: kube::Result<serde_json::Value> =
+        let bound: kube::Result<Value> =
             pods.create_subresource("binding", &pod.name_any(), &PostParams::default(), &binding).await;
         if matches!(&bound, Err(kube::Error::Api(status)) if status.code == 404) {
             // The stand-in has no bindings, and lets the node be set; Kubernetes does neither.
@@ -312,7 +312,7 @@ impl Life {
         }
     }
 
-    async fn report(&self, status: serde_json::Value) -> Result<()> {
+    async fn report(&self, status: Value) -> Result<()> {
         let patch = json!({ "metadata": { "uid": self.uid }, "status": status });
         let patched = self.api.patch_status(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await;
         patched.map(drop).context("report the pod's status")
@@ -362,6 +362,26 @@ impl Life {
             namespace: self.pod.namespace().unwrap_or_default(),
             name: self.name.clone(),
             uid: self.uid.clone(),
+            capabilities: self.capabilities(),
+        }
+    }
+
+    /// What a runtime tells plugins: the ports of the node that shall lead to the pod.
+    fn capabilities(&self) -> Map<String, Value> {
+        let containers = self.pod.spec.iter().flat_map(|spec| &spec.containers);
+        let ports = containers.flat_map(|container| container.ports.iter().flatten());
+        let mapping = |port: &k8s_openapi::api::core::v1::ContainerPort| {
+            json!({
+                "hostPort": port.host_port.unwrap_or(0),
+                "containerPort": port.container_port,
+                "protocol": port.protocol.as_deref().unwrap_or("TCP").to_lowercase(),
+                "hostIP": port.host_ip.as_deref().unwrap_or(""),
+            })
+        };
+        let mappings: Vec<Value> = ports.filter(|port| port.host_port.is_some()).map(mapping).collect();
+        match mappings.is_empty() {
+            true => Map::new(),
+            false => Map::from_iter([("portMappings".to_owned(), mappings.into())]),
         }
     }
 }

@@ -12,7 +12,7 @@ use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
 use fairlead_abi::{
     Address, Backend, Config, Counter, Endpoint, Flow, FlowKey, FragmentKey, Frontend, FrontendKey, Port,
-    Reason, Region, maps, marks, programs,
+    Reason, Region, endpoint_flags, maps, marks, programs,
 };
 use fairlead_net::netns::Netns;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -113,6 +113,8 @@ pub struct Outcome {
     pub code: i32,
     /// The packet as the program left it.
     pub packet: Vec<u8>,
+    /// Whether it bears a mark: at an interface's egress there is nothing left to do.
+    pub is_marked: bool,
 }
 
 /// A node with two pods: programs, maps and surroundings.
@@ -234,6 +236,20 @@ impl Node {
         self.put_endpoint(pod, address, OWN_NAMESPACE);
     }
 
+    /// Has the queue of the pod's interface limit what it is sent.
+    ///
+    /// # Panics
+    /// When the map refuses it.
+    pub fn shape(&mut self, pod: Pod) {
+        for family in FAMILIES {
+            let address = Address::from(pod.ip(family));
+            let mut table = hash::<Address, Endpoint>(&mut self.ebpf, maps::ENDPOINTS);
+            let endpoint = table.get(&address, 0).expect("the pod's endpoint");
+            let shaped = Endpoint { flags: endpoint_flags::SHAPED, ..endpoint };
+            table.insert(address, shaped, 0).expect("replace an endpoint");
+        }
+    }
+
     fn put_endpoint(&mut self, pod: Pod, address: IpAddr, netns: u32) {
         let endpoint = Endpoint {
             ifindex: index_of(&self.netns, pod.interface()),
@@ -312,10 +328,12 @@ impl Node {
         let interface = if_nametoindex(hook.interface()).expect("the namespace has the interface");
         let context = context(hook.arrival(interface), interface, segment);
         let mut out = vec![0; packet.len() + 256];
+        let mut context_out = [0; 256];
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
             ctx_in: Some(&context),
+            ctx_out: Some(&mut context_out),
             ..TestRunOptions::new()
         };
         let result = match program.test_run(options) {
@@ -326,7 +344,8 @@ impl Node {
             Err(error) => panic!("{hook:?}: {error:?}"),
         };
         out.truncate(result.data_size_out as usize);
-        Some(Outcome { code: result.return_value.cast_signed(), packet: out })
+        let is_marked = context_out[8..12] != [0; 4];
+        Some(Outcome { code: result.return_value.cast_signed(), packet: out, is_marked })
     }
 
     /// Rewrites the node's configuration.

@@ -24,6 +24,7 @@ struct Log {
     objects: BTreeMap<(&'static str, String), Value>,
     /// The path of the kind, the kind of event, and the object: the version is their number.
     events: Vec<(&'static str, String, Value)>,
+    patches: Vec<Value>,
 }
 
 impl Objects {
@@ -56,9 +57,14 @@ impl Objects {
         self.0.0.lock().expect("log").objects[&(NODES, name.to_owned())].clone()
     }
 
+    /// The patches of Nodes' statuses so far.
+    pub(crate) fn patches(&self) -> Vec<Value> {
+        self.0.0.lock().expect("log").patches.clone()
+    }
+
     /// Merges a patch into a Node's status, conditions by their type.
-    fn patch(&self, name: &str, patch: &Value) -> Value {
-        let mut node = self.node(name);
+    fn patch(&self, name: &str, patch: &Value) -> Option<Value> {
+        let mut node = self.0.0.lock().expect("log").objects.get(&(NODES, name.to_owned()))?.clone();
         if !node["status"]["conditions"].is_array() {
             node["status"]["conditions"] = json!([]);
         }
@@ -67,8 +73,9 @@ impl Objects {
             conditions.retain(|old| old["type"] != condition["type"]);
             conditions.push(condition.clone());
         }
+        self.0.0.lock().expect("log").patches.push(patch.clone());
         self.send("MODIFIED", &node);
-        self.node(name)
+        Some(self.node(name))
     }
 
     fn list(&self, path: &str) -> Value {
@@ -194,8 +201,11 @@ fn answer(stream: &TcpStream, objects: &Objects, ended: &AtomicBool) {
         if head.starts_with("PATCH ") {
             let name = path.strip_prefix(NODES).and_then(|rest| rest[1..].strip_suffix("/status"));
             let patch = serde_json::from_slice(&body).expect("a patch");
-            let node = objects.patch(name.expect("a Node's status"), &patch).to_string();
-            send(format!("{ok}Content-Length: {}\r\n\r\n{node}", node.len()));
+            let node = objects.patch(name.expect("a Node's status"), &patch);
+            send(match node.map(|node| node.to_string()) {
+                Some(node) => format!("{ok}Content-Length: {}\r\n\r\n{node}", node.len()),
+                None => "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".into(),
+            });
             continue;
         }
         assert!(head.starts_with("GET ") && [NODES, SLICES].contains(&path), "{head}");

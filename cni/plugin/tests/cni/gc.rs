@@ -111,6 +111,23 @@ fn gc_names_what_it_could_not_remove_and_removes_the_rest() {
 
 #[test]
 #[ignore = "needs root: run make test"]
+fn the_daemon_takes_no_pod_for_garbage_because_its_record_is_lost() {
+    let host = Host::new(&BOTH);
+    let pod = Pod::new();
+    host.add(&pod);
+    let before = host.traces(&pod);
+    fs::remove_dir_all(host.dir.path().join("data")).expect("lose the record");
+    let api = FakeApi::serve(&host.netns, &[node("a", &[], &["192.0.2.1"])]);
+    let daemon = Daemon::start_as("a", &host, &api, &["--sweep-seconds", "1"]);
+    eventually("the record is made anew", || !host.addresses_in_use().is_empty());
+    sleep(Duration::from_millis(3500));
+    let [in_use, _, pods] = host.traces(&pod);
+    assert_eq!((in_use, pods), (before[0].clone(), before[2].clone()));
+    daemon.stop();
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
 fn the_daemon_removes_what_nobody_knows_any_more_and_nothing_else() {
     let host = Host::new(&BOTH);
     let agent = host.agent(Mood::Willing);

@@ -194,3 +194,15 @@ fn the_overlay_takes_ipv6_where_the_nodes_have_no_ipv4() {
     assert_eq!(tcp(pods[0], pods[1], to), scene.address(At::Pod(0), false));
     scene.everybody_reaches_everybody(&[true]);
 }
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn pods_that_have_a_larger_mtu_than_the_overlay_learn_what_fits() {
+    // As those that are older than the first node elsewhere.
+    let scene = Scene::new(Underlay::V4, &["--mtu=1400"]);
+    for v6 in [false, true] {
+        let to = SocketAddr::new(scene.address(At::Pod(1), v6), PORT);
+        let [client, server] = [0, 1].map(|n| scene.netns(At::Pod(n)));
+        assert_eq!(tcp(client, server, to), scene.address(At::Pod(0), v6));
+    }
+}

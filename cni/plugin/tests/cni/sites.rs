@@ -29,19 +29,27 @@ impl Daemon {
 
     /// Starts the daemon of the node "a" with this kubeconfig.
     pub(crate) fn start_with(host: &Host, kubeconfig: &str) -> Self {
-        Self::spawn("a", host, kubeconfig, &[])
+        Self::spawn(Command::new(BINARY), "a", host, kubeconfig, &[])
+    }
+
+    /// Starts the daemon of the node "a" where the kernel's settings can't be changed.
+    pub(crate) fn start_confined(host: &Host, api: &FakeApi) -> Self {
+        let confine =
+            r#"mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$0" "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", confine, BINARY]);
+        Self::spawn(command, "a", host, &api.kubeconfig(), &[])
     }
 
     /// Starts the daemon of a node, with further arguments.
     pub(crate) fn start_as(node: &str, host: &Host, api: &FakeApi, arguments: &[&str]) -> Self {
-        Self::spawn(node, host, &api.kubeconfig(), arguments)
+        Self::spawn(Command::new(BINARY), node, host, &api.kubeconfig(), arguments)
     }
 
-    fn spawn(node: &str, host: &Host, config: &str, arguments: &[&str]) -> Self {
+    fn spawn(mut command: Command, node: &str, host: &Host, config: &str, arguments: &[&str]) -> Self {
         let dir = host.dir.path();
         let kubeconfig = dir.join("kubeconfig");
         fs::write(&kubeconfig, config).expect("write the kubeconfig");
-        let mut command = Command::new(BINARY);
         command.args(["node", "--hostname-override", node]);
         if !arguments.contains(&"--agent-socket") {
             command.args(["--agent-socket", ""]);
@@ -104,6 +112,28 @@ pub(crate) fn items(host: &Host) -> BTreeSet<String> {
         runtime.block_on(async { Tables::open().expect("open").read().await.expect("read") })
     };
     host.netns.run(read).expect("enter").iter().map(ToString::to_string).collect()
+}
+
+/// Makes a request of the kernel inside a namespace; `index` finds an interface there.
+pub(crate) fn netlink(
+    netns: &Netns,
+    request: impl AsyncFnOnce(&rtnetlink::Handle, fn(&str) -> u32) -> Result<(), rtnetlink::Error> + Send,
+) {
+    let index = |ifname: &str| nix::net::if_::if_nametoindex(ifname).expect("an interface");
+    let ask = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection().expect("open");
+            tokio::spawn(connection);
+            request(&handle, index).await
+        })
+    };
+    netns.run(ask).expect("enter").expect("the kernel agrees");
+}
+
+/// What the daemon has said.
+pub(crate) fn log(host: &Host) -> String {
+    fs::read_to_string(host.dir.path().join("log")).unwrap_or_default()
 }
 
 pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {

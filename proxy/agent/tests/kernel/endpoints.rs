@@ -151,3 +151,80 @@ fn a_pods_sockets_are_translated_as_asked_and_until_it_goes() {
         assert_eq!(room.client(cookie(&off)), None);
     });
 }
+
+/// Whether the programs send what is for the pod through its interface's queue.
+fn is_shaped(room: &Room, pod: &Registration) -> bool {
+    let entry = room.load().maps.endpoints.get(&Address::from(pod.addresses[0]), 0).expect("an entry");
+    entry.flags & endpoint_flags::SHAPED != 0
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn packets_pass_a_pods_queue_while_it_limits_anything_or_the_plugin_says_so() {
+    let room = Room::new();
+    in_netns(|| {
+        let (plain, limited) = (pod("plain", "10.0.0.1"), pod("limited", "10.0.0.2"));
+        let limited = Registration { is_shaped: true, ..limited };
+        let (links, mut endpoints) = room.start(Datapath::Tcx);
+        endpoints.add(plain.clone()).expect("added");
+        endpoints.add(limited.clone()).expect("added");
+        assert_eq!([is_shaped(&room, &plain), is_shaped(&room, &limited)], [false, true]);
+
+        tc("qdisc add dev plain root tbf rate 1mbit burst 1600 limit 100000");
+        endpoints.check(&plain).expect("a queue of somebody's is nothing wrong");
+        endpoints.follow_queues().expect("followed");
+        assert!(is_shaped(&room, &plain));
+        drop((links, endpoints));
+
+        tc("qdisc del dev plain root");
+        let (links, endpoints) = room.start(Datapath::Tcx);
+        assert_eq!(
+            [is_shaped(&room, &plain), is_shaped(&room, &limited)],
+            [false, true],
+            "the next agent looks"
+        );
+        tc("qdisc add dev plain root tbf rate 1mbit burst 1600 limit 100000");
+        drop((links, endpoints));
+        let (_, mut endpoints) = room.start(Datapath::Tcx);
+        assert!(is_shaped(&room, &plain));
+        endpoints.check(&plain).expect("as registered");
+    });
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
+fn a_host_port_that_a_pod_has_is_given_to_no_other_of_the_node() {
+    let room = Room::new();
+    in_netns(|| {
+        let with = |pod: Registration, protocol: &str, host_ip: Option<&str>| {
+            let (protocol, host_ip) = (protocol.to_owned(), host_ip.map(address));
+            let mapping = PortMapping { host_port: 8080, container_port: 80, protocol, host_ip };
+            Registration { port_mappings: vec![mapping], ..pod }
+        };
+        let (links, mut endpoints) = room.start(Datapath::Tcx);
+        let first = with(pod("first", "10.0.0.1"), "tcp", None);
+        endpoints.add(first.clone()).expect("added");
+        endpoints.add(first).expect("added again: it is its own");
+        endpoints
+            .add(with(pod("datagrams", "10.0.0.2"), "udp", Some("192.0.2.1")))
+            .expect("another protocol");
+        drop((links, endpoints));
+
+        let (_, mut endpoints) = room.start(Datapath::Tcx);
+        let second = with(pod("second", "10.0.0.3"), "tcp", Some("192.0.2.1"));
+        let error = endpoints.add(second.clone()).expect_err("taken").to_string();
+        assert!(error.contains("portMappings[0].hostPort"), "{error}");
+        assert!(error.contains("192.0.2.1:8080/tcp is already that of Pod default/first"), "{error}");
+        assert_eq!(endpoints.len(), 2);
+        let elsewhere = with(pod("elsewhere", "10.0.0.4"), "udp", Some("192.0.2.2"));
+        endpoints.add(elsewhere).expect("another address");
+        ip("link del first");
+        endpoints.collect().expect("collected");
+        endpoints.add(second).expect("free");
+    });
+}
+
+fn tc(arguments: &str) {
+    let status = Command::new("tc").args(arguments.split(' ')).status().expect("tc runs");
+    assert!(status.success(), "tc {arguments}");
+}

@@ -17,11 +17,11 @@ use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
 use fairlead_abi::{
-    Address, Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Port, Region, SocketClient, flow_flags,
-    frontend_flags, maps, marks, protocol,
+    Address, Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Port, Region, SocketClient,
+    endpoint_flags, flow_flags, frontend_flags, maps, marks, protocol,
 };
 use fairlead_core::dataplane::{RangeKey, ServiceMaps, SourceRangeKey};
-use fairlead_net::agent::{PodRef, Registration};
+use fairlead_net::agent::{PodRef, PortMapping, Registration};
 use fairlead_net::netns::{NamedNetns, current_cookie};
 use fairlead_proxy::dataplane::Pins;
 use fairlead_proxy::dataplane::clients::Clients;

@@ -26,6 +26,7 @@ mod ranges;
 mod refusals;
 mod sctp;
 mod services;
+mod shaped;
 mod table;
 mod too_big;
 

@@ -169,7 +169,9 @@ impl Endpoints {
             return Err(DataplaneError::new("check endpoint", object(), "it is not registered"));
         };
         if known.registration != *registration {
-            return Err(DataplaneError::new("check endpoint", object(), "it is registered otherwise"));
+            let fields = known.registration.differences(registration).join(", ");
+            let why = format!("it is registered with other values of {fields}");
+            return Err(DataplaneError::new("check endpoint", object(), why));
         }
         let wanted = entry(registration, known.index, &look(registration));
         for address in &registration.addresses {
