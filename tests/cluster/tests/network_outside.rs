@@ -84,7 +84,12 @@ fn a_client_that_knows_the_way_to_a_pod_is_answered_by_it() {
         // What the pod itself begins leaves with the node's address all the same.
         for (protocol, target) in targets {
             let [v4, v6] = node_addresses(cluster, "node1")?;
-            seen_as(&pod.place, protocol, target, if target.is_ipv4() { v4 } else { v6 })?;
+            let expected = if target.is_ipv4() { v4 } else { v6 };
+            seen_as(&pod.place, protocol, target, expected)?;
+            let (to, port) = (target.ip().to_string(), format!("{protocol}/{}", target.port()));
+            let node = cluster.node("node1")?;
+            let text = node.proxy(&["why", "--from", "default/inside", "--to", &to, "--port", &port])?;
+            ensure!(text.contains(&format!("leaves with the node's address {expected}")), "{text}");
         }
         Ok(())
     });

@@ -1,14 +1,15 @@
 //! The kernel's map of with whose address pods' packets leave.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{MapData, MapError};
-use fairlead_abi::Address;
+use aya::maps::{Array, Map, MapData, MapError};
+use fairlead_abi::{Address, Config, egress, maps};
 use fairlead_core::dataplane::RangeKey;
 use fairlead_core::egress::Write;
 
-use super::{DataplaneError, removed};
+use super::{DataplaneError, Pins, removed};
 
 /// The map [`fairlead_abi::maps::EGRESS`].
 pub struct EgressMap(pub LpmTrie<MapData, Address, u32>);
@@ -36,4 +37,26 @@ impl EgressMap {
         };
         written.map_err(|e| DataplaneError::new("write the map EGRESS:", range.to_string(), e))
     }
+}
+
+/// The node's address, by the pinned maps, if that is what pods' packets to `destination` leave with.
+///
+/// # Errors
+/// When a pin is missing or the kernel refuses to read.
+pub fn source_of(pins: &Pins, destination: IpAddr) -> Result<Option<IpAddr>, DataplaneError> {
+    let open = |name: &'static str| {
+        MapData::from_pin(pins.map(name)).map_err(|e| DataplaneError::new("open pinned map", name, e))
+    };
+    let unread = |name: &'static str| move |e: MapError| DataplaneError::new("read map", name, e);
+    let ranges: LpmTrie<_, Address, u32> =
+        Map::LpmTrie(open(maps::EGRESS)?).try_into().map_err(unread(maps::EGRESS))?;
+    match ranges.get(&Key::new(Address::BITS, destination.into()), 0) {
+        Ok(egress::NODE) => {}
+        Ok(_) | Err(MapError::KeyNotFound) => return Ok(None),
+        Err(e) => return Err(unread(maps::EGRESS)(e)),
+    }
+    let config: Array<_, Config> =
+        Map::Array(open(maps::CONFIG)?).try_into().map_err(unread(maps::CONFIG))?;
+    let Config { node_v4, node_v6, .. } = config.get(&0, 0).map_err(unread(maps::CONFIG))?;
+    Ok(Some(if destination.is_ipv4() { node_v4 } else { node_v6 }.into()))
 }

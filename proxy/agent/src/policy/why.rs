@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use super::Policies;
 use crate::agent::{Agent, lock};
-use crate::dataplane::services;
+use crate::dataplane::{egress, services};
 use crate::errors::chain;
 
 /// What becomes of the packet.
@@ -34,6 +34,9 @@ pub struct Answer {
     pub service: Option<ServiceStep>,
     /// What policies say: for each backend that may be chosen, or for the destination.
     pub paths: Vec<Path>,
+    /// The node's address, if the packet leaves the cluster with that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaves_as: Option<IpAddr>,
     /// "allowed", "denied", "refused", "dropped", or "allowed to some backends".
     pub verdict: String,
 }
@@ -74,6 +77,9 @@ pub struct Path {
     pub server: String,
     /// Whether it passes.
     pub allowed: bool,
+    /// Whether the client is a pod of this node.
+    #[serde(default)]
+    pub from_here: bool,
     /// Each side's policies and the rule that decided.
     pub explanation: Value,
     /// The same in words.
@@ -114,6 +120,12 @@ pub fn answer(agent: &Agent, question: &Question) -> Result<Answer, String> {
         .iter()
         .map(|(server, port)| policies.path(&client, server, protocol, *port))
         .collect::<Result<_, _>>()?;
+    let leaves_as = match (servers.as_slice(), paths.as_slice()) {
+        ([(Party::Address(outside), _)], [path]) if dialled.is_none() && path.from_here && path.allowed => {
+            egress::source_of(&agent.pins, *outside).map_err(|e| chain(&e))?
+        }
+        _ => None,
+    };
     let service = dialled.as_ref().map(|dialled| step(agent, dialled));
     let verdict = verdict(&paths, dialled.as_ref());
     let port = match protocol {
@@ -128,6 +140,7 @@ pub fn answer(agent: &Agent, question: &Question) -> Result<Answer, String> {
         },
         service,
         paths,
+        leaves_as,
         verdict: verdict.to_owned(),
     })
 }
@@ -306,6 +319,7 @@ impl Policies {
                 port => format!("{server_label} port {port}"),
             },
             allowed: explanation.allowed,
+            from_here: client.endpoint.is_some(),
             words: words(&explanation),
             maps: maps.into_iter().flatten().collect(),
             explanation: serde_json::to_value(&explanation).map_err(|e| e.to_string())?,
@@ -359,6 +373,9 @@ impl fmt::Display for Answer {
                 writeln!(f, "    maps: {check}")?;
             }
         }
+        if let Some(address) = self.leaves_as {
+            writeln!(f, "  leaves with the node's address {address}")?;
+        }
         Ok(())
     }
 }
@@ -378,6 +395,7 @@ mod tests {
         Path {
             server: "10.0.0.1 port 80".into(),
             allowed,
+            from_here: false,
             explanation: Value::Null,
             words: vec!["egress: nobody selects the pod".into()],
             maps: vec![Check { agrees: false, found: "ingress: closed".into() }],
@@ -398,6 +416,7 @@ mod tests {
             to: "10.0.0.1 tcp/80".into(),
             service: None,
             paths: vec![path(false)],
+            leaves_as: None,
             verdict: "denied".into(),
         };
         let text = answer.to_string();
