@@ -16,7 +16,7 @@ use kube::api::PostParams;
 use serde_json::json;
 
 use crate::api::Api;
-use crate::layout::{API_PORT, Layout, SERVICE_CIDRS};
+use crate::layout::{API_PORT, DAEMONS, Layout, SERVICE_CIDRS};
 use crate::netns;
 use crate::place::Place;
 use crate::process::{Process, binary, wait_for};
@@ -78,8 +78,11 @@ impl ControlPlane {
             Self::StandIn => stand_in(layout, &place)?,
             Self::Kubernetes(dir) => kubernetes(layout, &place, dir)?,
         };
-        self.write_kubeconfig(&layout.node_kubeconfig(), layout.api_address())?;
-        self.write_kubeconfig(&layout.kubeconfig(), port)?;
+        self.write_kubeconfig(&layout.node_kubeconfig(), layout.api_address(), "admin")?;
+        self.write_kubeconfig(&layout.kubeconfig(), port, "admin")?;
+        for daemon in DAEMONS {
+            self.write_kubeconfig(&layout.kubeconfig_of(daemon), layout.api_address(), daemon)?;
+        }
         let api = Api::new(&layout.kubeconfig())?;
         wait_for("the API server's namespace \"default\"", PATIENCE, || {
             processes.iter_mut().try_for_each(Process::check)?;
@@ -101,9 +104,10 @@ impl ControlPlane {
         Ok((api, port, processes))
     }
 
-    fn write_kubeconfig(&self, file: &Path, server: SocketAddr) -> Result<()> {
+    /// The stand-in takes everyone's word for who it is; a real one knows but one user.
+    fn write_kubeconfig(&self, file: &Path, server: SocketAddr, user: &str) -> Result<()> {
         let (cluster, user) = match self {
-            Self::StandIn => (json!({ "server": format!("http://{server}") }), json!({})),
+            Self::StandIn => (json!({ "server": format!("http://{server}") }), json!({ "token": user })),
             Self::Kubernetes(_) => (
                 json!({ "server": format!("https://{server}"), "insecure-skip-tls-verify": true }),
                 json!({ "token": TOKEN }),
