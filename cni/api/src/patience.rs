@@ -1,4 +1,4 @@
-//! Giving up on a server that takes requests and does not answer.
+//! Giving up on a server that takes connections and does not answer, or is not who it should be.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -52,16 +52,20 @@ where
         let servers = Arc::clone(&self.servers);
         let answer = self.inner.call(request);
         Box::pin(async move {
-            match timeout(ANSWER, answer).await {
+            let answer = match timeout(ANSWER, answer).await {
                 Ok(answer) => answer.map_err(Into::into),
-                Err(elapsed) => {
-                    if let Some(server) = asked {
-                        tracing::warn!("the API server {server} does not answer");
-                        servers.leave(server);
-                    }
-                    Err(elapsed.into())
+                Err(elapsed) => Err(elapsed.into()),
+            };
+            match &answer {
+                Ok(_) => servers.keep(),
+                Err(error) => {
+                    let server =
+                        asked.map_or_else(|| "as configured".to_owned(), |server| server.to_string());
+                    tracing::debug!("no answer of the API server {server}: {error}");
+                    servers.leave(asked);
                 }
             }
+            answer
         })
     }
 }

@@ -12,7 +12,14 @@ use fairlead_net::files;
 #[derive(Debug)]
 pub(crate) struct Servers {
     file: PathBuf,
-    learned: Mutex<Vec<SocketAddr>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    learned: Vec<SocketAddr>,
+    /// How often in a row one was asked in vain: after all of them it is the turn of what the kubeconfig names.
+    in_vain: usize,
 }
 
 impl Servers {
@@ -31,19 +38,20 @@ impl Servers {
             tracing::warn!("decode the API servers remembered in {}: {e}", file.display());
             Vec::new()
         });
-        Self { file: file.to_owned(), learned: Mutex::new(learned) }
+        Self { file: file.to_owned(), state: Mutex::new(State { learned, in_vain: 0 }) }
     }
 
-    /// All, the one to ask first at the beginning.
+    /// All, the one to ask first at the beginning; none if it is the turn of what the kubeconfig names.
     pub(crate) fn in_order(&self) -> Vec<SocketAddr> {
-        self.lock().clone()
+        let State { learned, in_vain } = &*self.lock();
+        if in_vain % (learned.len() + 1) == learned.len() { Vec::new() } else { learned.clone() }
     }
 
     /// These are the servers. Without any nothing changes: somebody has said so.
     pub(crate) fn learn(&self, mut servers: Vec<SocketAddr>) {
         servers.sort_unstable();
         servers.dedup();
-        let mut learned = self.lock();
+        let learned = &mut self.lock().learned;
         let mut known = learned.clone();
         known.sort_unstable();
         if servers.is_empty() || servers == known {
@@ -65,24 +73,35 @@ impl Servers {
         *learned = servers;
     }
 
-    /// This one answers: it is asked first from now on.
+    /// This one takes connections: it is asked first from now on.
     pub(crate) fn prefer(&self, server: SocketAddr) {
-        let mut learned = self.lock();
+        let learned = &mut self.lock().learned;
         if let Some(place) = learned.iter().position(|known| *known == server) {
             learned.rotate_left(place);
         }
     }
 
-    /// This one does not answer: it is asked last from now on, if it was asked first.
-    pub(crate) fn leave(&self, server: SocketAddr) {
-        let mut learned = self.lock();
-        if learned.first() == Some(&server) {
-            learned.rotate_left(1);
+    /// Somebody answers.
+    pub(crate) fn keep(&self) {
+        self.lock().in_vain = 0;
+    }
+
+    /// This one was asked first, or what the kubeconfig names, and does not answer: it is asked last from now on.
+    pub(crate) fn leave(&self, asked: Option<SocketAddr>) {
+        let mut state = self.lock();
+        match asked {
+            // Others may have waited for it in vain, too.
+            Some(server) if state.learned.first() != Some(&server) => {}
+            Some(_) => {
+                state.learned.rotate_left(1);
+                state.in_vain += 1;
+            }
+            None => state.in_vain += 1,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
-        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,9 +137,29 @@ mod tests {
         all.prefer(servers(&[b])[0]);
         all.learn(servers(&[a, b, c]));
         assert_eq!(all.in_order(), servers(&[b, c, a]));
-        all.leave(servers(&[b])[0]);
+        let first = |list: &[&str]| servers(list).first().copied();
+        all.leave(first(&[b]));
         // Somebody else who waited for it in vain.
-        all.leave(servers(&[b])[0]);
+        all.leave(first(&[b]));
         assert_eq!(all.in_order(), servers(&[c, a, b]));
+    }
+
+    #[test]
+    fn when_all_were_asked_in_vain_it_is_the_turn_of_what_the_kubeconfig_names() {
+        let directory = tempfile::tempdir().expect("directory");
+        let all = Servers::remembered(&directory.path().join("servers.json"));
+        let [a, b] = ["192.0.2.1:1", "192.0.2.2:1"];
+        all.learn(servers(&[a, b]));
+        let fail = || all.leave(all.in_order().first().copied());
+        fail();
+        assert_eq!(all.in_order(), servers(&[b, a]));
+        fail();
+        assert!(all.in_order().is_empty());
+        fail();
+        assert_eq!(all.in_order(), servers(&[a, b]));
+        fail();
+        all.keep();
+        fail();
+        assert_eq!(all.in_order(), servers(&[a, b]), "an answer has begun the count anew");
     }
 }

@@ -301,7 +301,7 @@ mod tests {
     fn a_pod_of_a_release_that_wrote_no_aliases_is_left_alone_without_its_record() {
         let addresses = vec!["10.0.0.1".parse().expect("address")];
         let old = Ours { owner: None, addresses, ..link("a", 7) };
-        assert_eq!(sweeps(&[old.clone()], Vec::new(), 9999), [Vec::<String>::new(), Vec::new()]);
+        assert_eq!(sweeps(std::slice::from_ref(&old), Vec::new(), 9999), [Vec::<String>::new(), Vec::new()]);
         let half_made = Ours { addresses: Vec::new(), ..old };
         assert_eq!(sweeps(&[half_made], Vec::new(), 9999)[1], ["7"]);
     }

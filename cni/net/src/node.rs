@@ -146,6 +146,20 @@ mod tests {
     }
 
     #[test]
+    fn runtimes_are_told_every_version_and_what_may_be_asked_for() {
+        let read =
+            |conflist: &Conflist| -> Value { serde_json::from_str(&conflist.to_json()).expect("JSON") };
+        let alone = read(&conflist());
+        assert_eq!(alone["cniVersion"], "1.0.0");
+        assert_eq!(alone["cniVersions"], json!(["0.4.0", "1.0.0", "1.1.0"]));
+        assert_eq!(alone.get("disableCheck"), None);
+        let entry = &alone["plugins"][0];
+        assert_eq!(entry["capabilities"], json!({"bandwidth": true, "ips": true, "mac": true}));
+        let with_agent = read(&Conflist { agent_socket: Some("/run/x/agent.sock".into()), ..conflist() });
+        assert_eq!(with_agent["plugins"][0]["capabilities"]["portMappings"], true);
+    }
+
+    #[test]
     fn installing_twice_writes_once() {
         let dir = tempfile::tempdir().expect("directory");
         let source = dir.path().join("source");

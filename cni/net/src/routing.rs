@@ -86,6 +86,16 @@ pub enum RouteProblem {
         /// The node that has it.
         owner: String,
     },
+    /// The node's InternalIP is another node's, too: the first by name keeps it.
+    #[error("node {node}: InternalIP {address} is that of node {owner}")]
+    SameAddress {
+        /// The node.
+        node: String,
+        /// The address.
+        address: IpAddr,
+        /// The node that has it.
+        owner: String,
+    },
     /// No family has an InternalIP of both nodes, ours on an interface.
     #[error(
         "node {node}: no InternalIP of a family in which this node has one on an interface: no VXLAN to it"
@@ -112,7 +122,8 @@ pub struct Planned {
 pub fn plan(own: &str, nodes: &BTreeMap<String, NodeNetwork>, here: &Here, settings: &Settings) -> Planned {
     let nothing = NodeNetwork::default();
     let network = nodes.get(own).unwrap_or(&nothing);
-    let mut planner = Planner { own, network, here, settings, planned: Planned::default() };
+    let mut planner =
+        Planner { own, network, here, settings, tunnelled: BTreeMap::new(), planned: Planned::default() };
     let mut owners: Vec<(IpNet, &str)> = network.pod_cidrs.iter().map(|cidr| (cidr.trunc(), own)).collect();
     for (node, network) in nodes.iter().filter(|(name, _)| *name != own) {
         for destination in network.pod_cidrs.iter().map(IpNet::trunc) {
@@ -135,6 +146,8 @@ struct Planner<'a> {
     network: &'a NodeNetwork,
     here: &'a Here,
     settings: &'a Settings,
+    /// Whose the nodes' addresses are that the overlay leads to.
+    tunnelled: BTreeMap<IpAddr, String>,
     planned: Planned,
 }
 
@@ -185,12 +198,23 @@ impl Planner<'_> {
         let device = Some(underlay);
         let source = self.source(destination.addr());
         self.put(Item::Route(NodeRoute { table: Table::Main, destination, gateway, device, source }));
+        let alike = |address: &&IpAddr| is_alike(**address, destination);
         let ranges: Vec<IpNet> = self.network.pod_cidrs.iter().map(IpNet::trunc).collect();
-        for range in ranges.into_iter().filter(|range| is_alike(range.addr(), destination)) {
-            for address in network.addresses.iter().filter(|address| is_alike(**address, destination)) {
-                let (table, destination) = (Table::Pods, IpNet::from(*address));
-                self.put(Item::Route(NodeRoute { table, destination, gateway, device, source: None }));
-                self.put(Item::Rule { source: range });
+        let ranges = ranges.iter().filter(|range| is_alike(range.addr(), destination));
+        ranges.for_each(|range| self.put(Item::Rule { source: *range }));
+        for address in network.addresses.iter().filter(alike) {
+            match self.tunnelled.get(address) {
+                None => {
+                    self.tunnelled.insert(*address, node.to_owned());
+                    let (table, destination) = (Table::Pods, IpNet::from(*address));
+                    self.put(Item::Route(NodeRoute { table, destination, gateway, device, source: None }));
+                }
+                // By another range of its own.
+                Some(owner) if owner == node => {}
+                Some(owner) => {
+                    let (node, address, owner) = (node.to_owned(), *address, owner.clone());
+                    self.planned.problems.push(RouteProblem::SameAddress { node, address, owner });
+                }
             }
         }
     }

@@ -4,6 +4,7 @@
 //! elsewhere, then stands for it.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,8 +20,28 @@ struct Setting {
     /// Its name as sysctl(8) has it, with slashes, since names of interfaces may have dots.
     name: String,
     value: &'static str,
-    /// What needs it.
-    purpose: &'static str,
+    purpose: Purpose,
+}
+
+/// What needs a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// That packets go between pods and anybody elsewhere: nothing works without.
+    Forwarding,
+    /// A default route that routers advertise, where there is one.
+    Advertisements,
+    /// Packets of nodes whose own addresses lead elsewhere than to the overlay.
+    ReturnPath,
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Forwarding => "forwarding between pods and other nodes",
+            Self::Advertisements => "a default route that routers advertise",
+            Self::ReturnPath => "hearing nodes whose own addresses lead elsewhere than to the overlay",
+        })
+    }
 }
 
 /// A setting that is not as it has to be, and can't be made so.
@@ -34,7 +55,7 @@ pub struct SettingError {
     /// What it is.
     pub found: String,
     /// What needs it.
-    pub purpose: &'static str,
+    pub purpose: Purpose,
     /// What the system said.
     pub source: io::Error,
 }
@@ -63,18 +84,19 @@ pub fn enable_forwarding() -> Result<(), SettingError> {
 
 fn wanted(interfaces: &[String], v6: &[String], now: impl Fn(&str) -> Option<String>) -> Vec<Setting> {
     let setting = |name: String, value, purpose| Setting { name, value, purpose };
-    let forwarding = "forwarding between pods and other nodes";
-    let mut wanted = vec![setting("net/ipv4/ip_forward".into(), "1", forwarding)];
+    let mut wanted = vec![setting("net/ipv4/ip_forward".into(), "1", Purpose::Forwarding)];
     wanted.extend(
         interfaces
             .iter()
-            .map(|ifname| setting(format!("net/ipv4/conf/{ifname}/forwarding"), "1", forwarding)),
+            .map(|ifname| setting(format!("net/ipv4/conf/{ifname}/forwarding"), "1", Purpose::Forwarding)),
     );
     let is_overlay = |ifname: &&String| Underlay::ALL.iter().any(|underlay| underlay.ifname() == *ifname);
-    wanted.extend(interfaces.iter().filter(is_overlay).map(|ifname| {
-        let purpose = "hearing nodes whose own address leads elsewhere than to the overlay";
-        setting(format!("net/ipv4/conf/{ifname}/rp_filter"), "2", purpose)
-    }));
+    wanted.extend(
+        interfaces
+            .iter()
+            .filter(is_overlay)
+            .map(|ifname| setting(format!("net/ipv4/conf/{ifname}/rp_filter"), "2", Purpose::ReturnPath)),
+    );
     if v6.is_empty() {
         return wanted;
     }
@@ -83,10 +105,12 @@ fn wanted(interfaces: &[String], v6: &[String], now: impl Fn(&str) -> Option<Str
         let name = format!("net/ipv6/conf/{ifname}/accept_ra");
         !["all", "default"].contains(&ifname.as_str()) && now(&name).as_deref() == Some("1")
     };
-    wanted.extend(v6.iter().filter(heeds).map(|ifname| {
-        setting(format!("net/ipv6/conf/{ifname}/accept_ra"), "2", "a default route that routers advertise")
-    }));
-    wanted.push(setting("net/ipv6/conf/all/forwarding".into(), "1", forwarding));
+    wanted.extend(
+        v6.iter()
+            .filter(heeds)
+            .map(|ifname| setting(format!("net/ipv6/conf/{ifname}/accept_ra"), "2", Purpose::Advertisements)),
+    );
+    wanted.push(setting("net/ipv6/conf/all/forwarding".into(), "1", Purpose::Forwarding));
     wanted
 }
 
@@ -140,12 +164,11 @@ mod tests {
 
     #[test]
     fn what_can_not_be_set_is_named_with_its_reason() {
-        let setting = || Setting { name: "kernel/ostype".into(), value: "Other", purpose: "this test" };
+        let setting =
+            || Setting { name: "kernel/ostype".into(), value: "Other", purpose: Purpose::Forwarding };
         let error = set(Path::new(PROC_SYS), setting()).expect_err("nobody can set it").to_string();
         assert!(
-            error.starts_with(
-                "sysctl kernel/ostype is Linux, and can't be set to Other, which this test needs"
-            ),
+            error.starts_with("sysctl kernel/ostype is Linux, and can't be set to Other, which forwarding"),
             "{error}"
         );
     }

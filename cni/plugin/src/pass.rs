@@ -9,7 +9,7 @@ use fairlead_net::here::Here;
 use fairlead_net::network::{Item, diff};
 use fairlead_net::node::{self, Conflist};
 use fairlead_net::routing::{self, NodeNetwork, Planned};
-use fairlead_net::sysctl;
+use fairlead_net::sysctl::{self, Purpose};
 use fairlead_net::tables::Tables;
 
 use crate::condition::Readiness;
@@ -78,7 +78,10 @@ impl Reconciler {
         self.tell(planned.problems.iter().map(ToString::to_string).chain(others).collect());
         self.route(&planned, &mut pass).await;
         for error in sysctl::settle(&self.options.proc_sys, &interfaces(own, &here, &planned)) {
-            pass.fail("SettingsNotMade", error.into());
+            match error.purpose {
+                Purpose::Forwarding => pass.fail("SettingsNotMade", error.into()),
+                Purpose::Advertisements | Purpose::ReturnPath => pass.failures.push(error.into()),
+            }
         }
         if own.pod_cidrs.is_empty() {
             tracing::info!(node = self.node, "the Node has no podCIDRs yet");

@@ -63,6 +63,8 @@ pub enum Hook {
     FromWire,
     /// The node's stack sends it out of the uplink.
     ToWire,
+    /// It arrives at the uplink, were this the interface behind which another CNI has its pods.
+    FromPods,
 }
 
 impl Hook {
@@ -72,13 +74,14 @@ impl Hook {
             Self::ToPod(_) | Self::Through(_) => programs::TO_POD,
             Self::FromWire => programs::FROM_WIRE,
             Self::ToWire => programs::TO_WIRE,
+            Self::FromPods => programs::FROM_PODS,
         }
     }
 
     fn interface(self) -> &'static str {
         match self {
             Self::FromPod(pod) | Self::ToPod(pod) | Self::Through(pod) => pod.interface(),
-            Self::FromWire | Self::ToWire => "uplink",
+            Self::FromWire | Self::ToWire | Self::FromPods => "uplink",
         }
     }
 
@@ -86,7 +89,7 @@ impl Hook {
     fn arrival(self, interface: u32) -> u32 {
         match self {
             Self::ToPod(_) | Self::ToWire => 0,
-            Self::FromPod(_) | Self::FromWire => interface,
+            Self::FromPod(_) | Self::FromWire | Self::FromPods => interface,
             Self::Through(_) => LOOPBACK,
         }
     }
@@ -97,7 +100,7 @@ impl Hook {
         match self {
             Self::FromPod(pod) => packet.frame(pod.pod_mac(), pod.host_mac()),
             Self::ToPod(pod) | Self::Through(pod) => packet.frame(pod.host_mac(), pod.pod_mac()),
-            Self::FromWire => packet.frame(GATEWAY_MAC, UPLINK_MAC),
+            Self::FromWire | Self::FromPods => packet.frame(GATEWAY_MAC, UPLINK_MAC),
             Self::ToWire => packet.frame(UPLINK_MAC, GATEWAY_MAC),
         }
     }

@@ -145,6 +145,16 @@ fn an_overlapping_range_never_takes_a_neighbours_or_our_own_traffic() {
 }
 
 #[test]
+fn the_overlay_leads_to_an_address_by_one_way_only() {
+    let first = ("first", &["10.244.8.0/24", "10.244.9.0/24"][..], &["198.51.100.9"][..]);
+    let second = ("second", &["10.244.7.0/24"][..], &["198.51.100.9"][..]);
+    let (items, problems) = planned(Mode::Auto, &[A, first, second], AT);
+    let ways: Vec<&String> = items.iter().filter(|item| item.starts_with("route 198.51.100.9/32")).collect();
+    assert_eq!(ways, ["route 198.51.100.9/32 via 10.244.8.0 dev fairlead-vxlan for pods"]);
+    assert_eq!(problems, ["node second: InternalIP 198.51.100.9 is that of node first"]);
+}
+
+#[test]
 fn pods_get_the_uplinks_mtu_less_the_header_of_an_overlay_that_they_may_meet() {
     let mtu = |mode, list: &[(&str, &[&str], &[&str])]| {
         plan("a", &nodes(list), &here(AT, 9000), &settings(mode)).mtu

@@ -164,18 +164,20 @@ fn cnitool_adds_checks_and_deletes() {
     let before = host.traces(&pod);
     let conf_dir = host.dir.path().join("conf");
     std::fs::create_dir(&conf_dir).expect("directory");
-    let list = json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [host.conf_without_agent()]});
+    let versions = ["0.4.0", "1.0.0", "1.1.0"];
+    let entry = ours(&host.conf_without_agent(), &["ips"]);
+    let list = json!({"cniVersion": "1.0.0", "cniVersions": versions, "name": "pods", "plugins": [entry]});
     std::fs::write(conf_dir.join("10-pods.conflist"), list.to_string()).expect("write the list");
     let path = Path::new(crate::host::BINARY).parent().expect("a directory");
     let run = |verb: &str| -> Value {
         let mut command = Command::new("cnitool");
         command.args([verb, "pods"]).arg(pod.netns.path()).env("NETCONFPATH", &conf_dir);
-        command.env("CNI_PATH", path);
+        command.env("CNI_PATH", path).env("CAP_ARGS", r#"{"ips": ["10.244.1.77"]}"#);
         let output = host.netns.enter(&mut command).output().expect("run cnitool");
         assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     };
-    assert_eq!(run("add")["ips"][0]["address"], "10.244.1.1/32");
+    assert_eq!(run("add")["ips"][0]["address"], "10.244.1.77/32");
     run("check");
     run("del");
     assert_eq!(host.traces(&pod), before);

@@ -173,6 +173,26 @@ fn a_device_that_is_damaged_or_removed_and_an_uplink_with_another_mtu_are_put_ri
 
 #[test]
 #[ignore = "needs root: run make test"]
+fn when_the_node_changes_its_own_address_all_that_names_it_follows() {
+    let Scene { host, api, .. } = &scene(&nodes());
+    let _daemon = Daemon::start(host, api);
+    let to_far = tunnel("far", "10.244.9.0/24", "198.51.100.9");
+    eventually_items(host, &[vec![TO_NEAR.to_owned()], device(4250, 4789, 1350), to_far.clone()]);
+    netlink(&host.netns, async |handle, index| {
+        let address = "192.0.2.11".parse().expect("address");
+        handle.address().add(index("up0"), address, 32).execute().await
+    });
+    api.send("MODIFIED", &node("a", &["10.244.1.0/24"], &["192.0.2.11"]));
+    let follows = |item: String| {
+        let words = item.split(' ').map(|word| if word == "192.0.2.1" { "192.0.2.11" } else { word });
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let all = [vec![TO_NEAR.to_owned()], device(4250, 4789, 1350), to_far];
+    eventually_items(host, &all.map(|items| items.into_iter().map(follows).collect()));
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
 fn the_mtu_may_be_given() {
     let Scene { host, api, .. } = &scene(&nodes());
     let _daemon = Daemon::start_as("a", host, api, &["--mtu=1280"]);

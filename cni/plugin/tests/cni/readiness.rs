@@ -73,6 +73,25 @@ fn what_can_not_be_installed_makes_the_node_unavailable_and_the_rest_goes_on() {
 
 #[test]
 #[ignore = "needs root: run make test"]
+fn a_setting_that_can_not_be_made_is_named_and_the_rest_goes_on() {
+    let host = Host::new(&["10.0.0.0/8"]);
+    let outside = Pod::new();
+    let _uplink = uplink(&host, &outside);
+    let switch_off = || fs::write("/proc/sys/net/ipv4/ip_forward", "0");
+    host.netns.run(switch_off).expect("enter").expect("switch off");
+    let own = node("a", &["10.244.1.0/24"], &["192.0.2.1"]);
+    let api = FakeApi::serve(&host.netns, &[own, node("b", &["10.244.2.0/24"], &["192.0.2.2"])]);
+    let _daemon = Daemon::start_confined(&host, &api);
+    eventually("the reason", || condition(&api) == is("True", "SettingsNotMade"));
+    let said = "sysctl net/ipv4/ip_forward is 0, and can't be set to 1, which forwarding between pods and other \
+                nodes needs: Read-only file system";
+    assert!(log(&host).contains(said), "{}", log(&host));
+    assert!(log(&host).contains("route 10.244.2.0/24"));
+    assert!(host.dir.path().join("conf/10-fairlead.conflist").exists());
+}
+
+#[test]
+#[ignore = "needs root: run make test"]
 fn what_is_removed_or_changed_on_the_node_is_put_back() {
     let host = Host::new(&["10.0.0.0/8"]);
     let outside = Pod::new();

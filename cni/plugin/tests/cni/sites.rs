@@ -31,19 +31,27 @@ impl Daemon {
 
     /// Starts the daemon of the node "a" with this kubeconfig.
     pub(crate) fn start_with(host: &Host, kubeconfig: &str) -> Self {
-        Self::spawn("a", host, kubeconfig, &[])
+        Self::spawn(Command::new(BINARY), "a", host, kubeconfig, &[])
+    }
+
+    /// Starts the daemon of the node "a" where the kernel's settings can't be changed.
+    pub(crate) fn start_confined(host: &Host, api: &FakeApi) -> Self {
+        let confine =
+            r#"mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$0" "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", confine, BINARY]);
+        Self::spawn(command, "a", host, &api.kubeconfig(), &[])
     }
 
     /// Starts the daemon of a node, with further arguments.
     pub(crate) fn start_as(node: &str, host: &Host, api: &FakeApi, arguments: &[&str]) -> Self {
-        Self::spawn(node, host, &api.kubeconfig(), arguments)
+        Self::spawn(Command::new(BINARY), node, host, &api.kubeconfig(), arguments)
     }
 
-    fn spawn(node: &str, host: &Host, config: &str, arguments: &[&str]) -> Self {
+    fn spawn(mut command: Command, node: &str, host: &Host, config: &str, arguments: &[&str]) -> Self {
         let dir = host.dir.path();
         let kubeconfig = dir.join("kubeconfig");
         fs::write(&kubeconfig, config).expect("write the kubeconfig");
-        let mut command = Command::new(BINARY);
         command.args(["node", "--hostname-override", node]);
         if !arguments.contains(&"--agent-socket") {
             command.args(["--agent-socket", ""]);

@@ -204,7 +204,7 @@ fn a_host_port_that_a_pod_has_is_given_to_no_other_of_the_node() {
         let (links, mut endpoints) = room.start(Datapath::Tcx);
         let first = with(pod("first", "10.0.0.1"), "tcp", None);
         endpoints.add(first.clone()).expect("added");
-        endpoints.add(first.clone()).expect("added again: it is its own");
+        endpoints.add(first).expect("added again: it is its own");
         endpoints
             .add(with(pod("datagrams", "10.0.0.2"), "udp", Some("192.0.2.1")))
             .expect("another protocol");

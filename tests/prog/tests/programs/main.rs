@@ -3,6 +3,7 @@
 mod addresses;
 mod affinity;
 mod apart;
+mod beside;
 mod errors;
 mod flows;
 mod fuzz;
