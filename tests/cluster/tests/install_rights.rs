@@ -83,7 +83,7 @@ fn the_daemons_ask_the_api_for_all_that_their_roles_allow_and_for_nothing_else()
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
-fn the_daemons_work_in_containers_with_the_capabilities_of_the_manifests_and_with_none_less() {
+fn the_daemons_work_in_containers_with_the_capabilities_of_the_manifests_and_the_agent_with_none_less() {
     if let Some(why) = contain::missing() {
         println!("left out: {why}");
         return;

@@ -37,9 +37,11 @@ mkdir -p "$root"
 mount -t tmpfs tmpfs "$root"
 mkdir -p "$root/bin" "$root/proc" "$root/host/proc/sys/net" "$root/sys/fs/cgroup" "$root$node"
 cp "$executable" "$root/bin/daemon"
-touch "$root$kubeconfig"
 mount --rbind "$node" "$root$node"
-mount --bind "$kubeconfig" "$root$kubeconfig"
+for file in "$kubeconfig" "${kubeconfig%/*}/authority.pem"; do
+  touch "$root$file"
+  mount --bind "$file" "$root$file"
+done
 mount --rbind /sys/fs/cgroup "$root/sys/fs/cgroup"
 mount -t proc proc "$root/proc"
 mount --bind "$root/proc/sys" "$root/proc/sys"

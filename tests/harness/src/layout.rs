@@ -27,6 +27,8 @@ pub const API_HOST: u8 = 1;
 /// Where the API server listens on the fabric.
 pub const API_PORT: u16 = 6443;
 
+/// The authority's certificate, beside the kubeconfigs.
+pub const AUTHORITY_FILE: &str = "authority.pem";
 /// The agent's executable.
 pub const PROXY: &str = "fairlead-proxy";
 /// The plugin's and the node daemon's executable.
