@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use fairlead_cluster_tests::ask::answered_by;
 use fairlead_cluster_tests::manifests;
 use fairlead_cluster_tests::scene::{Scene, at_node_ports, node_addresses};
@@ -62,7 +62,13 @@ fn the_daemons_ask_the_api_for_all_that_their_roles_allow_and_for_nothing_else()
         for (daemon, file) in [(PROXY, "rbac-proxy.yaml"), (CNI, "rbac-cni.yaml")] {
             faults.restrict(daemon, &manifests::roles(file)?)?;
         }
-        cluster.join("node2")?;
+        // What was refused says why, if it does not come up.
+        let joined = cluster.join("node2");
+        for daemon in [PROXY, CNI] {
+            let refused = faults.rights(daemon)?.refused;
+            ensure!(refused.is_empty(), "{daemon} was refused: {refused:?}");
+        }
+        joined?;
         it_all_works(cluster)?;
         a_pod_that_nobody_knows(cluster)?;
         let started = Instant::now();
@@ -103,7 +109,8 @@ fn the_daemons_work_in_containers_with_the_capabilities_of_the_manifests_and_the
             let others: Vec<_> = proxy.iter().filter(|name| *name != missing).cloned().collect();
             node.contain(PROXY, &others);
             node.start_proxy()?;
-            ensure!(node.wait_for_proxy().is_err(), "the agent works without {missing}");
+            let Err(why) = node.wait_for_proxy() else { bail!("the agent works without {missing}") };
+            println!("without {missing}: {why:#}");
             // It has ended by itself.
             node.stop_proxy(Signal::SIGKILL).ok();
         }
