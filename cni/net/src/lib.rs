@@ -15,6 +15,7 @@
 //! decides nothing.
 
 pub mod agent;
+pub mod alias;
 pub mod attachment;
 pub mod capabilities;
 pub mod changes;

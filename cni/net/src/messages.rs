@@ -1,5 +1,6 @@
 //! Items as rtnetlink's messages have them, and back.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -17,8 +18,10 @@ use crate::ROUTE_PROTOCOL;
 use crate::attachment::Mac;
 use crate::network::{Item, NodeRoute, Table};
 use crate::routes::{self, Route};
-use crate::tables::Devices;
 use crate::vxlan::{Device, Underlay};
+
+/// The interface index of each device of ours that there is.
+pub(crate) type Devices = BTreeMap<Underlay, u32>;
 
 /// The number of [`Table::Pods`]: the same as the routes' protocol.
 const PODS_TABLE: u8 = ROUTE_PROTOCOL;

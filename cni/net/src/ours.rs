@@ -11,21 +11,10 @@ use std::net::IpAddr;
 use futures::TryStreamExt;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 
-use crate::attachment::{Attachment, Mac, is_identifier};
+use crate::alias;
+use crate::attachment::{Attachment, Mac};
 use crate::netlink::Kernel;
 use crate::observe::device_routes;
-
-/// How the alias of an interface of ours begins.
-const MARK: &str = "fairlead";
-
-/// The longest alias that the kernel takes, in bytes.
-const ALIAS_MAX: usize = 255;
-
-/// The alias of the host's side of `attachment` in `network`; none if it would be too long for the kernel.
-#[must_use]
-pub fn alias(network: &str, attachment: &Attachment) -> Option<String> {
-    Some(format!("{MARK} {network} {attachment}")).filter(|alias| alias.len() <= ALIAS_MAX)
-}
 
 /// The host's side of a pod's pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +61,7 @@ fn ours(link: &LinkMessage) -> Option<Ours> {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Address(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
-            LinkAttribute::IfAlias(text) => owner = owner_in(text),
+            LinkAttribute::IfAlias(text) => owner = alias::owner(text),
             _ => {}
         }
     }
@@ -87,42 +76,12 @@ fn ours(link: &LinkMessage) -> Option<Ours> {
     })
 }
 
-/// The inverse of [`alias`].
-fn owner_in(alias: &str) -> Option<(String, Attachment)> {
-    let (network, attachment) = alias.strip_prefix(MARK)?.strip_prefix(' ')?.split_once(' ')?;
-    // It becomes a directory's name.
-    is_identifier(network).then_some(())?;
-    Some((network.into(), attachment.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn attachment() -> Attachment {
         Attachment::new("pod", "eth0").expect("valid")
-    }
-
-    #[test]
-    fn an_alias_says_whose_an_interface_is() {
-        let text = alias("pods", &attachment()).expect("short");
-        assert_eq!(text, "fairlead pods pod/eth0");
-        assert_eq!(owner_in(&text), Some(("pods".into(), attachment())));
-        for other in [
-            "",
-            "fairlead",
-            "fairlead pods",
-            "fairleader pods pod/eth0",
-            "fairlead pods pod",
-            "fairlead ../x pod/eth0",
-        ] {
-            assert_eq!(owner_in(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn an_alias_that_the_kernel_would_refuse_is_left_out() {
-        assert_eq!(alias(&"n".repeat(240), &attachment()), None);
     }
 
     #[test]

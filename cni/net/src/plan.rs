@@ -19,9 +19,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+use crate::alias;
 use crate::attachment::{Attachment, Mac};
 use crate::capabilities::Bandwidth;
-use crate::ours::alias;
 use crate::routes::Route;
 use crate::shaping::Limit;
 
@@ -131,7 +131,7 @@ impl Plan {
         let (host_mac, pod_mac) = (attachment.host_mac(), mac.unwrap_or_else(|| attachment.pod_mac()));
         let v6 = addresses.iter().any(IpAddr::is_ipv6);
 
-        let mut host: Vec<Step> = alias(network, attachment).map(Step::Alias).into_iter().collect();
+        let mut host: Vec<Step> = alias::of(network, attachment).map(Step::Alias).into_iter().collect();
         host.extend(bandwidth.ingress.map(Step::Limit));
         host.extend([("forwarding", "1"), ("rp_filter", "0")].map(|(key, value)| Step::Sysctl {
             family: "ipv4",

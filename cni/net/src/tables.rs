@@ -1,6 +1,6 @@
 //! The kernel's tables of links, neighbours, routes and rules, read and changed an item at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -18,9 +18,6 @@ use crate::messages;
 use crate::netlink::{cause, open};
 use crate::network::{Change, Item, NodeRoute};
 use crate::vxlan::{Device, Underlay};
-
-/// The interface index of each device of ours that there is.
-pub(crate) type Devices = BTreeMap<Underlay, u32>;
 
 /// The kernel's tables, in the namespace of the thread that opened them.
 pub struct Tables {
@@ -52,7 +49,7 @@ impl Tables {
     /// When the kernel refuses to tell.
     pub async fn read(&self) -> io::Result<BTreeSet<Item>> {
         let mut items = BTreeSet::new();
-        let mut devices = Devices::new();
+        let mut devices = messages::Devices::new();
         for underlay in Underlay::ALL {
             if let Some((index, device)) = self.device(underlay).await? {
                 devices.insert(underlay, index);

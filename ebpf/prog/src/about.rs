@@ -5,12 +5,11 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Address, DropEvent, FlowKey, Reason};
 
-use crate::ct::may;
 use crate::packet::{Fragment, Ipv4, Ipv6, Packet, is_extension};
 use crate::policy::{self, reading};
 use crate::quoted::{self, ICMP};
 use crate::verdict::Outcome;
-use crate::{events, table};
+use crate::{events, may, table};
 
 /// What an error is about.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -6,11 +6,10 @@
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::Reason;
 
-use crate::ct::{self, may};
 use crate::refuse::{self, Back};
 use crate::room::{self, Room};
 use crate::verdict::Verdict;
-use crate::{config, endpoint, forward, nat, packet, policy, quoted, wire};
+use crate::{config, ct, endpoint, forward, may, nat, packet, policy, quoted, wire};
 
 /// From parse to verdict.
 #[inline(always)]

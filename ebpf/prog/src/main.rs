@@ -33,6 +33,7 @@ mod fragment;
 mod header;
 mod icmp;
 mod lb;
+mod may;
 mod nat;
 mod observe;
 mod outside;

@@ -3,12 +3,11 @@
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Address, Counter, Reason, flow_flags, protocol};
 
-use crate::ct::{self, may};
 use crate::packet::{self, Packet};
 use crate::refuse::{self, Back};
 use crate::room::{self, Room};
 use crate::verdict::Verdict;
-use crate::{endpoint, forward, nat, observe, outside, policy, quoted};
+use crate::{ct, endpoint, forward, may, nat, observe, outside, policy, quoted};
 
 /// The first of three ICMPv6 types of multicast listener discovery, version 1.
 const LISTENER_QUERY: u8 = 130;

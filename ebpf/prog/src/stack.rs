@@ -10,12 +10,11 @@ use core::mem::MaybeUninit;
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{Flow, Reason, flow_flags, policies, protocol};
 
-use crate::ct::{self, may};
 use crate::packet::{self, Packet};
 use crate::refuse::{self, Back};
 use crate::room::{self, Room};
 use crate::verdict::Verdict;
-use crate::{config, endpoint, forward, nat, policy, quoted, sock};
+use crate::{config, ct, endpoint, forward, may, nat, policy, quoted, sock};
 
 /// A packet on its way to a local pod: perhaps a reply of a backend that is the node itself, perhaps one that must not
 /// be taken for part of another flow, perhaps one of somebody else, which the stack has forwarded.

@@ -3,12 +3,11 @@
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::Reason;
 
-use crate::ct::{self, may};
 use crate::packet;
 use crate::refuse::{self, Back};
 use crate::room::{self, Room};
 use crate::verdict::Verdict;
-use crate::{config, endpoint, forward, nat, outside, policy, quoted};
+use crate::{config, ct, endpoint, forward, may, nat, outside, policy, quoted};
 
 /// `PACKET_OTHERHOST` of if_packet.h: a frame for another machine, which the switch has flooded. One with a VLAN's tag is
 /// for another interface.

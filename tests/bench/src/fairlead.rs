@@ -18,11 +18,12 @@ use crate::kernel::{DIRECT, DIRECT_OUTSIDE};
 use crate::topology::{End, Path, Topology};
 
 /// Names of the paths.
-pub(crate) const NAMES: [&str; 4] = [POD_TO_POD, CLUSTERIP, CLUSTERIP_SOCKET, NODEPORT];
+pub(crate) const NAMES: [&str; 5] = [POD_TO_POD, CLUSTERIP, CLUSTERIP_SOCKET, NODEPORT, HOSTPORT];
 const POD_TO_POD: &str = "pod_to_pod";
 const CLUSTERIP: &str = "clusterip";
 const CLUSTERIP_SOCKET: &str = "clusterip_socket";
 const NODEPORT: &str = "nodeport";
+const HOSTPORT: &str = "hostport";
 
 const OBJECTS: &str = r#"
 apiVersion: v1
@@ -42,8 +43,20 @@ spec: {nodeName: node1, containers: [{name: bench, image: fairlead-bench}]}
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: service-server, labels: {app: service-server}}
-spec: {nodeName: node1, containers: [{name: bench, image: fairlead-bench}]}
+metadata:
+  name: service-server
+  labels: {app: service-server}
+  annotations: {harness.fairlead.io/served: "false"}
+spec:
+  nodeName: node1
+  containers:
+  - name: bench
+    image: fairlead-bench
+    ports:
+    - {containerPort: 7001, hostPort: 7001}
+    - {containerPort: 7002, hostPort: 7002}
+    - {containerPort: 7003, hostPort: 7003}
+    - {containerPort: 7004, hostPort: 7004, protocol: UDP}
 ---
 apiVersion: v1
 kind: Service
@@ -81,7 +94,7 @@ impl Clusters {
         Ok(Self { packets: start("host")?, sockets: start("all")? })
     }
 
-    /// Adds pod to pod, pod to ClusterIP by packets and by sockets, and outside to NodePort.
+    /// Adds pod to pod, pod to ClusterIP by packets and by sockets, and outside to NodePort and to hostPort.
     ///
     /// # Errors
     /// When a pod does not start, or cannot be reached on one of the paths.
@@ -106,8 +119,9 @@ fn add_packet_paths(topology: &mut Topology, cluster: &Cluster) -> Result<()> {
     let pod_ip =
         plain_server.ips.iter().copied().find(IpAddr::is_ipv4).context("the server has no IPv4 address")?;
     let node_port = |name| cluster.node_port("bench", name);
-    let node = Target {
-        address: cluster.nodes().first().context("there is no node")?.layout().ipv4,
+    let address = cluster.nodes().first().context("there is no node")?.layout().ipv4;
+    let node_ports = Target {
+        address,
         many: node_port("many")?,
         single: node_port("single")?,
         sink: node_port("sink")?,
@@ -120,7 +134,8 @@ fn add_packet_paths(topology: &mut Topology, cluster: &Cluster) -> Result<()> {
     for (name, direct, client, server, target) in [
         (POD_TO_POD, DIRECT, plain_client, plain_server, Target::itself(pod_ip)),
         (CLUSTERIP, DIRECT, client, server, Target::itself(cluster_ip(cluster)?)),
-        (NODEPORT, DIRECT_OUTSIDE, outside, server, node),
+        (NODEPORT, DIRECT_OUTSIDE, outside, server, node_ports),
+        (HOSTPORT, DIRECT_OUTSIDE, outside, server, Target::itself(address)),
     ] {
         topology.add_path(Path { name, direct: Some(direct), client, server, target })?;
     }

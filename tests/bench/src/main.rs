@@ -3,7 +3,7 @@
 //! ```text
 //! main ── topology ── kernel (limit, direct)          who is connected to whom
 //!   │          └───── remote (direct between nodes, by routes and by VXLAN)
-//!   │          └───── fairlead (pod to pod, ClusterIP, NodePort)
+//!   │          └───── fairlead (pod to pod, ClusterIP, NodePort, hostPort)
 //!   │          └───── nodes (pod to pod on another node, likewise)
 //!   │          └───── worker ═══ orders ── server     one process per end
 //!   │                              └────── crr, rr, throughput, udp ── pace

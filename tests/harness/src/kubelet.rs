@@ -38,6 +38,8 @@ const GRACE: i64 = 30;
 /// then been serving while terminating for this long, and goes on for as long again, so that every node has turned
 /// datagrams away from it before it is gone.
 pub const LINGER: &str = "harness.fairlead.io/linger-ms";
+/// The annotation by which a pod leaves its ports to somebody else's server: `"false"`.
+pub const SERVED: &str = "harness.fairlead.io/served";
 
 /// Runs every pod of the cluster until killed.
 ///
@@ -338,6 +340,9 @@ impl Life {
     }
 
     fn ports(&self) -> Vec<Port> {
+        if self.pod.annotations().get(SERVED).is_some_and(|served| served == "false") {
+            return Vec::new();
+        }
         let containers = self.pod.spec.iter().flat_map(|spec| &spec.containers);
         let ports = containers.flat_map(|container| container.ports.iter().flatten());
         let text = |port: &k8s_openapi::api::core::v1::ContainerPort| {

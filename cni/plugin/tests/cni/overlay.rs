@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fairlead_net::exec::Wiring;
 use fairlead_net::netns::Netns;
@@ -145,7 +145,7 @@ fn tcp(client: &Netns, server: &Netns, to: SocketAddr) -> IpAddr {
     let sent = vec![7_u8; 500_000];
     thread::scope(|scope| {
         let served = scope.spawn(|| {
-            let (mut stream, peer) = listener.accept().expect("accept");
+            let (mut stream, peer) = accept(&listener);
             stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
             let mut received = Vec::new();
             stream.read_to_end(&mut received).expect("read");
@@ -154,10 +154,25 @@ fn tcp(client: &Netns, server: &Netns, to: SocketAddr) -> IpAddr {
         });
         let connect = || TcpStream::connect_timeout(&to, PATIENCE);
         let mut stream = client.run(connect).expect("enter").expect("connect");
+        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
         stream.write_all(&sent).expect("write");
         drop(stream);
         served.join().expect("the server")
     })
+}
+
+/// Accepts a connection, which has to come in time.
+fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    listener.set_nonblocking(true).expect("non-blocking");
+    let deadline = Instant::now() + 2 * PATIENCE;
+    loop {
+        if let Ok((stream, peer)) = listener.accept() {
+            stream.set_nonblocking(false).expect("blocking");
+            return (stream, peer);
+        }
+        assert!(Instant::now() < deadline, "nobody connects");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Sends datagrams, one of which has to be cut to pieces; whom the server has seen.

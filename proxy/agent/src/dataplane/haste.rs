@@ -7,12 +7,18 @@
 //! `/sys/kernel/rcu_expedited` has it expedite all of them.
 //!
 //! Where that price is too high (real-time work), `/sys/kernel/rcu_normal` is on, and this has no effect.
+//!
+//! The setting is a number, of which the kernel only asks whether it is 0. It is switched on by one that nobody else would
+//! write, so that what an agent has left that was killed meanwhile is known, and switched off by the next.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The kernel's setting, for the whole machine.
 const SETTING: &str = "/sys/kernel/rcu_expedited";
+
+/// What switches it on.
+const ON: &str = "4789250";
 
 /// While it lives, the kernel's grace periods are expedited; then they are as before.
 ///
@@ -29,8 +35,8 @@ impl Haste {
     }
 
     fn with(setting: &Path) -> Self {
-        let is_off = fs::read_to_string(setting).is_ok_and(|text| text.trim_end() == "0");
-        let changed = is_off && fs::write(setting, "1").is_ok();
+        let is_ours = fs::read_to_string(setting).is_ok_and(|text| ["0", ON].contains(&text.trim_end()));
+        let changed = is_ours && fs::write(setting, ON).is_ok();
         Self { changed: changed.then(|| setting.to_owned()) }
     }
 }
@@ -63,8 +69,13 @@ mod tests {
 
     #[test]
     fn a_setting_that_was_off_is_on_meanwhile_and_one_that_was_on_stays_on() {
-        assert_eq!(course("0\n"), ["1", "0"]);
+        assert_eq!(course("0\n"), [ON, "0"]);
         assert_eq!(course("1\n"), ["1\n", "1\n"]);
+    }
+
+    #[test]
+    fn what_an_agent_that_was_killed_has_left_on_is_switched_off_by_the_next() {
+        assert_eq!(course(&format!("{ON}\n")), [ON, "0"]);
     }
 
     #[test]
