@@ -84,7 +84,7 @@ fn pack(directory: &Path) -> Result<()> {
     let layer = directory.join("layer.tar");
     tar(&directory.join("root"), &layer)?;
     let uncompressed = digest(&layer)?;
-    run(Command::new("gzip").args(["--best", "--no-name", "--force"]).arg(&layer))?;
+    run(Command::new("gzip").args(["--no-name", "--force"]).arg(&layer))?;
     let layer = Blob::take(&blobs, &directory.join("layer.tar.gz"), "layer.v1.tar+gzip")?;
 
     let architecture = match ARCH {
