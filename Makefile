@@ -1,5 +1,5 @@
 # Thin names over `cargo xtask`, which says what each does.
-.PHONY: setup build lint test demo demo-down bench
+.PHONY: setup build image lint test demo demo-down bench kind
 
 # Cargo itself needs a linker before it can run anything of ours.
 setup:
@@ -8,6 +8,9 @@ setup:
 
 build: setup
 	@cargo xtask build --release
+
+image: setup
+	@cargo xtask image
 
 lint: setup
 	@cargo xtask lint
@@ -23,3 +26,6 @@ demo-down:
 
 bench: setup
 	@cargo xtask bench -- $(ARGS)
+
+kind: setup
+	@cargo xtask kind $(if $(KEEP),--keep)

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::command::{cargo, run, say, target};
 
 /// What runs on nodes. `.cargo/link-statically` sees to it that these run on any distribution's.
-const SHIPPED: [&str; 2] = ["fairlead-cni", "fairlead-proxy"];
+pub(crate) const SHIPPED: [&str; 2] = ["fairlead-cni", "fairlead-proxy"];
 
 /// Builds everything; the eBPF programs are compiled by `ebpf/object`'s build script.
 pub(crate) fn all(release: bool) -> Result<()> {

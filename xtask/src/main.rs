@@ -5,8 +5,12 @@
 mod build;
 mod check;
 mod command;
+mod image;
+mod kind;
 mod setup;
 mod test;
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -27,6 +31,26 @@ enum Task {
         /// Optimised, as it is shipped and measured
         #[arg(long)]
         release: bool,
+    },
+    /// Make the container image, as a root directory and as an OCI archive
+    Image {
+        /// Of the debug binaries, as they were built
+        #[arg(long)]
+        debug: bool,
+        /// Where [default: target/image]
+        #[arg(long, value_name = "DIR")]
+        into: Option<PathBuf>,
+    },
+    /// Make a cluster of kind, install Fairlead on it and show that it works
+    Kind {
+        /// Leave the cluster up
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run the Kubernetes end-to-end tests of the network on the kind cluster that was kept
+    EndToEnd {
+        /// The e2e.test of the cluster's Kubernetes release
+        binary: PathBuf,
     },
     /// Check formatting and lints, the eBPF programs' included
     Lint,
@@ -52,6 +76,9 @@ fn main() -> Result<()> {
     match Arguments::parse().task {
         Task::Setup => setup::install(),
         Task::Build { release } => build::all(release),
+        Task::Image { debug, into } => image::make(debug, &into.unwrap_or_else(image::directory)),
+        Task::Kind { keep } => kind::up(keep),
+        Task::EndToEnd { binary } => kind::end_to_end(&binary),
         Task::Lint => check::lint(),
         Task::Test => test::run(),
         Task::Demo { keep } => build::demo(keep),

@@ -20,6 +20,7 @@ use crate::command::{cargo, exists, output, run, say};
 const COMMANDS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("kubectl", "kubernetes-client"),
+    ("capsh", "libcap2-bin"),
     ("iptables", "iptables"),
     ("nft", "nftables"),
     ("host-local", "containernetworking-plugins"),

@@ -1,4 +1,7 @@
 //! The kernel's settings that pods' packets need on the node, in the calling thread's namespace.
+//!
+//! They are files under [`PROC_SYS`], which a container that is not privileged may not write: the node's own, mounted
+//! elsewhere, then stands for it.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -7,6 +10,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::vxlan::Underlay;
+
+/// Where the settings are.
+pub const PROC_SYS: &str = "/proc/sys";
 
 /// A setting as it has to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,18 +60,18 @@ pub struct SettingError {
     pub source: io::Error,
 }
 
-/// Makes every setting as it has to be, also those of these interfaces by which pods' packets come and go, and writes
-/// only what differs. Those of a kernel without IPv6 are not missed.
+/// Makes every setting under `proc_sys` as it has to be, also those of these interfaces by which pods' packets come and
+/// go, and writes only what differs. Those of a kernel without IPv6 are not missed.
 ///
 /// An interface that forwards no longer heeds router advertisements, unless told to: where the node's own default route
 /// comes from them it must not be lost.
 #[must_use]
-pub fn settle(interfaces: &[String]) -> Vec<SettingError> {
-    let v6: Vec<String> = fs::read_dir("/proc/sys/net/ipv6/conf")
+pub fn settle(proc_sys: &Path, interfaces: &[String]) -> Vec<SettingError> {
+    let v6: Vec<String> = fs::read_dir(proc_sys.join("net/ipv6/conf"))
         .map(|entries| entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
         .unwrap_or_default();
-    let wanted = wanted(interfaces, &v6, |name| read(&path(name)).ok());
-    wanted.into_iter().filter_map(|setting| set(setting).err()).collect()
+    let wanted = wanted(interfaces, &v6, |name| read(&path(proc_sys, name)).ok());
+    wanted.into_iter().filter_map(|setting| set(proc_sys, setting).err()).collect()
 }
 
 /// Lets the kernel forward packets of both families.
@@ -73,7 +79,7 @@ pub fn settle(interfaces: &[String]) -> Vec<SettingError> {
 /// # Errors
 /// When a setting can't be written. A kernel without IPv6 is no error.
 pub fn enable_forwarding() -> Result<(), SettingError> {
-    settle(&[]).into_iter().next().map_or(Ok(()), Err)
+    settle(Path::new(PROC_SYS), &[]).into_iter().next().map_or(Ok(()), Err)
 }
 
 fn wanted(interfaces: &[String], v6: &[String], now: impl Fn(&str) -> Option<String>) -> Vec<Setting> {
@@ -108,8 +114,8 @@ fn wanted(interfaces: &[String], v6: &[String], now: impl Fn(&str) -> Option<Str
     wanted
 }
 
-fn set(Setting { name, value, purpose }: Setting) -> Result<(), SettingError> {
-    let path = path(&name);
+fn set(proc_sys: &Path, Setting { name, value, purpose }: Setting) -> Result<(), SettingError> {
+    let path = path(proc_sys, &name);
     let found = match read(&path) {
         Ok(found) if found == value => return Ok(()),
         // The interface is gone.
@@ -120,8 +126,8 @@ fn set(Setting { name, value, purpose }: Setting) -> Result<(), SettingError> {
     fs::write(&path, value).map_err(|source| SettingError { name, value, found, purpose, source })
 }
 
-fn path(name: &str) -> PathBuf {
-    Path::new("/proc/sys").join(OsStr::new(name))
+fn path(proc_sys: &Path, name: &str) -> PathBuf {
+    proc_sys.join(OsStr::new(name))
 }
 
 fn read(path: &Path) -> io::Result<String> {
@@ -160,10 +166,20 @@ mod tests {
     fn what_can_not_be_set_is_named_with_its_reason() {
         let setting =
             || Setting { name: "kernel/ostype".into(), value: "Other", purpose: Purpose::Forwarding };
-        let error = set(setting()).expect_err("nobody can set it").to_string();
+        let error = set(Path::new(PROC_SYS), setting()).expect_err("nobody can set it").to_string();
         assert!(
             error.starts_with("sysctl kernel/ostype is Linux, and can't be set to Other, which forwarding"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn settings_are_written_where_the_nodes_own_are_mounted() {
+        let mounted = tempfile::tempdir().expect("directory");
+        let file = mounted.path().join("net/ipv4/ip_forward");
+        fs::create_dir_all(file.parent().expect("parent")).expect("directories");
+        fs::write(&file, "0\n").expect("write");
+        assert!(settle(mounted.path(), &[]).is_empty());
+        assert_eq!(fs::read_to_string(&file).expect("read"), "1");
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use futures::TryStreamExt;
 use nix::net::if_::if_nametoindex;
@@ -21,15 +22,17 @@ use crate::vxlan::{Device, Underlay};
 /// The kernel's tables, in the namespace of the thread that opened them.
 pub struct Tables {
     handle: Handle,
+    proc_sys: PathBuf,
 }
 
 impl Tables {
-    /// Opens the tables; within a tokio runtime.
+    /// Opens the tables; within a tokio runtime. Settings of devices are written under `proc_sys`
+    /// ([`PROC_SYS`](crate::sysctl::PROC_SYS), or where the node's is mounted).
     ///
     /// # Errors
     /// When the system gives no netlink socket.
-    pub fn open() -> io::Result<Self> {
-        Ok(Self { handle: open()? })
+    pub fn open(proc_sys: &Path) -> io::Result<Self> {
+        Ok(Self { handle: open()?, proc_sys: proc_sys.to_owned() })
     }
 
     /// The addresses of this node's interfaces.
@@ -175,15 +178,16 @@ impl Tables {
             IpAddr::V6(source) => message.local6(source),
         };
         links.add(message.build()).execute().await.map_err(cause)?;
-        settle(name);
+        settle(&self.proc_sys, name);
         let up = LinkUnspec::new_with_index(index(device.underlay)?).up().build();
         links.change(up).execute().await.map_err(cause)
     }
 }
 
 /// Lets the device have no address of its own, so that nothing is sent by it that is not for a pod or a node.
-fn settle(ifname: &str) {
-    if let Err(e) = fs::write(format!("/proc/sys/net/ipv6/conf/{ifname}/addr_gen_mode"), "1") {
+fn settle(proc_sys: &Path, ifname: &str) {
+    let mode = proc_sys.join(format!("net/ipv6/conf/{ifname}/addr_gen_mode"));
+    if let Err(e) = fs::write(mode, "1") {
         // It then has a link-local address, which does no harm; or the kernel is without IPv6.
         tracing::debug!("{ifname}: set addr_gen_mode: {e}");
     }

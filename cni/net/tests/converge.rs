@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::{self, Command};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use fairlead_net::netns::NamedNetns;
 use fairlead_net::network::diff;
 use fairlead_net::routing::{Mode, NodeNetwork, Settings, plan};
+use fairlead_net::sysctl::PROC_SYS;
 use fairlead_net::tables::Tables;
 use ipnet::IpNet;
 
@@ -96,7 +98,7 @@ fn ip(command: &str) {
 }
 
 async fn converge(random: &mut Random) {
-    let tables = Tables::open().expect("open the tables");
+    let tables = Tables::open(Path::new(PROC_SYS)).expect("open the tables");
     for step in 0..STEPS {
         let (nodes, here) = (nodes(random), tables.here().await.expect("read the addresses"));
         let mode = [Mode::Auto, Mode::Native, Mode::Vxlan][random.below(3) as usize];

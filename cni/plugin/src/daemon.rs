@@ -22,6 +22,7 @@ use fairlead_net::changes::{FileChanges, InterfaceChanges};
 use fairlead_net::config::{DEFAULT_DATA_DIR, DEFAULT_NODE_FILE};
 use fairlead_net::names;
 use fairlead_net::routing::{Mode, Settings};
+use fairlead_net::sysctl::PROC_SYS;
 use fairlead_net::vxlan::{DEFAULT_PORT, DEFAULT_VNI};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
@@ -65,6 +66,9 @@ pub(crate) struct Options {
     /// Where the plugin records addresses in use
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR)]
     pub(crate) data_dir: PathBuf,
+    /// Where the kernel's settings are written: the node's own, mounted, where a container may not write /proc/sys
+    #[arg(long, value_name = "DIR", default_value = PROC_SYS)]
+    pub(crate) proc_sys: PathBuf,
     /// The agent's socket; empty where no fairlead-proxy runs
     #[arg(long, value_name = "FILE", default_value = DEFAULT_SOCKET)]
     agent_socket: String,

@@ -39,7 +39,7 @@ pub(crate) struct Reconciler {
 impl Reconciler {
     /// For the node of this name; within a tokio runtime.
     pub(crate) fn new(node: String, options: Options) -> Result<Self> {
-        let tables = Tables::open().context("open rtnetlink")?;
+        let tables = Tables::open(&options.proc_sys).context("open rtnetlink")?;
         Ok(Self { node, options, tables, problems: BTreeSet::new() })
     }
 
@@ -77,7 +77,7 @@ impl Reconciler {
         });
         self.tell(planned.problems.iter().map(ToString::to_string).chain(others).collect());
         self.route(&planned, &mut pass).await;
-        for error in sysctl::settle(&interfaces(own, &here, &planned)) {
+        for error in sysctl::settle(&self.options.proc_sys, &interfaces(own, &here, &planned)) {
             match error.purpose {
                 Purpose::Forwarding => pass.fail("SettingsNotMade", error.into()),
                 Purpose::Advertisements | Purpose::ReturnPath => pass.failures.push(error.into()),

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::str::FromStr;
 
 use aya::maps::{Array, MapData};
@@ -129,30 +130,32 @@ pub fn memory() -> io::Result<u64> {
     Ok(kibibytes.ok_or_else(|| io::Error::other("/proc/meminfo has no MemTotal"))? * 1024)
 }
 
-/// Withholds the range from sockets that ask for any port. Ports withheld already stay so.
+/// Withholds the range from sockets that ask for any port, by the kernel's setting under `proc_sys`. Ports withheld
+/// already stay so.
 ///
 /// # Errors
 /// When the kernel's setting can't be read or written.
-pub fn reserve_ports(range: PortRange) -> io::Result<()> {
-    let path = "/proc/sys/net/ipv4/ip_local_reserved_ports";
-    let before = fs::read_to_string(path)?;
+pub fn reserve_ports(proc_sys: &Path, range: PortRange) -> io::Result<()> {
+    let path = proc_sys.join("net/ipv4/ip_local_reserved_ports");
+    let before = fs::read_to_string(&path)?;
     match with_range(before.trim(), range) {
         Some(after) => fs::write(path, after),
         None => Ok(()),
     }
 }
 
-/// Switches forwarding on where it is off, and says so. An address family that the kernel does not have is
-/// no error.
+/// Switches forwarding on where it is off, by the kernel's settings under `proc_sys`, and says so. An address family that
+/// the kernel does not have is no error.
 ///
 /// # Errors
 /// When a switch can't be written.
-pub fn enable_forwarding() -> io::Result<()> {
-    for path in ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"] {
-        match fs::read_to_string(path) {
+pub fn enable_forwarding(proc_sys: &Path) -> io::Result<()> {
+    for switch in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        let path = proc_sys.join(switch);
+        match fs::read_to_string(&path) {
             Ok(value) if value.trim() == "0" => {
-                tracing::warn!("{path} was 0, now 1: packets for pods are forwarded");
-                fs::write(path, "1")?;
+                tracing::warn!("{} was 0, now 1: packets for pods are forwarded", path.display());
+                fs::write(&path, "1")?;
             }
             _ => {}
         }

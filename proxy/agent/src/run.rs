@@ -190,8 +190,9 @@ fn program(
     let load::Loaded { maps, programs, sizes } = loaded;
     let mut links = Links::new(programs, &pins, options.datapath)?;
 
-    node::enable_forwarding().context("switch forwarding on")?;
-    node::reserve_ports(options.snat_ports).context("reserve the ports for masquerading")?;
+    node::enable_forwarding(&options.proc_sys).context("switch forwarding on (see --proc-sys)")?;
+    node::reserve_ports(&options.proc_sys, options.snat_ports)
+        .context("reserve the ports for masquerading (see --proc-sys)")?;
     let host_netns = netns::current_cookie().context("read the network namespace's cookie")?;
 
     let adopted = links.adopt()?;

@@ -1,7 +1,7 @@
 //! A stand-in for the Kubernetes API server, for Fairlead's demo and tests.
 //!
 //! **This is not Kubernetes.** It keeps objects in memory, over plain HTTP, for anyone who asks: no authentication,
-//! authorisation, encryption, quotas, webhooks, installing of custom resources or pruning of fields, and nothing
+//! encryption, quotas, no authorisation but what a test asks for, webhooks, installing of custom resources or pruning of fields, and nothing
 //! survives its end.
 //! It serves the kinds that a network data plane works with, to kubectl and to client libraries, as the real one
 //! would: discovery, list and watch (bookmarks, streamed lists, 410 Gone), create, update, patch and delete, status.
@@ -26,6 +26,9 @@
 //!   as to a client that resumes from an earlier revision; until `DELETE /-/duplicate`.
 //! - `POST /-/delay?ms=100` makes watches late, so that they tell many changes at once; with `&kind=services` only those
 //!   of one kind, so that they are told after later changes of others. 0 ends it.
+//!
+//! - `PUT /-/rights?user=u` lets the user of that bearer token do no more than the roles in the body allow;
+//!   `GET /-/rights?user=u` tells what was refused, and which rights were of no use.
 //!
 //! [`Server::start`] runs it in this process; the binary `fairlead-apiserver` runs it in its own.
 

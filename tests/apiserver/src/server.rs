@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::cluster::Cluster;
-use crate::http::{Api, Control, router};
+use crate::http::{Api, Control, Rights, router};
 use crate::service::Ranges;
 use crate::status::ApiError;
 use crate::{ENDPOINT_SLICES, NAMESPACES, SERVICE_CIDRS, SERVICES, controllers};
@@ -106,11 +106,13 @@ impl Server {
         bootstrap(&cluster, &addresses, &options.service_cidrs)?;
 
         let control = watch::Sender::new(Control::default());
+        let rights = Arc::new(Rights::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(controllers::endpoint_slices::run(Arc::clone(&cluster)));
         tasks.spawn(controllers::namespaces::run(Arc::clone(&cluster)));
         for listener in listeners {
-            let api = Api { cluster: Arc::clone(&cluster), control: control.clone() };
+            let (cluster, rights) = (Arc::clone(&cluster), Arc::clone(&rights));
+            let api = Api { cluster, control: control.clone(), rights };
             let mut stopping = control.subscribe();
             let listener = listener.tap_io(|connection| {
                 // A watch event must not wait for the acknowledgement of the one before.

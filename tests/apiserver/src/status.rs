@@ -129,6 +129,12 @@ impl ApiError {
         Self::new(403, "Forbidden", format!("{what} {name:?} is forbidden: {why}")).about(resource, name)
     }
 
+    /// No role of the user's allows it.
+    #[must_use]
+    pub fn not_allowed(user: &str, deed: &str) -> Self {
+        Self::new(403, "Forbidden", format!("forbidden: no role lets user {user:?} {deed}"))
+    }
+
     /// The verb does not exist for this URL.
     #[must_use]
     pub fn method_not_allowed() -> Self {

@@ -5,13 +5,14 @@
 //! requests shall go, [`crowd`] goes on asking while something changes, [`maps`] reads what a node's programs read and
 //! [`metrics`] what its agent says. [`policy`] has policies and the pods that they are about, [`matrix`] compares who
 //! reaches whom with a table, [`paths`] tries every way of the flat network, [`kube_proxy`] writes the rules that
-//! kube-proxy would, [`bridge`] has pods wired by the reference plugins, and [`flood`] counts what comes through when nothing shall.
+//! kube-proxy would, [`bridge`] has pods wired by the reference plugins, [`manifests`] reads what installs Fairlead, and [`flood`] counts what comes through when nothing shall.
 
 pub mod ask;
 pub mod bridge;
 pub mod crowd;
 pub mod flood;
 pub mod kube_proxy;
+pub mod manifests;
 pub mod maps;
 pub mod matrix;
 pub mod metrics;

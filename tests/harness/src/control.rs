@@ -16,7 +16,7 @@ use kube::api::PostParams;
 use serde_json::json;
 
 use crate::api::Api;
-use crate::layout::{API_PORT, Layout, SERVICE_CIDRS};
+use crate::layout::{API_PORT, AUTHORITY_FILE, DAEMONS, Layout, SERVICE_CIDRS};
 use crate::netns;
 use crate::place::Place;
 use crate::process::{Process, binary, wait_for};
@@ -25,6 +25,8 @@ use crate::process::{Process, binary, wait_for};
 const USUAL_ASSETS: &str = "/usr/local/kubebuilder/bin";
 /// The definition of ClusterNetworkPolicies.
 const CLUSTER_POLICIES: &str = include_str!("../../../manifests/crds/clusternetworkpolicies.yaml");
+/// The certificate that comes with a kubeconfig, which the stand-in has no use for: it speaks plain HTTP.
+const AUTHORITY: &str = include_str!("../../../cni/api/tests/tls/authority.pem");
 const TOKEN: &str = "fairlead";
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -78,8 +80,12 @@ impl ControlPlane {
             Self::StandIn => stand_in(layout, &place)?,
             Self::Kubernetes(dir) => kubernetes(layout, &place, dir)?,
         };
-        self.write_kubeconfig(&layout.node_kubeconfig(), layout.api_address())?;
-        self.write_kubeconfig(&layout.kubeconfig(), port)?;
+        fs::write(layout.dir.join(AUTHORITY_FILE), AUTHORITY).context("write the authority's certificate")?;
+        self.write_kubeconfig(&layout.node_kubeconfig(), layout.api_address(), "admin")?;
+        self.write_kubeconfig(&layout.kubeconfig(), port, "admin")?;
+        for daemon in DAEMONS {
+            self.write_kubeconfig(&layout.kubeconfig_of(daemon), layout.api_address(), daemon)?;
+        }
         let api = Api::new(&layout.kubeconfig())?;
         wait_for("the API server's namespace \"default\"", PATIENCE, || {
             processes.iter_mut().try_for_each(Process::check)?;
@@ -101,9 +107,15 @@ impl ControlPlane {
         Ok((api, port, processes))
     }
 
-    fn write_kubeconfig(&self, file: &Path, server: SocketAddr) -> Result<()> {
+    /// The stand-in takes everyone's word for who it is; a real one knows but one user. As with a service account, the
+    /// authority's certificate comes along, so that nobody looks for those of the system: in a container there are none.
+    fn write_kubeconfig(&self, file: &Path, server: SocketAddr, user: &str) -> Result<()> {
+        let authority = file.with_file_name(AUTHORITY_FILE);
         let (cluster, user) = match self {
-            Self::StandIn => (json!({ "server": format!("http://{server}") }), json!({})),
+            Self::StandIn => (
+                json!({ "server": format!("http://{server}"), "certificate-authority": authority }),
+                json!({ "token": user }),
+            ),
             Self::Kubernetes(_) => (
                 json!({ "server": format!("https://{server}"), "insecure-skip-tls-verify": true }),
                 json!({ "token": TOKEN }),

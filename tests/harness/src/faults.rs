@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::probe::http;
 
@@ -79,12 +81,42 @@ impl Faults {
         self.order(if on { "DELETE" } else { "POST" }, "undefine")
     }
 
+    /// Lets that daemon of the nodes do no more than these ClusterRoles and Roles allow.
+    ///
+    /// # Errors
+    /// When the server does not do so, or does not understand the roles.
+    pub fn restrict(&self, daemon: &str, roles: &[Value]) -> Result<()> {
+        let body = serde_json::to_string(roles)?;
+        self.tell("PUT", &format!("rights?user={daemon}"), &body).map(drop)
+    }
+
+    /// What that daemon was refused since it was restricted, and what it was allowed and has not done.
+    ///
+    /// # Errors
+    /// When it was not, or the server does not answer.
+    pub fn rights(&self, daemon: &str) -> Result<Rights> {
+        Ok(serde_json::from_str(&self.tell("GET", &format!("rights?user={daemon}"), "")?)?)
+    }
+
     fn order(&self, method: &str, fault: &str) -> Result<()> {
-        let answer = http(method, self.server, &format!("/-/{fault}"));
+        self.tell(method, fault, "").map(drop)
+    }
+
+    fn tell(&self, method: &str, fault: &str, body: &str) -> Result<String> {
+        let answer = http(method, self.server, &format!("/-/{fault}"), body);
         let (status, body) = answer.with_context(|| format!("order the fault {fault}"))?;
         ensure!(status == 200, "order the fault {fault}: {status} {body}");
-        Ok(())
+        Ok(body)
     }
+}
+
+/// How a daemon came by with what it may do.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+pub struct Rights {
+    /// What it was refused, as in `list pods`.
+    pub refused: Vec<String>,
+    /// What it was allowed and has not done.
+    pub unused: Vec<String>,
 }
 
 /// An outage; dropped, it is over.

@@ -27,6 +27,15 @@ pub const API_HOST: u8 = 1;
 /// Where the API server listens on the fabric.
 pub const API_PORT: u16 = 6443;
 
+/// The authority's certificate, beside the kubeconfigs.
+pub const AUTHORITY_FILE: &str = "authority.pem";
+/// The agent's executable.
+pub const PROXY: &str = "fairlead-proxy";
+/// The plugin's and the node daemon's executable.
+pub const CNI: &str = "fairlead-cni";
+/// The daemons of a node, of which the API server can tell one from the other.
+pub const DAEMONS: [&str; 2] = [PROXY, CNI];
+
 /// The host number on the fabric before the first node's.
 const FIRST_NODE: u8 = 10;
 const FILE: &str = "cluster.json";
@@ -99,6 +108,11 @@ impl Layout {
     /// The kubeconfig for processes on the fabric.
     pub fn node_kubeconfig(&self) -> PathBuf {
         self.dir.join("node.kubeconfig")
+    }
+
+    /// The kubeconfig of that daemon of the nodes, which the API server can tell from others.
+    pub fn kubeconfig_of(&self, daemon: &str) -> PathBuf {
+        self.dir.join(format!("{daemon}.kubeconfig"))
     }
 
     /// The namespace that holds the fabric's bridge and the API server.

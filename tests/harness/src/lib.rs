@@ -17,7 +17,7 @@
 //!
 //! What tests do: a [`Place`] is where a client runs, a [`Load`] what it does (TCP, UDP, and [`sctp`] by raw sockets),
 //! a [`Report`] what came of it; [`reach`] tries whether many are reached; [`packet`] makes packets that no client would send, [`Faults`] are the API server's,
-//! and [`upgrade`] makes another build of the agent.
+//! [`upgrade`] makes another build of the agent, and [`contain`] runs a node's daemons as a container runtime would.
 //!
 //! Everything has a name derived from the cluster's [`layout`], every process sits in the cluster's control
 //! group, and the layout is on disk before anything is made. So a cluster is taken down completely, also after a
@@ -29,6 +29,7 @@ mod boot;
 pub mod cgroup;
 mod cluster;
 pub mod cni;
+pub mod contain;
 mod control;
 mod echo;
 pub mod fabric;
@@ -54,7 +55,7 @@ pub use answer::Answer;
 pub use cluster::{Cluster, DEMO_DIR, Options, RunningPod, TEST_DIR, down, sweep};
 pub use control::ControlPlane;
 pub use echo::{EchoId, EchoWatch};
-pub use faults::{Faults, Outage};
+pub use faults::{Faults, Outage, Rights};
 pub use load::Load;
 pub use node::{Node, output};
 pub use place::{Place, Traffic, Trying};

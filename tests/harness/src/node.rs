@@ -1,5 +1,6 @@
 //! A node: its Node object, its agent and its CNI daemon.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -14,8 +15,9 @@ use serde_json::{Value, json};
 
 use crate::api::Api;
 use crate::cluster::Options;
+use crate::contain;
 use crate::fabric;
-use crate::layout::{API_HOST, Layout, NodeLayout, SUBNET_BITS, fabric_address};
+use crate::layout::{API_HOST, CNI, DAEMONS, Layout, NodeLayout, PROXY, SUBNET_BITS, fabric_address};
 use crate::place::Place;
 use crate::probe::http_get;
 use crate::process::{Process, binary, wait_for};
@@ -29,7 +31,10 @@ const METRICS_PORT: u16 = 10249;
 pub struct Node {
     layout: NodeLayout,
     place: Place,
-    kubeconfig: PathBuf,
+    /// What each daemon calls the API server by.
+    kubeconfigs: BTreeMap<&'static str, PathBuf>,
+    /// The capabilities of daemons that run in containers.
+    contained: BTreeMap<String, Vec<String>>,
     logs: PathBuf,
     fabric: Place,
     /// Whether an agent belongs to it.
@@ -51,7 +56,8 @@ impl Node {
         register(&layout, api, options).with_context(|| format!("create Node {}", layout.name))?;
         let mut node = Self {
             place: Place::open(&layout.netns, &layout.host_cgroup())?,
-            kubeconfig: cluster.node_kubeconfig(),
+            kubeconfigs: DAEMONS.map(|daemon| (daemon, cluster.kubeconfig_of(daemon))).into(),
+            contained: options.contained.clone(),
             logs: cluster.dir.join("logs"),
             fabric: Place::open(&cluster.fabric_netns(), &cluster.outside_cgroup())?,
             has_proxy: options.proxy,
@@ -129,12 +135,11 @@ impl Node {
     /// # Errors
     /// When it can't be started.
     pub fn start_proxy(&mut self) -> Result<()> {
-        let mut command = self.place.command(&self.proxy_binary)?;
-        command.args(["run", "--hostname-override", &self.layout.name]);
-        command.arg("--kubeconfig").arg(&self.kubeconfig).arg("--bpffs").arg(self.layout.bpffs());
+        let mut command = self.command(PROXY, &self.proxy_binary, "run")?;
+        command.arg("--bpffs").arg(self.layout.bpffs());
         command.arg("--cgroup").arg(&self.layout.cgroup).arg("--state-dir").arg(self.layout.state_dir());
         command.arg("--socket").arg(self.layout.socket()).args(self.proxy_arguments.iter().flatten());
-        self.proxy = Some(Process::spawn("fairlead-proxy", &mut command, &self.log("proxy"))?);
+        self.proxy = Some(Process::spawn(PROXY, &mut command, &self.log("proxy"))?);
         Ok(())
     }
 
@@ -170,9 +175,7 @@ impl Node {
     /// When it can't be started.
     pub fn start_daemon(&mut self) -> Result<()> {
         let layout = &self.layout;
-        let mut command = self.place.command(binary("fairlead-cni")?)?;
-        command.args(["node", "--hostname-override", &layout.name]);
-        command.arg("--kubeconfig").arg(&self.kubeconfig);
+        let mut command = self.command(CNI, &binary(CNI)?, "node")?;
         command
             .arg("--cni-bin-dir")
             .arg(layout.cni_bin_dir())
@@ -181,7 +184,7 @@ impl Node {
         command.arg("--node-file").arg(layout.node_file()).arg("--data-dir").arg(layout.cni_data_dir());
         let socket = if self.has_proxy { layout.socket() } else { PathBuf::new() };
         command.arg("--agent-socket").arg(socket).args(&self.daemon_arguments);
-        self.daemon = Some(Process::spawn("fairlead-cni", &mut command, &self.log("cni"))?);
+        self.daemon = Some(Process::spawn(CNI, &mut command, &self.log("cni"))?);
         Ok(())
     }
 
@@ -295,6 +298,27 @@ impl Node {
         for mut process in self.proxy.take().into_iter().chain(self.daemon.take()) {
             process.wait(Duration::from_secs(1)).ok();
         }
+    }
+
+    /// Has that daemon run in a container with these capabilities from its next start on ([`contain`]).
+    pub fn contain(&mut self, daemon: &str, capabilities: &[String]) {
+        self.contained.insert(daemon.to_owned(), capabilities.to_vec());
+    }
+
+    /// How that daemon's command line begins.
+    fn command(&self, daemon: &str, executable: &Path, verb: &str) -> Result<Command> {
+        let kubeconfig = self.kubeconfigs.get(daemon).with_context(|| format!("no daemon {daemon}"))?;
+        let mut command = match self.contained.get(daemon) {
+            None => self.place.command(executable)?,
+            Some(capabilities) => {
+                contain::command(&self.place, &self.layout, executable, kubeconfig, capabilities)?
+            }
+        };
+        command.args([verb, "--hostname-override", &self.layout.name]).arg("--kubeconfig").arg(kubeconfig);
+        if self.contained.contains_key(daemon) {
+            command.args(["--proc-sys", contain::PROC_SYS]);
+        }
+        Ok(command)
     }
 
     fn log(&self, process: &str) -> PathBuf {

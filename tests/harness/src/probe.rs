@@ -219,16 +219,18 @@ fn unspecified(like: SocketAddr) -> IpAddr {
 /// # Errors
 /// When there is no answer within two seconds, or it is not HTTP.
 pub fn http_get(server: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-    http("GET", server, path)
+    http("GET", server, path, "")
 }
 
-/// Like [`http_get`], with another method and an empty body.
-pub(crate) fn http(method: &str, server: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+/// Like [`http_get`], with another method and a body.
+pub(crate) fn http(method: &str, server: SocketAddr, path: &str, body: &str) -> io::Result<(u16, String)> {
     let timeout = Duration::from_secs(2);
     let mut stream = TcpStream::connect_timeout(&server, timeout)?;
     stream.set_read_timeout(Some(timeout))?;
     // HTTP/1.0 keeps the server from chunking its answer, and lets the end of the connection end the body.
-    let request = format!("{method} {path} HTTP/1.0\r\nHost: {server}\r\nContent-Length: 0\r\n\r\n");
+    let length = body.len();
+    let request =
+        format!("{method} {path} HTTP/1.0\r\nHost: {server}\r\nContent-Length: {length}\r\n\r\n{body}");
     stream.write_all(request.as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use fairlead_net::exec::{self, Wiring};
 use fairlead_net::netns::Netns;
 use fairlead_net::plan::{End, Plan, Step};
 use fairlead_net::routes::Route;
+use fairlead_net::sysctl::PROC_SYS;
 use fairlead_net::tables::Tables;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -109,7 +111,8 @@ pub(crate) fn uplink(host: &Host, outside: &Pod) -> Wiring {
 pub(crate) fn items(host: &Host) -> BTreeSet<String> {
     let read = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-        runtime.block_on(async { Tables::open().expect("open").read().await.expect("read") })
+        runtime
+            .block_on(async { Tables::open(Path::new(PROC_SYS)).expect("open").read().await.expect("read") })
     };
     host.netns.run(read).expect("enter").iter().map(ToString::to_string).collect()
 }

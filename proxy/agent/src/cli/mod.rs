@@ -63,6 +63,9 @@ pub struct Run {
     /// the cluster. An interface need not be there yet. Fairlead's own pods need none.
     #[arg(long, value_name = "INTERFACE", value_delimiter = ',')]
     pub pod_interface: Vec<String>,
+    /// Where the kernel's settings are written: the node's own, mounted, where a container may not write /proc/sys.
+    #[arg(long, value_name = "DIR", default_value = fairlead_net::sysctl::PROC_SYS)]
+    pub proc_sys: PathBuf,
     /// Where the agent keeps what it must know after a restart.
     #[arg(long, value_name = "DIR", default_value = "/run/fairlead")]
     pub state_dir: PathBuf,

@@ -5,6 +5,7 @@ mod faults;
 mod format;
 mod openapi;
 mod path;
+mod rights;
 mod table;
 mod watch;
 
@@ -23,6 +24,7 @@ use tokio::sync::watch as signal;
 pub(crate) use self::faults::Control;
 use self::format::Format;
 use self::path::{Collection, Path};
+pub(crate) use self::rights::Rights;
 use crate::cluster::{Cluster, DeleteOptions, Deleted, Target};
 use crate::object::{Object, text};
 use crate::patch::PatchKind;
@@ -34,6 +36,7 @@ use crate::status::ApiError;
 pub(crate) struct Api {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) control: signal::Sender<Control>,
+    pub(crate) rights: Arc<Rights>,
 }
 
 type Parameters = HashMap<String, String>;
@@ -50,8 +53,10 @@ async fn serve(State(api): State<Api>, Query(query): Query<Parameters>, request:
         Err(error) => return refusal(&ApiError::bad_request(format!("reading the body: {error}"))),
     };
     tracing::debug!(method = %parts.method, uri = %parts.uri, "request");
-    if let Some(fault) = parts.uri.path().strip_prefix("/-/") {
-        return faults::order(&api, &parts.method, fault, &query);
+    match parts.uri.path().strip_prefix("/-/") {
+        Some("rights") => return api.rights.order(&parts.method, &query, &body),
+        Some(fault) => return faults::order(&api, &parts.method, fault, &query),
+        None => {}
     }
     let Control { outage, undefined, .. } = *api.control.borrow();
     if outage {
@@ -59,7 +64,13 @@ async fn serve(State(api): State<Api>, Query(query): Query<Parameters>, request:
     }
     let (method, headers) = (&parts.method, &parts.headers);
     let asked = Asked { api: &api, custom: !undefined, method, headers, query: &query, body };
-    let answer = match path::parse(parts.uri.path()).filter(|path| !undefined || !path.is_custom()) {
+    let path = path::parse(parts.uri.path()).filter(|path| !undefined || !path.is_custom());
+    let may =
+        path.as_ref().map_or(Ok(()), |path| api.rights.check(headers, method, asked.flag("watch"), path));
+    if let Err(error) = may {
+        return refusal(&error);
+    }
+    let answer = match path {
         Some(Path::Fixed(path)) => asked.fixed(&path),
         Some(Path::Collection(collection)) => asked.collection(&collection),
         Some(Path::Object(target)) => asked.object(&target),

@@ -8,6 +8,7 @@ use futures::{Stream, StreamExt};
 use kube::{Client, Config};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How long anything may take before a test gives up on it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -19,6 +20,18 @@ pub(crate) async fn start() -> (Server, Client) {
     // Tests want to see the refusals that the client would sit out for minutes.
     config.default_retry = false;
     (server, Client::try_from(config).unwrap())
+}
+
+/// The status and the body of an answer to what is asked of `/-/`, by hand: the client library knows no such requests.
+pub(crate) async fn control(server: &Server, method: &str, path: &str, body: &str) -> (u16, String) {
+    let address = server.url().trim_start_matches("http://").to_owned();
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("{method} /-/{path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
 /// An object of a typed kind.

@@ -9,9 +9,8 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::common::{next, object, start};
+use crate::common::{control, next, object, start};
 
 #[tokio::test]
 async fn a_watch_that_is_broken_goes_on_where_it_was() {
@@ -99,13 +98,7 @@ pub(crate) async fn order(server: &Server, method: &str, fault: &str) {
     assert_eq!(ask(server, method, fault).await, 200, "{method} {fault}");
 }
 
-/// The status of the answer, by hand: faults are no part of the API that the client library knows.
+/// The status of the answer.
 async fn ask(server: &Server, method: &str, fault: &str) -> u16 {
-    let address = server.url().trim_start_matches("http://").to_owned();
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let request = format!("{method} /-/{fault} HTTP/1.0\r\nContent-Length: 0\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
-    text.split(' ').nth(1).unwrap().parse().unwrap()
+    control(server, method, fault, "").await.0
 }

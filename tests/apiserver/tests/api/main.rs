@@ -5,6 +5,7 @@ mod faults;
 mod kubectl;
 mod objects;
 mod policies;
+mod rights;
 mod scale;
 mod services;
 mod watches;

@@ -31,6 +31,8 @@ pub struct Options {
     pub late: BTreeSet<String>,
     /// More arguments for `fairlead-cni node`.
     pub cni_arguments: Vec<String>,
+    /// Which daemons run in containers, and with which capabilities: `NET_ADMIN`, without `CAP_`.
+    pub contained: BTreeMap<String, Vec<String>>,
     /// Told each step as it begins.
     pub progress: fn(&str),
 }
@@ -48,6 +50,7 @@ impl Default for Options {
             subnets: BTreeMap::new(),
             late: BTreeSet::new(),
             cni_arguments: Vec::new(),
+            contained: BTreeMap::new(),
             progress: |_| {},
         }
     }
@@ -108,6 +111,13 @@ impl Options {
     #[must_use]
     pub fn with_cni_arguments(mut self, arguments: &[&str]) -> Self {
         self.cni_arguments.extend(arguments.iter().map(ToString::to_string));
+        self
+    }
+
+    /// The same with that daemon in a container on every node, with these capabilities ([`contain`](crate::contain)).
+    #[must_use]
+    pub fn with_contained(mut self, daemon: &str, capabilities: &[String]) -> Self {
+        self.contained.insert(daemon.to_owned(), capabilities.to_vec());
         self
     }
 
