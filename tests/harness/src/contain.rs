@@ -21,10 +21,14 @@ const CAPABILITIES: &str = "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KIL
     SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL \
     SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE";
 
-/// What a node has before any container: a bpf filesystem, as systemd mounts one.
+/// What a node has before any container: a bpf filesystem, as systemd mounts one. Under a lock: of two that begin at once,
+/// the second would mount another over the first's.
 const NODE: &str = r#"
 mkdir -p "$2"
+exec 9> "$2.lock"
+flock 9
 mountpoint -q "$2" || mount -t bpf -o mode=0700 bpf "$2"
+exec 9>&-
 exec unshare --mount --propagation private sh -euc "$1" contain "$@"
 "#;
 
