@@ -69,7 +69,7 @@ impl Family {
     /// An address that no route leads to.
     #[must_use]
     pub fn nowhere(self) -> IpAddr {
-        self.of("203.0.113.7", "2001:db8:dead::7")
+        self.of("192.88.99.7", "2001:db8:dead::7")
     }
 
     /// A client outside of the cluster, behind the gateway.
@@ -183,7 +183,7 @@ route add 10.2.0.0/24 via 192.0.2.2
 route add fd00:2::/64 via 2001:db8::2
 route add 10.3.0.0/24 via 192.0.2.2 mtu lock 1400
 route add fd00:3::/64 via 2001:db8::2 mtu lock 1400
-route add unreachable 203.0.113.0/24
+route add unreachable 192.88.99.0/24
 route add unreachable 2001:db8:dead::/48
 route add default via 192.0.2.254
 route add default via 2001:db8::fe
