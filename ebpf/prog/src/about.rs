@@ -136,10 +136,13 @@ fn read_v6(ctx: &TcContext, packet: &Packet) -> Result<Option<FlowKey>, Reason> 
         return Ok(None);
     }
     let header: Ipv6 = quoted::read(ctx, inner)?;
-    let ports = quoted::read(ctx, inner + size_of::<Ipv6>())?;
+    let Some((ip_protocol, transport)) = quoted::transport_v6(ctx, inner, &header)? else {
+        return Ok(None);
+    };
+    let ports = quoted::read(ctx, transport)?;
     let (source, destination) =
         (Address::from_v6_words(header.source), Address::from_v6_words(header.destination));
     // Here, a mapped address would pass for the IPv4 address that it stands for.
     let is_mapped = source.is_v4() || destination.is_v4();
-    Ok((!is_mapped).then(|| quoted::answer_to(source, destination, header.next_header, ports)))
+    Ok((!is_mapped).then(|| quoted::answer_to(source, destination, ip_protocol, ports)))
 }

@@ -32,7 +32,8 @@ const EXTENSIONS: usize = 3;
 const LONGEST_HEADERS: usize = 0x3ff;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+/// The number of IPv6's fragment header (RFC 8200, section 4.5).
+pub(crate) const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
 
 /// An Ethernet header.

@@ -13,7 +13,7 @@ use fairlead_flow::checksum::Difference;
 
 use crate::about::{self, About};
 use crate::nat::{ECHO_IDENTIFIER, ICMP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
-use crate::packet::{ETHERNET, Ipv4, Ipv6, Packet, at, is_of_ports};
+use crate::packet::{ETHERNET, FRAGMENT, Ipv4, Ipv6, Packet, at, is_of_ports};
 use crate::verdict::Outcome;
 use crate::{config, observe, table};
 
@@ -99,6 +99,23 @@ extern "C" fn fairlead_quoted(skb: *mut __sk_buff, packet: *mut Packet) -> i32 {
 #[inline(always)]
 fn is_echo_request(ip_protocol: u8, kind: u8) -> bool {
     matches!((ip_protocol, kind), (protocol::ICMP, 8) | (protocol::ICMPV6, 128))
+}
+
+/// The protocol of a quoted IPv6 packet, and where its transport header begins; none where that is in another fragment. A
+/// packet too big has often been cut already, by its sender.
+#[inline(always)]
+pub(crate) fn transport_v6(
+    ctx: &TcContext,
+    inner: usize,
+    header: &Ipv6,
+) -> Result<Option<(u8, usize)>, Reason> {
+    let transport = inner + size_of::<Ipv6>();
+    if header.next_header != FRAGMENT {
+        return Ok(Some((header.next_header, transport)));
+    }
+    let [next, _, high, low]: [u8; 4] = read(ctx, transport)?;
+    let is_first = u16::from_be_bytes([high, low]) >> 3 == 0;
+    Ok(is_first.then_some((next, transport + 8)))
 }
 
 /// Reads a header at a place that varies: through the helper, since the verifier loses track of such pointers.
@@ -191,7 +208,9 @@ fn translate_v6(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
         return Ok(false);
     }
     let mut header: Ipv6 = read(ctx, inner)?;
-    let transport = inner + size_of::<Ipv6>();
+    let Some((ip_protocol, transport)) = transport_v6(ctx, inner, &header)? else {
+        return Ok(false);
+    };
     // SAFETY: `at` has checked the bounds.
     let length = u16::from_be(unsafe { &*at::<Ipv6>(ctx, ETHERNET)? }.payload_length);
     let end = ETHERNET + size_of::<Ipv6>() + length as usize;
@@ -201,7 +220,7 @@ fn translate_v6(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     if source.is_v4() || destination.is_v4() {
         return Ok(false);
     }
-    let key = answer_to(source, destination, header.next_header, read(ctx, transport)?);
+    let key = answer_to(source, destination, ip_protocol, read(ctx, transport)?);
     let Some(flow) = table::look_up(&key) else {
         return Ok(false);
     };

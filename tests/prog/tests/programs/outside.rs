@@ -246,3 +246,25 @@ fn an_error_about_what_left_with_the_nodes_address_finds_the_pod() {
             .check(&node);
     }
 }
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn an_error_about_a_fragment_that_left_with_the_nodes_address_finds_the_pod() {
+    let mut node = masquerading();
+    for family in FAMILIES {
+        node.forget();
+        let (pod, outside) = (of(Pod::A, family), at(family.client(), SERVICE_PORT));
+        let first = Packet::udp(pod, outside).fragment(0, true);
+        let sent = first.clone().from(masked(family));
+        Case::begins("first", A, first.clone(), Then::ToGateway(sent.clone())).check(&node);
+        let (kind, code) = if family == Family::V4 { (3, 4) } else { (2, 0) };
+        let error = |about: &Packet, to: SocketAddr| {
+            let quoted = about.clone().a_hop_on().quote(13);
+            Packet::icmp(kind, code, family.stranger(), to.ip()).rest(1300).payload(&quoted)
+        };
+        let then = Then::ToPod(Pod::A, error(&first, pod));
+        Case::new("too big", WIRE, error(&sent, masked(family)), then)
+            .counting(Counter::ErrorTranslated)
+            .check(&node);
+    }
+}
