@@ -159,11 +159,10 @@ fn transfers((who, place): Asker<'_>, targets: &[Target]) -> Result<()> {
     for (report, (_, target)) in all(place, &tcp, bulk)?.iter().zip(&tcp) {
         report.all_answered().with_context(|| format!("tcp from {who} to {target}"))?;
     }
-    // A datagram that does not fit is lost, once for each socket and way; the next one is fragmented. More are lost where
-    // the kernel has told one peer of six in a second, since it then tells it of one a second (icmp.ratelimit).
+    // A datagram that does not fit is lost, once for each socket and way; the next one is fragmented.
     let quick = Duration::from_millis(150);
     let datagrams = |protocol, target| {
-        let load = Load::new(protocol, target).over_one_flow().times(16).giving_up_after(quick);
+        let load = Load::new(protocol, target).over_one_flow().times(8).giving_up_after(quick);
         load.sized(TOO_MUCH).answers_of(TOO_MUCH)
     };
     for (report, (_, target)) in all(place, &udp, datagrams)?.iter().zip(&udp) {
