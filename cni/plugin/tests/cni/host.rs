@@ -188,7 +188,7 @@ impl Pod {
 }
 
 /// The interfaces and whether they are up, the addresses, routes and neighbours of a namespace, one line each, without
-/// counters.
+/// counters; and without what the kernel gives an interface by itself, in its own time: what is link-local in IPv6.
 pub(crate) fn kernel_state(netns: &Netns) -> BTreeSet<String> {
     let tables: [(&str, usize, &[usize]); 5] = [
         ("dev", 2, &[0]),
@@ -201,7 +201,9 @@ pub(crate) fn kernel_state(netns: &Netns) -> BTreeSet<String> {
         let mut state = BTreeSet::new();
         for (table, heading, columns) in tables {
             let text = fs::read_to_string(format!("/proc/thread-self/net/{table}")).expect(table);
-            for line in text.lines().skip(heading) {
+            let is_own =
+                |line: &&str| table.contains("6") && (line.starts_with("fe80") || line.starts_with("ff00"));
+            for line in text.lines().skip(heading).filter(|line| !is_own(line)) {
                 let fields: Vec<&str> = line.split_whitespace().collect();
                 let kept: Vec<&str> = columns.iter().filter_map(|n| fields.get(*n).copied()).collect();
                 state.insert(format!("{table} {}", kept.join(" ")));
