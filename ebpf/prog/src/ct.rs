@@ -33,7 +33,7 @@ const NO_PLACE: u32 = u32::MAX;
 /// How stale `last_seen` may grow before a packet writes it anew.
 const REFRESH: u64 = 500_000_000;
 
-/// The flow that the packet belongs to, or begins, as far as it [`may`](crate::may). It lies in `findings`. Without one, the packet
+/// The flow that the packet belongs to, or begins, as far as it [`may`]. It lies in `findings`. Without one, the packet
 /// passes as it is.
 #[inline(always)]
 pub(crate) fn flow_of<'room>(
