@@ -36,6 +36,13 @@ const ROUTING: u8 = 43;
 pub(crate) const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
 
+/// The type of ICMP's echo request (RFC 792).
+pub(crate) const ECHO_REQUEST: u8 = 8;
+const ECHO_REPLY: u8 = 0;
+/// The type of ICMPv6's echo request (RFC 4443, section 4.1).
+pub(crate) const ECHO_REQUEST_V6: u8 = 128;
+const ECHO_REPLY_V6: u8 = 129;
+
 /// An Ethernet header.
 #[repr(C, packed)]
 pub(crate) struct Ethernet {
@@ -161,10 +168,10 @@ impl Packet {
         self.tuple.protocol == if self.is_v4 { protocol::ICMP } else { protocol::ICMPV6 }
     }
 
-    /// The types of an echo request and an echo reply of its family (RFC 792; RFC 4443, section 4).
+    /// The types of an echo request and an echo reply of its family.
     #[inline(always)]
     fn echoes(&self) -> [u8; 2] {
-        if self.is_v4 { [8, 0] } else { [128, 129] }
+        if self.is_v4 { [ECHO_REQUEST, ECHO_REPLY] } else { [ECHO_REQUEST_V6, ECHO_REPLY_V6] }
     }
 
     /// Whether it is the first of a connection or an exchange of echoes, or a datagram, which does not say. What may be

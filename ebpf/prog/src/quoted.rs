@@ -13,7 +13,7 @@ use fairlead_flow::checksum::Difference;
 
 use crate::about::{self, About};
 use crate::nat::{ECHO_IDENTIFIER, ICMP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
-use crate::packet::{ETHERNET, FRAGMENT, Ipv4, Ipv6, Packet, at, is_of_ports};
+use crate::packet::{ECHO_REQUEST, ECHO_REQUEST_V6, ETHERNET, FRAGMENT, Ipv4, Ipv6, Packet, at, is_of_ports};
 use crate::verdict::Outcome;
 use crate::{config, observe, table};
 
@@ -95,10 +95,10 @@ extern "C" fn fairlead_quoted(skb: *mut __sk_buff, packet: *mut Packet) -> i32 {
     }
 }
 
-/// Whether an ICMP message of this protocol and type is an echo request (RFC 792; RFC 4443, section 4.1).
+/// Whether an ICMP message of this protocol and type is an echo request.
 #[inline(always)]
 fn is_echo_request(ip_protocol: u8, kind: u8) -> bool {
-    matches!((ip_protocol, kind), (protocol::ICMP, 8) | (protocol::ICMPV6, 128))
+    matches!((ip_protocol, kind), (protocol::ICMP, ECHO_REQUEST) | (protocol::ICMPV6, ECHO_REQUEST_V6))
 }
 
 /// The protocol of a quoted IPv6 packet, and where its transport header begins; none where that is in another fragment. A
