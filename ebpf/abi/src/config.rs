@@ -18,5 +18,9 @@ pub struct Config {
     pub snat_count: u16,
     /// How many elements [`crate::maps::PLACES`] has: how many connections there may be. A power of two.
     pub places: u32,
+    /// What holds for the time being: bits that only the agent sets, and clears.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
 }
-layout!(Config, 48);
+layout!(Config, 56);

@@ -60,7 +60,7 @@ pub use service::{
 pub use socket::{SocketClient, SocketKey, SocketPeer, socket_flags};
 
 /// The version of every layout in this crate; maps and links are pinned under a directory named after it.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Map names, as they stand in the object file and under the pin directory. The kernel keeps 15 characters.
 pub mod maps {

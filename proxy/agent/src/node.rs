@@ -88,6 +88,7 @@ pub fn config(addresses: &[IpAddr], ports: PortRange, host_netns: u64, places: u
         snat_first: ports.first(),
         snat_count: ports.count(),
         places,
+        ..Config::default()
     }
 }
 

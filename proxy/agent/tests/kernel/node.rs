@@ -39,6 +39,7 @@ fn uplinks_follow_the_nodes_addresses() {
             snat_first: 50000,
             snat_count: 16,
             places: 512,
+            ..Config::default()
         };
         assert_eq!(config, expected);
         let host = SocketClient { v4: moved.into(), v6: Address::UNSPECIFIED };
