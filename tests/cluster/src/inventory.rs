@@ -6,12 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{MapInfo, loaded_maps};
 use aya::programs::loaded_programs;
 use fairlead_harness::{Node, wait_for};
+
+/// How often a takeover is looked for before it is asked whether the agent is healthy.
+const LOOKS: usize = 100;
 
 /// What a node has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -147,11 +151,15 @@ impl Numbers {
 /// # Errors
 /// When neither happens.
 pub fn until_it_takes_over(node: &Node) -> Result<()> {
-    let patience = Duration::from_secs(60);
-    wait_for("a takeover", patience, || {
-        let is_under_way = directories(node)?.iter().any(|layout| layout.join("handover").exists());
-        let is_over = node.healthz().is_ok_and(|(status, _)| status == 200);
-        Ok((is_under_way || is_over).then_some(()))
+    wait_for("a takeover", Duration::from_secs(60), || {
+        // A moment that is soon over.
+        for _ in 0..LOOKS {
+            if directories(node)?.iter().any(|layout| layout.join("handover").exists()) {
+                return Ok(Some(()));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(node.healthz().is_ok_and(|(status, _)| status == 200).then_some(()))
     })
 }
 

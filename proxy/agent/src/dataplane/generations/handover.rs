@@ -78,6 +78,7 @@ pub struct Takeover {
     others: Others,
     carries: Vec<Carry>,
     begun: Option<Instant>,
+    attached: Option<Instant>,
     carried: Carried,
     is_in_place: bool,
 }
@@ -86,8 +87,8 @@ impl Takeover {
     /// Takes over from the others, if there are any; [`finish`](Self::finish) ends it.
     ///
     /// # Errors
-    /// When the variant can't be loaded: then nothing has changed, and new maps are removed. When a map or link can't be read or written: then the
-    /// programs of both work side by side until the next start.
+    /// When the variant can't be loaded: then nothing has changed, and new maps are removed. When a map or link can't be
+    /// read or written: then the programs of both work side by side until the next start.
     pub fn begin(others: Others, means: &Means<'_>) -> Result<Self, DataplaneError> {
         if others.in_charge.is_empty() {
             return Ok(Self { others, ..Self::default() });
@@ -104,7 +105,7 @@ impl Takeover {
         let mut config = config_of(means.pins)?;
         let is_in_place = means.links.attachment() == Attachment::Clsact;
         let mut takeover = Self { others, begun: Some(begun), is_in_place, ..Self::default() };
-        let Self { others, carries, carried, .. } = &mut takeover;
+        let Self { others, carries, carried, attached, .. } = &mut takeover;
         for other in &others.in_charge {
             carries.extend(prepare(other, means.pins)?);
         }
@@ -114,22 +115,18 @@ impl Takeover {
             carried.flows += first.flows_at_first()?;
         }
         let _haste = Haste::begin();
-        for other in others.in_charge.iter().filter(|other| other.description.is_err()) {
-            // Beside ours they would only do harm.
-            for link in other.fronts.iter().chain(&other.links) {
-                detach(link)?;
-            }
-        }
         let fronts = Fronts { directory: means.pins.fronts(), variant: &variant };
         fronts.create()?;
+        *attached = Some(Instant::now());
         if !is_in_place {
             let is_under_way = step_of(&config)? != 0;
             if is_under_way {
                 // Our variant's notes of what it left are gone with the agent that was killed.
                 set_step(&mut config, config_flags::HANDOVER_CONNECTIONS)?;
             }
-            for link in others.in_charge.iter().flat_map(|other| other.links.iter().chain(&other.fronts)) {
-                fronts.attach(link)?;
+            // Of one that does not say what its maps hold nothing is known: our programs take its place at once.
+            for other in others.in_charge.iter().filter(|other| other.description.is_ok()) {
+                other.links.iter().chain(&other.fronts).try_for_each(|link| fronts.attach(link))?;
             }
             part_ports(&others.in_charge, means.ports, &mut config)?;
             carry(carries, Flows::Open, carried)?;
@@ -166,7 +163,7 @@ impl Takeover {
     /// # Errors
     /// When a map or link can't be read, written or removed.
     pub fn finish(self, pins: &Pins, ports: PortRange) -> Result<(), DataplaneError> {
-        let Self { others, carries, begun, mut carried, .. } = self;
+        let Self { others, carries, begun, attached, mut carried, .. } = self;
         carry(&carries, Flows::All, &mut carried)?;
         let _haste = Haste::begin();
         for front in listed(&pins.fronts()).unwrap_or_default() {
@@ -182,12 +179,13 @@ impl Takeover {
         for other in &others.in_charge {
             other.remove()?;
             let Carried { flows, others } = carried;
-            let milliseconds = begun.map_or(0, |begun| begun.elapsed().as_millis());
+            let since = |moment: Option<Instant>| moment.map_or(0, |moment| moment.elapsed().as_millis());
             tracing::info!(
                 from = other.name(),
                 flows,
                 others,
-                milliseconds,
+                milliseconds = since(begun),
+                side_by_side = since(attached),
                 "took over from another layout's maps: entries of flows and of other tables carried over"
             );
         }
