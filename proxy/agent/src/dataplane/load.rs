@@ -31,6 +31,8 @@ use crate::errors::chain;
 
 /// How many of the verifier's lines an error shows.
 const VERIFIER_LINES: usize = 4;
+/// How lines of the verifier begin that only count.
+const STATISTICS: [&str; 3] = ["verification time", "stack depth", "processed "];
 
 /// The maps that the agent reads or writes.
 pub struct Maps {
@@ -188,7 +190,8 @@ fn refused(name: &str, error: ProgramError) -> DataplaneError {
     let why = match &error {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
-            let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            let is_word = |line: &&str| !line.is_empty() && !STATISTICS.iter().any(|of| line.starts_with(of));
+            let lines: Vec<&str> = log.lines().map(str::trim).filter(is_word).collect();
             let last = lines[lines.len().saturating_sub(VERIFIER_LINES)..].join(" | ");
             format!("the kernel refuses it ({io_error}); the verifier's last words: {last}")
         }
