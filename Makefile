@@ -1,5 +1,5 @@
 # Thin names over `cargo xtask`, which says what each does.
-.PHONY: setup build image lint test demo demo-down bench kind
+.PHONY: setup build image lint test soak demo demo-down bench kind
 
 # Cargo itself needs a linker before it can run anything of ours.
 setup:
@@ -17,6 +17,10 @@ lint: setup
 
 test: setup
 	@cargo xtask test
+
+# As in make soak ARGS="--minutes 2 --seed 7".
+soak: setup
+	@cargo xtask soak $(ARGS)
 
 demo: setup
 	@cargo xtask demo $(if $(KEEP),--keep)

@@ -28,8 +28,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     // Outside OUT_DIR, whose name changes with every dependency: the programs' build is kept.
     let target_dir = out.ancestors().find(|path| path.ends_with("build")).and_then(Path::parent);
-    let target_dir = target_dir.ok_or("OUT_DIR lies in a build directory")?.join("ebpf");
-    let status = toolchain.cargo("build", &target_dir).status()?;
+    // One for each layout, or they would take turns in having all compiled anew.
+    let is_next = env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some();
+    let name = if is_next { "ebpf-next" } else { "ebpf" };
+    let target_dir = target_dir.ok_or("OUT_DIR lies in a build directory")?.join(name);
+    let mut command = toolchain.cargo("build", &target_dir);
+    if is_next {
+        command.args(["--features", "next-layout"]);
+    }
+    let status = command.status()?;
     if !status.success() {
         return Err(format!("compiling the eBPF programs: {status}").into());
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
@@ -10,8 +11,14 @@ use crate::command::{cargo, run, say, target};
 /// What runs on nodes. `.cargo/link-statically` sees to it that these run on any distribution's.
 pub(crate) const SHIPPED: [&str; 2] = ["fairlead-cni", "fairlead-proxy"];
 
+/// The agent of another layout, for tests of upgrades, beside the usual one.
+const NEXT: &str = "fairlead-proxy-next";
+
 /// Builds everything; the eBPF programs are compiled by `ebpf/object`'s build script.
 pub(crate) fn all(release: bool) -> Result<()> {
+    if !release {
+        next_layout()?;
+    }
     say(if release { "building (release)" } else { "building" });
     let mut command = cargo(["build", "--workspace", "--exclude", "fairlead-prog", "--bins"]);
     if release {
@@ -19,6 +26,23 @@ pub(crate) fn all(release: bool) -> Result<()> {
     }
     run(&mut command)?;
     if release { SHIPPED.into_iter().try_for_each(say_size) } else { Ok(()) }
+}
+
+/// Builds the agent of another layout. First, since the usual one has the same name; what does not depend on the layout is
+/// compiled once for both.
+fn next_layout() -> Result<()> {
+    say("building the agent of the next layout, for tests of upgrades");
+    let begun = Instant::now();
+    // Of the whole workspace, or dependencies would be compiled anew with the features that this package alone asks for.
+    let mut command =
+        cargo(["build", "--workspace", "--exclude", "fairlead-prog", "--bin", "fairlead-proxy"]);
+    run(command.args(["--features", "fairlead-proxy/next-layout"]))?;
+    let (from, to) = (target().join("debug/fairlead-proxy"), target().join("debug").join(NEXT));
+    // A copy that runs can't be written over.
+    let _ = fs::remove_file(&to);
+    fs::copy(&from, &to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
+    say(&format!("{NEXT}: {:.0} s", begun.elapsed().as_secs_f64()));
+    Ok(())
 }
 
 /// Says how large a release binary is.
@@ -51,6 +75,12 @@ pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     all(true)?;
     let json = target().join("bench/results.json");
     run(Command::new(target().join("release/fairlead-bench")).arg("--json").arg(json).args(arguments))
+}
+
+/// The upgrade soak.
+pub(crate) fn soak(arguments: &[String]) -> Result<()> {
+    all(false)?;
+    run(Command::new(target().join("debug/fairlead-soak")).args(arguments))
 }
 
 fn harness() -> Command {

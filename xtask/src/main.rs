@@ -64,6 +64,12 @@ enum Task {
     },
     /// Remove everything that a demo left, also after a crash
     DemoDown,
+    /// Mixed traffic while agents restart, are killed, upgraded and downgraded at random; by default for ten minutes
+    Soak {
+        /// Passed on: --minutes, --seed, --nodes
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measure against plain kernel routing; further arguments go to the benchmark
     Bench {
         /// Passed on
@@ -83,6 +89,7 @@ fn main() -> Result<()> {
         Task::Test => test::run(),
         Task::Demo { keep } => build::demo(keep),
         Task::DemoDown => build::demo_down(),
+        Task::Soak { arguments } => build::soak(&arguments),
         Task::Bench { arguments } => build::bench(&arguments),
     }
 }

@@ -23,4 +23,17 @@ pub struct Config {
     /// Zero.
     pub reserved: u32,
 }
-layout!(Config, 56);
+layout!(Config, 56 { node_v4, node_v6, host_netns, snat_first, snat_count, places, flags, reserved });
+
+/// Bits of [`Config::flags`].
+pub mod config_flags {
+    /// How far the handover from another generation of maps has come, for the programs that stand before the other's:
+    /// nothing is theirs yet.
+    pub const HANDOVER: u32 = 3 << 30;
+    /// Theirs are flows that their table knows, and connections that begin. Datagrams of others are left, and noted.
+    pub const HANDOVER_CONNECTIONS: u32 = 1 << 30;
+    /// And datagrams that begin a flow to a frontend or to the outside, but those that were noted.
+    pub const HANDOVER_SERVICES: u32 = 2 << 30;
+    /// And all other datagrams, but those that were noted.
+    pub const HANDOVER_ALL: u32 = 3 << 30;
+}

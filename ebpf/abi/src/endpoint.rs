@@ -23,7 +23,7 @@ pub struct Endpoint {
     /// [`endpoint_flags`].
     pub flags: u32,
 }
-layout!(Endpoint, 28);
+layout!(Endpoint, 28 { ifindex, index, pod_mac, host_mac, netns, flags });
 
 /// Bits of [`Endpoint::flags`].
 pub mod endpoint_flags {

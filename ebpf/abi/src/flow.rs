@@ -19,7 +19,7 @@ pub struct FlowKey {
     /// Zero.
     pub reserved: [u8; 3],
 }
-layout!(FlowKey, 40);
+layout!(FlowKey, 40 { source, destination, source_port, destination_port, protocol, reserved });
 
 impl FlowKey {
     /// The tuple of a packet that answers this one.
@@ -43,6 +43,7 @@ impl FlowKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
     /// When a packet last matched, in nanoseconds of the monotonic clock, to half a second.
+    #[cfg(not(feature = "next-layout"))]
     pub last_seen: u64,
     /// The sender that the packet leaves with.
     pub source: Address,
@@ -64,9 +65,23 @@ pub struct Flow {
     /// [`PolicyState::revision`](crate::PolicyState::revision) when policies last admitted it.
     pub revision: u32,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: [u32; 2],
+    /// When a packet last matched, in nanoseconds of the monotonic clock, to half a second.
+    #[cfg(feature = "next-layout")]
+    pub last_seen: u64,
+    /// What came with this layout.
+    #[cfg(feature = "next-layout")]
+    pub added: u64,
 }
-layout!(Flow, 72);
+#[cfg(not(feature = "next-layout"))]
+layout!(Flow, 72 {
+    last_seen, source, destination, source_port, destination_port, backend, generation, flags, place, revision, reserved,
+});
+#[cfg(feature = "next-layout")]
+layout!(Flow, 80 {
+    source, destination, source_port, destination_port, backend, generation, flags, place, revision, reserved, last_seen,
+    added,
+});
 
 /// Bits of [`Flow::flags`].
 pub mod flow_flags {
@@ -105,4 +120,4 @@ pub struct FragmentKey {
     /// Zero.
     pub reserved: [u8; 3],
 }
-layout!(FragmentKey, 40);
+layout!(FragmentKey, 40 { source, destination, identification, protocol, reserved });

@@ -33,11 +33,15 @@
 //! | [`maps::EVENTS`] | ring buffer | [`DropEvent`] | programs |
 //! | [`maps::COUNTERS`] | per-CPU array | [`Counter`] → packets | programs |
 //! | [`maps::DROPS`] | per-CPU array | [`Reason`] → packets | programs |
+//!
+//! Beside them the agent pins [`maps::LAYOUT`], which the programs don't know: what all these look like.
 #![no_std]
 
 mod address;
 mod config;
 mod count;
+#[cfg(feature = "user")]
+pub mod describe;
 pub mod egress;
 mod endpoint;
 mod flow;
@@ -46,7 +50,7 @@ mod service;
 mod socket;
 
 pub use address::{Address, Port, protocol};
-pub use config::Config;
+pub use config::{Config, config_flags};
 pub use count::{Counter, Reason};
 pub use endpoint::{Endpoint, Mac, endpoint_flags, marks};
 pub use flow::{Flow, FlowKey, FragmentKey, flow_flags};
@@ -60,7 +64,15 @@ pub use service::{
 pub use socket::{SocketClient, SocketKey, SocketPeer, socket_flags};
 
 /// The version of every layout in this crate; maps and links are pinned under a directory named after it.
+///
+/// An agent of another version carries over what the maps hold, by the descriptions of both layouts. So
+/// that it can, a field keeps its name as long as it keeps its meaning, a new one says by zero what was so without it, a
+/// key loses no field, and a bit of flags is never given another meaning.
+#[cfg(not(feature = "next-layout"))]
 pub const LAYOUT_VERSION: u32 = 5;
+/// As it would be after a change, for tests of upgrades.
+#[cfg(feature = "next-layout")]
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Map names, as they stand in the object file and under the pin directory. The kernel keeps 15 characters.
 pub mod maps {
@@ -119,6 +131,10 @@ pub mod maps {
     pub const COUNTERS: &str = "COUNTERS";
     /// [`Reason`](crate::Reason) → packets (`u64`), per CPU.
     pub const DROPS: &str = "DROPS";
+    /// Tuples of datagrams that were left to another generation's programs. Not pinned.
+    pub const LEFT: &str = "LEFT";
+    /// The description of all these maps, one entry at index 0: JSON, and zeroes behind it. The agent's own.
+    pub const LAYOUT: &str = "LAYOUT";
 }
 
 /// Program names, as they stand in the object file.
@@ -155,7 +171,14 @@ pub mod programs {
     pub const BIND6: &str = "fairlead_bind6";
 }
 
-/// Asserts a layout's size at compile time, and, for user space, makes it a value that maps may hold.
+/// Names of variables that are set as the programs are loaded.
+pub mod globals {
+    /// A byte: not 0 for the variant that stands before another generation's programs.
+    pub const HANDOVER: &str = "HANDOVER";
+}
+
+/// Asserts a layout's size at compile time, and, for user space, makes it a value that maps may hold, and describes it:
+/// by its fields, which must be all of it.
 macro_rules! layout {
     ($type:ty, $size:literal) => {
         const _: () = assert!(core::mem::size_of::<$type>() == $size);
@@ -164,6 +187,20 @@ macro_rules! layout {
         // pattern is a valid value, since every field is an integer or a wrapper of integers.
         #[cfg(feature = "user")]
         unsafe impl aya::Pod for $type {}
+    };
+    ($type:ty, $size:literal { $($field:ident),+ $(,)? }) => {
+        crate::layout!($type, $size);
+
+        #[cfg(feature = "user")]
+        impl crate::describe::Described for $type {
+            const FIELDS: &'static [crate::describe::Field] = &[$({
+                let (size, fields) = crate::describe::of_field(|whole: &$type| &whole.$field);
+                let offset = core::mem::offset_of!($type, $field);
+                crate::describe::Field { name: stringify!($field), offset, size, fields }
+            }),+];
+        }
+        #[cfg(feature = "user")]
+        const _: () = assert!(crate::describe::total(<$type as crate::describe::Described>::FIELDS) == $size);
     };
 }
 use layout;

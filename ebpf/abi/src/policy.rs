@@ -22,7 +22,7 @@ pub struct Isolation {
     /// For packets that the pod sends.
     pub egress: u32,
 }
-layout!(Isolation, 8);
+layout!(Isolation, 8 { ingress, egress });
 
 /// Ids of policies that are not compiled. An element that nobody has written closes the pod.
 pub mod policies {
@@ -54,7 +54,7 @@ pub struct CellKey {
     /// An identity's number, without [`identities::OWN_NODE`].
     pub identity: u32,
 }
-layout!(CellKey, 8);
+layout!(CellKey, 8 { policy, identity });
 
 impl CellKey {
     /// What [`Cell::check`] holds of the cell at this key.
@@ -75,7 +75,7 @@ pub struct Cell {
     /// another key's check has read another cell.
     pub check: u32,
 }
-layout!(Cell, 8);
+layout!(Cell, 8 { row, check });
 
 /// What becomes of a packet, in [`crate::maps::ROWS`] and as the number of a row that says the same to every packet.
 pub mod verdicts {
@@ -114,7 +114,7 @@ pub struct RowKey {
     /// Zero.
     pub reserved: u8,
 }
-layout!(RowKey, 8);
+layout!(RowKey, 8 { row, protocol, port, reserved });
 
 impl RowKey {
     /// The key of one port; 0 for protocols that have none.
@@ -167,7 +167,7 @@ pub struct PolicyState {
     /// [`state_flags`].
     pub flags: u32,
 }
-layout!(PolicyState, 8);
+layout!(PolicyState, 8 { revision, flags });
 
 /// Bits of [`PolicyState::flags`].
 pub mod state_flags {

@@ -15,7 +15,7 @@ pub struct FrontendKey {
     /// Zero.
     pub reserved: u8,
 }
-layout!(FrontendKey, 20);
+layout!(FrontendKey, 20 { address, port, protocol, reserved });
 
 impl FrontendKey {
     /// The key that stands for the whole address: what is sent to a port of it that has no frontend.
@@ -48,7 +48,7 @@ pub struct Region {
     /// How many slots; 0: no backend.
     pub len: u32,
 }
-layout!(Region, 8);
+layout!(Region, 8 { base, len });
 
 /// Where a frontend's new flows go. Written in one step, after all that it refers to. 40 bytes.
 ///
@@ -56,6 +56,9 @@ layout!(Region, 8);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Frontend {
+    /// What came with this layout.
+    #[cfg(feature = "next-layout")]
+    pub added: u32,
     /// Id of the Service port behind this frontend, the same for all its frontends; 0 only with
     /// [`frontend_flags::WHOLE`].
     pub service: u32,
@@ -74,7 +77,10 @@ pub struct Frontend {
     /// finds another key's check has read another frontend's value.
     pub check: u32,
 }
-layout!(Frontend, 40);
+#[cfg(not(feature = "next-layout"))]
+layout!(Frontend, 40 { service, flags, internal, external, maglev, affinity, check });
+#[cfg(feature = "next-layout")]
+layout!(Frontend, 44 { added, service, flags, internal, external, maglev, affinity, check });
 
 /// Bits of [`Frontend::flags`].
 pub mod frontend_flags {
@@ -102,7 +108,7 @@ pub struct SourceRange {
     /// The client's address, or the range's first.
     pub address: Address,
 }
-layout!(SourceRange, 20);
+layout!(SourceRange, 20 { service, address });
 
 /// Bits of a value of [`crate::maps::SERVICE_CIDRS`].
 pub mod cidr_flags {
@@ -120,7 +126,7 @@ pub struct AffinityKey {
     /// [`Frontend::service`].
     pub service: u32,
 }
-layout!(AffinityKey, 20);
+layout!(AffinityKey, 20 { client, service });
 
 /// Which backend a client had, and when it last began a flow. 16 bytes.
 #[repr(C)]
@@ -133,13 +139,14 @@ pub struct Affinity {
     /// Its generation.
     pub generation: u32,
 }
-layout!(Affinity, 16);
+layout!(Affinity, 16 { last_used, backend, generation });
 
 /// A target that flows are translated to. 24 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Backend {
     /// The endpoint's address.
+    #[cfg(not(feature = "next-layout"))]
     pub address: Address,
     /// The endpoint's port.
     pub port: Port,
@@ -147,5 +154,8 @@ pub struct Backend {
     pub reserved: u16,
     /// Changes each time the id gets a new tenant, and is 0 while it has none.
     pub generation: u32,
+    /// The endpoint's address.
+    #[cfg(feature = "next-layout")]
+    pub address: Address,
 }
-layout!(Backend, 24);
+layout!(Backend, 24 { address, port, reserved, generation });

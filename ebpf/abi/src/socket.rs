@@ -19,13 +19,14 @@ pub struct SocketKey {
     /// Zero.
     pub reserved: [u16; 3],
 }
-layout!(SocketKey, 32);
+layout!(SocketKey, 32 { cookie, address, port, reserved });
 
 /// The other address of that peer. 28 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SocketPeer {
     /// The backend's address for a frontend's entry, and the other way round.
+    #[cfg(not(feature = "next-layout"))]
     pub address: Address,
     /// Its port.
     pub port: Port,
@@ -35,8 +36,11 @@ pub struct SocketPeer {
     pub backend: u32,
     /// The backend's generation when it was chosen.
     pub generation: u32,
+    /// The backend's address for a frontend's entry, and the other way round.
+    #[cfg(feature = "next-layout")]
+    pub address: Address,
 }
-layout!(SocketPeer, 28);
+layout!(SocketPeer, 28 { address, port, flags, backend, generation });
 
 /// Bits of [`SocketPeer::flags`].
 pub mod socket_flags {
@@ -54,4 +58,4 @@ pub struct SocketClient {
     /// Its IPv6 address, or `::`.
     pub v6: Address,
 }
-layout!(SocketClient, 32);
+layout!(SocketClient, 32 { v4, v6 });

@@ -97,6 +97,15 @@ fn ask(packet: &Packet, key: &FlowKey, trial: &mut DropEvent, may: u32) -> Resul
     Ok(About::PLAIN)
 }
 
+/// Whether it is about a flow that the table knows.
+#[inline(always)]
+pub(crate) fn is_of_known(ctx: &TcContext, packet: &Packet) -> bool {
+    let mut key = FlowKey::default();
+    packet.fragment == Fragment::Whole
+        && read(ctx.skb.skb, packet, &mut key)
+        && table::look_up(&key).is_some()
+}
+
 /// Reads the tuple that an answer to the quoted packet would have; false if there is none that can be read.
 ///
 /// Out of line for the stack's sake.

@@ -43,13 +43,19 @@ fn settle(ctx: &TcContext) {
 /// Whether a packet at an interface's egress has been settled; the mark is taken off.
 #[inline(always)]
 pub(crate) fn is_settled(ctx: &TcContext) -> bool {
-    // SAFETY: as in `settle`.
-    let settled = unsafe { (*ctx.skb.skb).mark } == SETTLED;
+    let settled = bears_mark(ctx);
     if settled {
         // SAFETY: as in `settle`.
         unsafe { (*ctx.skb.skb).mark = 0 };
     }
     settled
+}
+
+/// Whether a packet has been settled; the mark stays.
+#[inline(always)]
+pub(crate) fn bears_mark(ctx: &TcContext) -> bool {
+    // SAFETY: as in `settle`.
+    unsafe { (*ctx.skb.skb).mark == SETTLED }
 }
 
 /// Sends a packet to wherever its destination is.

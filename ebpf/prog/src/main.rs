@@ -30,6 +30,7 @@ mod endpoint;
 mod events;
 mod forward;
 mod fragment;
+mod handover;
 mod header;
 mod icmp;
 mod lb;
@@ -56,34 +57,36 @@ mod wire;
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext};
 
+use handover::Hook;
+
 /// A packet that a pod sends.
 #[classifier]
 pub fn fairlead_frpod(ctx: TcContext) -> i32 {
-    verdict::code(pod::from_pod(&ctx))
+    verdict::at(&ctx, Hook::FromPod, || pod::from_pod(&ctx))
 }
 
 /// A packet that the node's own stack sends to a pod.
 #[classifier]
 pub fn fairlead_topod(ctx: TcContext) -> i32 {
-    verdict::code(stack::to_pod(&ctx))
+    verdict::at(&ctx, Hook::ToPod, || stack::to_pod(&ctx))
 }
 
 /// A packet that arrives from outside the node.
 #[classifier]
 pub fn fairlead_frwire(ctx: TcContext) -> i32 {
-    verdict::code(wire::from_wire(&ctx))
+    verdict::at(&ctx, Hook::FromWire, || wire::from_wire(&ctx))
 }
 
 /// A packet that the node's own stack sends out.
 #[classifier]
 pub fn fairlead_towire(ctx: TcContext) -> i32 {
-    verdict::code(stack::to_wire(&ctx))
+    verdict::at(&ctx, Hook::ToWire, || stack::to_wire(&ctx))
 }
 
 /// A packet that a pod sends which another CNI has wired.
 #[classifier]
 pub fn fairlead_frpods(ctx: TcContext) -> i32 {
-    verdict::code(beside::from_pods(&ctx))
+    verdict::at(&ctx, Hook::FromPods, || beside::from_pods(&ctx))
 }
 
 /// connect() of an IPv4 socket.

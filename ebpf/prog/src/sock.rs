@@ -17,7 +17,7 @@ use fairlead_abi::{
 };
 
 use crate::lb::{self, Choice, Client};
-use crate::{config, observe, service};
+use crate::{config, handover, observe, service};
 
 #[map]
 static SOCKETS: LruHashMap<SocketKey, SocketPeer> = LruHashMap::pinned(65_536, 0);
@@ -147,7 +147,9 @@ pub(crate) fn name_peer(ctx: &SockAddrContext, family: Family) -> i32 {
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let key = SocketKey { cookie, address, port, reserved: [0; 3] };
     // SAFETY: the value is copied out at once; a racing write gives a stale address at worst.
-    if let Some(peer) = unsafe { SOCKETS.get(&key) } {
+    if let Some(peer) = unsafe { SOCKETS.get(&key) }
+        && handover::may_name(peer, protocol_of(ctx))
+    {
         write(ctx, family, peer.address, peer.port);
     }
     ALLOW

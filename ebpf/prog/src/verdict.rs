@@ -2,8 +2,10 @@
 //! the numbers that functions out of line answer with.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::programs::TcContext;
 use fairlead_abi::Reason;
 
+use crate::handover::{self, Hook};
 use crate::observe;
 
 /// What becomes of a packet.
@@ -15,11 +17,17 @@ pub(crate) enum Verdict {
     Done(i32),
 }
 
+/// What a tc program returns for a packet that is met at this hook, by what becomes of it if it is this generation's.
+#[inline(always)]
+pub(crate) fn at(ctx: &TcContext, hook: Hook, decide: impl FnOnce() -> Result<Verdict, Reason>) -> i32 {
+    if handover::leaves(ctx, hook) { TC_ACT_UNSPEC } else { code(decide()) }
+}
+
 /// The return code of a tc program. `TC_ACT_UNSPEC` leaves other programs at the hook their turn.
 #[inline(always)]
 pub(crate) fn code(verdict: Result<Verdict, Reason>) -> i32 {
     match verdict {
-        Ok(Verdict::Stack) => TC_ACT_UNSPEC,
+        Ok(Verdict::Stack) => handover::to_stack(),
         Ok(Verdict::Done(code)) => code,
         Err(reason) => {
             observe::drop(reason);

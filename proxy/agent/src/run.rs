@@ -28,6 +28,9 @@ use crate::cli::{Established, Listen, Run, SocketLb};
 use crate::dataplane::clients::Clients;
 use crate::dataplane::endpoints::Endpoints;
 use crate::dataplane::events::DropEvents;
+use crate::dataplane::generations::Others;
+use crate::dataplane::generations::description::Description;
+use crate::dataplane::generations::handover::{Means, Takeover};
 use crate::dataplane::links::{self, Links};
 use crate::dataplane::services::KernelMaps;
 use crate::dataplane::{Pins, load};
@@ -176,7 +179,8 @@ fn program(
     let pins = Pins::new(&options.bpffs);
     load::mount_bpffs(&options.bpffs)?;
     let memory = node::memory().context("read how much memory there is")?;
-    let loaded = load::load(fairlead_object::OBJECT, &pins, &options.sizes(memory))?;
+    let others = Others::find(&options.bpffs, &pins)?;
+    let loaded = load::load(fairlead_object::OBJECT, &pins, &options.sizes(memory), &others.sizes())?;
     for size in loaded.sizes.iter().filter(|size| size.capacity != size.wanted) {
         tracing::warn!(
             map = size.name,
@@ -195,6 +199,11 @@ fn program(
         .context("reserve the ports for masquerading (see --proc-sys)")?;
     let host_netns = netns::current_cookie().context("read the network namespace's cookie")?;
 
+    Description::own().write(&pins)?;
+    let object = fairlead_object::OBJECT;
+    let ports = options.snat_ports;
+    let means = Means { object, pins: &pins, sizes: &sizes, links: &links, cgroup, ports };
+    let takeover = Takeover::begin(others, &means)?;
     let adopted = links.adopt()?;
     links.attach_sockets(cgroup)?;
     let (attachment, verified) = (links.attachment().to_string(), links.programs().verified());
@@ -232,7 +241,13 @@ fn program(
         places: maps.flows.places(),
         host_netns,
     };
-    let uplinks = Uplinks::new(maps.config, Arc::clone(&clients), links, fixed);
+    let former = node::addresses_in(&maps.config);
+    let mut uplinks = Uplinks::new(maps.config, Arc::clone(&clients), links, fixed);
+    if takeover.is_in_place() {
+        // The API may be a while, and until then others' programs would go on there, with maps of their own.
+        uplinks.apply(&former);
+    }
+    takeover.finish(&pins, options.snat_ports)?;
     let masquerade = Masquerade::new(Egress::new(node_name, options.kept_sources()), maps.egress);
     let reconciler = Arc::new(Mutex::new(reconciler));
     let host_ports = host_ports::Asker::new(updates, Arc::clone(&reconciler), pins.clone());

@@ -6,20 +6,25 @@
 //! [`metrics`] what its agent says. [`policy`] has policies and the pods that they are about, [`matrix`] compares who
 //! reaches whom with a table, [`paths`] tries every way of the flat network, [`kube_proxy`] writes the rules that
 //! kube-proxy would, [`bridge`] has pods wired by the reference plugins, [`manifests`] reads what installs Fairlead, and [`flood`] counts what comes through when nothing shall.
+//! [`mixed`] is traffic of every sort at once, [`inventory`] what a node has in the kernel, and [`soak`] has the one go on
+//! while agents come and go at random, and compares the other.
 
 pub mod ask;
 pub mod bridge;
 pub mod crowd;
 pub mod flood;
+pub mod inventory;
 pub mod kube_proxy;
 pub mod manifests;
 pub mod maps;
 pub mod matrix;
 pub mod metrics;
+pub mod mixed;
 pub mod objects;
 pub mod paths;
 pub mod policy;
 pub mod scene;
+pub mod soak;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

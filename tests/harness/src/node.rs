@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -20,7 +20,7 @@ use crate::fabric;
 use crate::layout::{API_HOST, CNI, DAEMONS, Layout, NodeLayout, PROXY, SUBNET_BITS, fabric_address};
 use crate::place::Place;
 use crate::probe::http_get;
-use crate::process::{Process, binary, wait_for};
+use crate::process::{Process, binary, tail, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const HEALTHZ_PORT: u16 = 10256;
@@ -262,6 +262,17 @@ impl Node {
             let healthy = healthz(&self.place).is_ok_and(|(status, _)| status == 200);
             Ok((healthy && self.layout.socket().exists()).then_some(()))
         })
+    }
+
+    /// Waits until the agent ends by itself, which it is not to do otherwise; how, and with which last words.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn proxy_ends(&mut self) -> Result<(ExitStatus, String)> {
+        let mut proxy =
+            self.proxy.take().with_context(|| format!("no agent runs on {}", self.layout.name))?;
+        let status = proxy.wait(PATIENCE)?;
+        Ok((status, tail(proxy.log(), 3)))
     }
 
     /// The agent's health: HTTP status and body.

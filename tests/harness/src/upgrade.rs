@@ -1,8 +1,9 @@
-//! A second build of the agent, for tests of upgrades: the same executable with other programs in it.
+//! Other builds of the agent, for tests of upgrades: the same executable with other programs in it.
 //!
 //! Building the sources differently takes minutes and a toolchain. Instead, in a copy of the executable, two
 //! neighbouring instructions of an eBPF program that set registers and do not depend on each other change places,
-//! wherever that can be done. No program behaves differently, but the kernel sees others: their tags differ.
+//! wherever that can be done. No program behaves differently, but the kernel sees others: their tags differ. Or else each
+//! section of programs begins with an exit, before there is a number to exit with: then the kernel refuses them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,6 +33,26 @@ const EXIT: u8 = 0x95;
 /// # Errors
 /// When a file can't be read or written, or the executable holds no programs.
 pub fn another_build(original: &Path, copy: &Path) -> Result<usize> {
+    rebuild(original, copy, swap_moves)
+}
+
+/// Writes to `copy` the executable `original` with programs that the kernel refuses.
+///
+/// # Errors
+/// As [`another_build`].
+pub fn refused_build(original: &Path, copy: &Path) -> Result<()> {
+    let spoil = |code: &mut [u8]| {
+        let first = code.first_chunk_mut::<INSTRUCTION>();
+        first.map_or(0, |first| {
+            *first = [EXIT, 0, 0, 0, 0, 0, 0, 0];
+            1
+        })
+    };
+    rebuild(original, copy, spoil).map(drop)
+}
+
+/// Writes to `copy` the executable `original` with each section of programs changed; returns how many changes there were.
+fn rebuild(original: &Path, copy: &Path, change: impl Fn(&mut [u8]) -> usize) -> Result<usize> {
     let mut bytes = fs::read(original).with_context(|| format!("read {}", original.display()))?;
     let mut swapped = 0;
     for at in objects(&bytes) {
@@ -39,7 +60,7 @@ pub fn another_build(original: &Path, copy: &Path) -> Result<usize> {
         for (offset, length) in sections {
             let code =
                 bytes.get_mut(at + offset..at + offset + length).context("a section beyond the file")?;
-            swapped += swap_moves(code);
+            swapped += change(code);
         }
     }
     ensure!(swapped > 0, "{} holds no eBPF programs: make setup, and build again", original.display());

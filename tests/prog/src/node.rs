@@ -12,7 +12,7 @@ use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
 use fairlead_abi::{
     Address, Backend, Config, Counter, Endpoint, Flow, FlowKey, FragmentKey, Frontend, FrontendKey, Port,
-    Reason, Region, endpoint_flags, maps, marks, programs,
+    Reason, Region, endpoint_flags, globals, maps, marks, programs,
 };
 use fairlead_net::netns::Netns;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -160,14 +160,29 @@ impl Node {
     /// Without root or the object, or when the kernel refuses a program: then with the verifier's log.
     pub fn start() -> MutexGuard<'static, Self> {
         static NODE: OnceLock<Mutex<Node>> = OnceLock::new();
-        let node = NODE.get_or_init(|| Mutex::new(Self::load().unwrap_or_else(|error| panic!("{error:?}"))));
+        Self::ready(&NODE, 0)
+    }
+
+    /// The same with the variant of the programs that stands before another generation's, and leaves it everything until
+    /// [`Self::set_step`] says otherwise.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_handover() -> MutexGuard<'static, Self> {
+        static NODE: OnceLock<Mutex<Node>> = OnceLock::new();
+        Self::ready(&NODE, 1)
+    }
+
+    fn ready(cell: &'static OnceLock<Mutex<Self>>, handover: u8) -> MutexGuard<'static, Self> {
+        let load = || Self::load(handover).unwrap_or_else(|error| panic!("{error:?}"));
+        let node = cell.get_or_init(|| Mutex::new(load()));
         // A test that failed leaves nothing that `reset` does not clear.
         let mut node = node.lock().unwrap_or_else(PoisonError::into_inner);
         node.reset();
         node
     }
 
-    fn load() -> Result<Self> {
+    fn load(handover: u8) -> Result<Self> {
         // The maps' pins are of no use here; they go, and the maps stay as long as the object.
         let pins = Mounted::new()?;
         let netns = place::build()?;
@@ -188,6 +203,7 @@ impl Node {
         ] {
             loader.map_max_entries(map, CAPACITY);
         }
+        loader.override_global(globals::HANDOVER, &handover, true);
         loader.map_max_entries(maps::PLACES, PLACES);
         loader.map_max_entries(maps::FLOWS, 2 * PLACES);
         let mut ebpf = loader
@@ -354,6 +370,14 @@ impl Node {
     /// When the map refuses it.
     pub fn set_snat_ports(&mut self, first: u16, count: u16) {
         self.set_config(Config { snat_first: first, snat_count: count, ..Self::config() });
+    }
+
+    /// Says how far a handover has come: one of the steps of [`fairlead_abi::config_flags`], or 0.
+    ///
+    /// # Panics
+    /// When the map refuses it.
+    pub fn set_step(&mut self, step: u32) {
+        self.set_config(Config { flags: step, ..Self::config() });
     }
 
     /// The configuration of a new node.

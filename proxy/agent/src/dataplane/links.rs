@@ -75,7 +75,7 @@ impl Place {
         }
     }
 
-    fn program(self, direction: Direction) -> &'static str {
+    pub(super) fn program(self, direction: Direction) -> &'static str {
         match (self, direction) {
             (Self::Pod, Direction::Ingress) => programs::FROM_POD,
             (Self::Pod, Direction::Egress) => programs::TO_POD,
@@ -89,7 +89,7 @@ impl Place {
 
 /// Which of an interface's packets a program sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
+pub(super) enum Direction {
     Ingress,
     Egress,
 }
@@ -104,7 +104,7 @@ impl Direction {
         }
     }
 
-    fn tcx(self) -> bpf_attach_type {
+    pub(super) fn tcx(self) -> bpf_attach_type {
         match self {
             Self::Ingress => bpf_attach_type::BPF_TCX_INGRESS,
             Self::Egress => bpf_attach_type::BPF_TCX_EGRESS,
@@ -120,7 +120,7 @@ impl Direction {
 }
 
 /// The socket hooks: program, and where it is attached.
-const SOCKET_HOOKS: [(&str, bpf_attach_type); 10] = [
+pub(super) const SOCKET_HOOKS: [(&str, bpf_attach_type); 10] = [
     (programs::CONNECT4, bpf_attach_type::BPF_CGROUP_INET4_CONNECT),
     (programs::CONNECT6, bpf_attach_type::BPF_CGROUP_INET6_CONNECT),
     (programs::SENDMSG4, bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG),
@@ -273,7 +273,7 @@ impl Links {
         let directory = File::open(cgroup).map_err(|e| failed("open cgroup", cgroup, e))?;
         let id = directory.metadata().map_err(|e| failed("examine cgroup", cgroup, e))?.ino();
         for (name, attach_type) in SOCKET_HOOKS {
-            let path = self.directory.join(format!("cgroup-{name}"));
+            let path = self.directory.join(socket_pin_name(name));
             let program = self.programs.fd(name)?;
             if replaced(&path, program, LinkTarget::Cgroup(id))? {
                 continue;
@@ -402,9 +402,10 @@ pub fn cleanup(bpffs: &Path) -> Result<(), DataplaneError> {
             continue;
         }
         // Links first: no program must run on maps that are half gone.
-        let links = layout.join("links");
-        if links.exists() {
-            fs::remove_dir_all(&links).map_err(|e| failed("remove", &links, e))?;
+        for links in [layout.join("handover"), layout.join("links")] {
+            if links.exists() {
+                fs::remove_dir_all(&links).map_err(|e| failed("remove", &links, e))?;
+            }
         }
         fs::remove_dir_all(&layout).map_err(|e| failed("remove", &layout, e))?;
     }
@@ -451,14 +452,14 @@ fn replaced(path: &Path, program: BorrowedFd<'_>, target: LinkTarget) -> Result<
     Ok(true)
 }
 
-fn remove(path: &Path) -> Result<(), DataplaneError> {
+pub(super) fn remove(path: &Path) -> Result<(), DataplaneError> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(failed("remove", path, e)),
         _ => Ok(()),
     }
 }
 
-fn failed(step: &'static str, path: &Path, error: std::io::Error) -> DataplaneError {
+pub(super) fn failed(step: &'static str, path: &Path, error: std::io::Error) -> DataplaneError {
     DataplaneError::new(step, path.display().to_string(), error)
 }
 
@@ -469,11 +470,16 @@ fn name_of(ifindex: u32) -> Result<String, DataplaneError> {
     Ok(name.to_string_lossy().into_owned())
 }
 
+/// The name of the pin of a socket hook's link.
+pub(super) fn socket_pin_name(program: &str) -> String {
+    format!("cgroup-{program}")
+}
+
 fn pin_name(place: Place, direction: Direction, ifindex: u32) -> String {
     format!("{}-{ifindex}-{}", place.label(), direction.label())
 }
 
-fn parse(name: &str) -> Option<(Place, Direction, u32)> {
+pub(super) fn parse(name: &str) -> Option<(Place, Direction, u32)> {
     let (place, rest) = name.split_once('-')?;
     let (ifindex, direction) = rest.split_once('-')?;
     let place = Place::ALL.into_iter().find(|known| known.label() == place)?;

@@ -1,7 +1,8 @@
 //! From the embedded object to maps and programs in the kernel.
 //!
 //! Every program passes the verifier before anything that is attached is touched, and a load that fails
-//! takes the pins that it made away again: what ran before goes on as it was.
+//! takes the pins that it made away again, with the directories: what ran before goes on as it was. Where another layout's
+//! flows are to be taken over, the variant of the programs that does so is loaded as well.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +15,7 @@ use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
 use aya_obj::maps::PinningType;
-use fairlead_abi::{Address, Config, Endpoint, maps};
+use fairlead_abi::{Address, Config, Endpoint, globals, maps, programs};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -26,6 +27,12 @@ use super::policies::{DropCounts, KernelPolicyMaps, PolicyCapacity};
 use super::services::{Batched, CapacityOf, KernelMaps};
 use super::sizes::{MapSize, Sizes};
 use super::{DataplaneError, Pins};
+use crate::errors::chain;
+
+/// How many of the verifier's lines an error shows.
+const VERIFIER_LINES: usize = 4;
+/// How lines of the verifier begin that only count.
+const STATISTICS: [&str; 3] = ["verification time", "stack depth", "processed "];
 
 /// The maps that the agent reads or writes.
 pub struct Maps {
@@ -55,7 +62,7 @@ pub struct Maps {
 
 /// The programs, accepted by the verifier and attached nowhere yet.
 pub struct Programs {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
 }
 
 impl Programs {
@@ -117,12 +124,18 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
     Ok(statfs(path)?.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Loads `object`: maps are created and pinned, or adopted where a pin is; every program passes the verifier.
+/// Loads `object`: maps are created and pinned, or adopted where a pin is; every program passes the verifier. Maps that are
+/// created get the sizes that were `inherited`, by name, or else those that are wanted.
 ///
 /// # Errors
 /// When the object is empty (built without the eBPF toolchain), a pinned map has another layout, or the
-/// kernel refuses a map or program. Nothing has changed then.
-pub fn load(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, DataplaneError> {
+/// kernel refuses a map or program, with the end of what the verifier says. Nothing has changed then.
+pub fn load(
+    object: &[u8],
+    pins: &Pins,
+    sizes: &Sizes,
+    inherited: &BTreeMap<String, u32>,
+) -> Result<Loaded, DataplaneError> {
     if object.is_empty() {
         let why = "this binary was built without eBPF programs: run make setup and build again";
         return Err(DataplaneError::new("load", "programs", why));
@@ -131,13 +144,60 @@ pub fn load(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Datapla
     fs::create_dir_all(&links)
         .map_err(|e| DataplaneError::new("create directory", links.display().to_string(), e))?;
     let before = pinned_maps(pins)?;
-    load_at(object, pins, sizes).inspect_err(|_| {
+    load_at(object, pins, sizes, inherited).inspect_err(|_| {
         for made in pinned_maps(pins).unwrap_or_default() {
             if !before.contains(&made) {
                 fs::remove_file(&made).unwrap_or_else(|e| tracing::warn!("remove {}: {e}", made.display()));
             }
         }
+        // Not empty, they were there before.
+        let _ = fs::remove_dir(&links);
+        let _ = fs::remove_dir(pins.maps());
     })
+}
+
+/// Loads the variant of the tc programs, and of the socket programs that name peers, which stands before another
+/// layout's, over the maps that are pinned.
+///
+/// # Errors
+/// When the kernel refuses a program.
+pub(super) fn load_handover(
+    object: &[u8],
+    pins: &Pins,
+    sizes: &[MapSize],
+) -> Result<Programs, DataplaneError> {
+    let mut loader = EbpfLoader::new();
+    loader.default_map_pin_directory(pins.maps()).override_global(globals::HANDOVER, &1_u8, true);
+    for size in sizes {
+        loader.map_max_entries(&size.name, size.capacity);
+    }
+    let mut ebpf = loader.load(object).map_err(|e| DataplaneError::new("load", "maps", e))?;
+    let names_peers =
+        [programs::RECVMSG4, programs::RECVMSG6, programs::GETPEERNAME4, programs::GETPEERNAME6];
+    for (name, program) in ebpf.programs_mut() {
+        let loaded = match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::CgroupSockAddr(program) if names_peers.contains(&name) => program.load(),
+            _ => Ok(()),
+        };
+        loaded.map_err(|e| refused(name, e))?;
+    }
+    Ok(Programs { ebpf })
+}
+
+/// Why a program was not loaded: of what the verifier says, the end.
+fn refused(name: &str, error: ProgramError) -> DataplaneError {
+    let why = match &error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let is_word = |line: &&str| !line.is_empty() && !STATISTICS.iter().any(|of| line.starts_with(of));
+            let lines: Vec<&str> = log.lines().map(str::trim).filter(is_word).collect();
+            let last = lines[lines.len().saturating_sub(VERIFIER_LINES)..].join(" | ");
+            format!("the kernel refuses it ({io_error}); the verifier's last words: {last}")
+        }
+        other => chain(other),
+    };
+    DataplaneError::new("load program", name, why)
 }
 
 /// The pins of maps that there are.
@@ -155,7 +215,12 @@ fn pinned_maps(pins: &Pins) -> Result<Vec<PathBuf>, DataplaneError> {
     list().map_err(|e| DataplaneError::new("list pins in", pins.maps().display().to_string(), e))
 }
 
-fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, DataplaneError> {
+fn load_at(
+    object: &[u8],
+    pins: &Pins,
+    sizes: &Sizes,
+    inherited: &BTreeMap<String, u32>,
+) -> Result<Loaded, DataplaneError> {
     let parsed = Object::parse(object).map_err(|e| DataplaneError::new("parse", "object", e))?;
     let wanted = BTreeMap::from(sizes.wanted());
     let mut reported = Vec::new();
@@ -167,7 +232,7 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
                 check_layout(name, map, &pinned)?;
                 pinned.max_entries()
             }
-            Err(_) => wanted,
+            Err(_) => inherited.get(name).copied().unwrap_or(wanted),
         };
         reported.push(MapSize { name: name.clone(), capacity, wanted });
     }
@@ -178,6 +243,8 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
         // aya takes a size on trust, and checks array indices against it: a map that is there keeps its own.
         loader.map_max_entries(&size.name, size.capacity);
     }
+    // Only the other variant of the programs uses it.
+    loader.map_max_entries(maps::LEFT, 1);
     let mut ebpf = loader.load(object).map_err(|e| DataplaneError::new("load", "maps", e))?;
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
@@ -186,7 +253,7 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
             Program::CgroupSock(program) => program.load(),
             _ => Err(ProgramError::UnexpectedProgramType),
         };
-        loaded.map_err(|e| DataplaneError::new("load program", name, e))?;
+        loaded.map_err(|e| refused(name, e))?;
     }
     let services = KernelMaps {
         frontends: Batched { fd: descriptor(&ebpf, maps::FRONTENDS)?, map: map(&mut ebpf, maps::FRONTENDS)? },

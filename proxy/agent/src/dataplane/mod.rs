@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! <bpffs>/v<layout>/<MAP>           maps, created at first start and adopted ever after
+//! <bpffs>/v<layout>/LAYOUT           what the maps look like, for an agent of another layout
 //! <bpffs>/v<layout>/links/<name>    tcx and cgroup links, whose program a restarted agent swaps in place
+//! <bpffs>/v<layout>/handover/<name> the same before another layout's, while flows are taken over from it
 //! ```
 //!
 //! | module | owns |
@@ -10,6 +12,8 @@
 //! | [`load`] | the bpf filesystem, the maps, the programs through the verifier |
 //! | [`sizes`] | how much the maps hold |
 //! | [`links`] | where programs are attached |
+//! | [`generations`] | what is there of other layouts, and taking over from it |
+//! | `raw` | maps of any layout, as bytes |
 //! | `haste` | shorter waits for the kernel meanwhile |
 //! | [`services`] | frontends, slots, backends, source ranges and the ranges of ClusterIPs |
 //! | [`endpoints`] | local pods |
@@ -28,10 +32,12 @@ pub mod egress;
 pub mod endpoints;
 pub mod events;
 pub mod flows;
+pub mod generations;
 mod haste;
 pub mod links;
 pub mod load;
 pub mod policies;
+mod raw;
 pub mod services;
 pub mod sizes;
 mod sys;
@@ -63,16 +69,27 @@ impl DataplaneError {
     }
 }
 
-/// The directories that this layout's maps and links are pinned in.
-#[derive(Clone, Debug)]
+/// The directories that a layout's maps and links are pinned in.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pins {
     layout: PathBuf,
 }
 
 impl Pins {
-    /// Those below `bpffs`.
+    /// Those of this executable's layout below `bpffs`.
     pub fn new(bpffs: &Path) -> Self {
-        Self { layout: bpffs.join(format!("v{}", fairlead_abi::LAYOUT_VERSION)) }
+        Self::of(bpffs, fairlead_abi::LAYOUT_VERSION)
+    }
+
+    /// Those of that layout below `bpffs`.
+    pub fn of(bpffs: &Path, version: u32) -> Self {
+        Self { layout: bpffs.join(format!("v{version}")) }
+    }
+
+    /// Those in that directory, if its name is a layout's.
+    pub fn at(directory: &Path) -> Option<Self> {
+        let version = directory.file_name()?.to_str()?.strip_prefix('v')?;
+        version.parse::<u32>().is_ok().then(|| Self { layout: directory.to_owned() })
     }
 
     /// Where maps are pinned.
@@ -88,6 +105,11 @@ impl Pins {
     /// Where links are pinned.
     pub fn links(&self) -> PathBuf {
         self.layout.join("links")
+    }
+
+    /// Where links are pinned that stand before those of another layout.
+    pub fn fronts(&self) -> PathBuf {
+        self.layout.join("handover")
     }
 }
 

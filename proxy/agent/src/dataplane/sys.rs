@@ -9,20 +9,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use aya::Pod;
-use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_link_info, bpf_link_type};
+use aya_obj::generated::{BPF_F_BEFORE, bpf_attach_type, bpf_cmd, bpf_link_info, bpf_link_type};
 
 /// The front part of `union bpf_attr` for a batch command.
 #[repr(C)]
 #[derive(Default)]
-struct Batch {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
+pub(super) struct Batch {
+    pub(super) in_batch: u64,
+    pub(super) out_batch: u64,
+    pub(super) keys: u64,
+    pub(super) values: u64,
+    pub(super) count: u32,
+    pub(super) map_fd: u32,
+    pub(super) elem_flags: u64,
+    pub(super) flags: u64,
 }
 
 /// The same for pinning an object and opening a pin.
@@ -80,14 +80,14 @@ pub(super) enum LinkTarget {
 /// # Safety
 /// `attr` must be the layout that `command` expects, and every address in it valid for the access that the
 /// command makes.
-unsafe fn bpf<T>(command: bpf_cmd, attr: &mut T) -> io::Result<RawFd> {
+pub(super) unsafe fn bpf<T>(command: bpf_cmd, attr: &mut T) -> io::Result<RawFd> {
     // SAFETY: `attr` is a live object of the size given; what it points to is the caller's promise.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command as i32, attr as *mut T, size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
 }
 
 /// Takes ownership of a descriptor that bpf(2) returned.
-fn owned(fd: RawFd) -> OwnedFd {
+pub(super) fn owned(fd: RawFd) -> OwnedFd {
     // SAFETY: called only with the descriptor that a successful command has just returned.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
@@ -188,7 +188,16 @@ pub(super) fn link_interface(
     ifindex: u32,
     attach_type: bpf_attach_type,
 ) -> io::Result<OwnedFd> {
-    create_link(program, ifindex, attach_type)
+    create_link(program, ifindex, attach_type, 0)
+}
+
+/// The same, before all that is attached there.
+pub(super) fn link_interface_first(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    attach_type: bpf_attach_type,
+) -> io::Result<OwnedFd> {
+    create_link(program, ifindex, attach_type, BPF_F_BEFORE)
 }
 
 /// Attaches `program` to the cgroup by a link.
@@ -197,14 +206,20 @@ pub(super) fn link_cgroup(
     cgroup: BorrowedFd<'_>,
     attach_type: bpf_attach_type,
 ) -> io::Result<OwnedFd> {
-    create_link(program, cgroup.as_raw_fd() as u32, attach_type)
+    create_link(program, cgroup.as_raw_fd() as u32, attach_type, 0)
 }
 
-fn create_link(program: BorrowedFd<'_>, target: u32, attach_type: bpf_attach_type) -> io::Result<OwnedFd> {
+fn create_link(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: bpf_attach_type,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let mut attr = LinkCreate {
         program: program.as_raw_fd() as u32,
         target,
         attach_type: attach_type as u32,
+        flags,
         ..LinkCreate::default()
     };
     // SAFETY: the command follows no address in its attribute.
@@ -220,6 +235,13 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     };
     // SAFETY: the command follows no address in its attribute.
     unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Detaches `link` from what it is attached to, at once. To remove its pin would do so some time later. Kernel 5.9.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkUpdate { link: link.as_raw_fd() as u32, ..LinkUpdate::default() };
+    // SAFETY: the command follows no address in its attribute.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }.map(drop)
 }
 
 /// What `link` is attached to.
@@ -263,6 +285,12 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 pub(super) fn value_of<T: Pod>(bytes: &[u8]) -> Option<T> {
     // SAFETY: the bytes are there, and any bit pattern is a value of a `Pod`; the read needs no alignment.
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// The bytes of a value.
+pub(super) fn bytes_of<T: Pod>(value: &T) -> &[u8] {
+    // SAFETY: a `Pod` has no padding, so that all its bytes are initialised; they live as long as the value.
+    unsafe { std::slice::from_raw_parts((value as *const T).cast(), size_of::<T>()) }
 }
 
 /// Nanoseconds of the clock that the programs read: monotonic, to the last tick.

@@ -235,7 +235,18 @@ impl Reconciler {
         let [Some(internal), Some(external), Some(maglev)] = regions else { return Ok(None) };
         let service = self.ledger.service_id(&wanted.port, pass.now)?;
         let (flags, affinity) = (wanted.flags, wanted.affinity);
-        Ok(Some(Frontend { service, flags, internal, external, maglev, affinity, check: key.check() }))
+        #[allow(clippy::needless_update, reason = "another layout may have more fields")]
+        let frontend = Frontend {
+            service,
+            flags,
+            internal,
+            external,
+            maglev,
+            affinity,
+            check: key.check(),
+            ..Frontend::default()
+        };
+        Ok(Some(frontend))
     }
 
     /// Whether a range that the guarded frontends of `desired` ask for could not be written.

@@ -7,6 +7,7 @@ mod beside;
 mod errors;
 mod flows;
 mod fuzz;
+mod handover;
 mod host;
 mod leaks;
 mod load;
