@@ -40,6 +40,7 @@ mod config;
 mod count;
 pub mod egress;
 mod endpoint;
+mod event;
 mod flow;
 mod policy;
 mod service;
@@ -49,10 +50,11 @@ pub use address::{Address, Port, protocol};
 pub use config::Config;
 pub use count::{Counter, Reason};
 pub use endpoint::{Endpoint, Mac, endpoint_flags, marks};
+pub use event::{DropEvent, event_flags};
 pub use flow::{Flow, FlowKey, FragmentKey, flow_flags};
 pub use policy::{
-    Asked, Cell, CellKey, DropEvent, Isolation, PeerKey, PolicyState, RowKey, event_flags, identities,
-    policies, rows, state_flags, verdicts,
+    Asked, Cell, CellKey, Isolation, PeerKey, PolicyState, RowKey, identities, policies, rows, state_flags,
+    verdicts,
 };
 pub use service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendKey, Region, SourceRange, cidr_flags, frontend_flags,

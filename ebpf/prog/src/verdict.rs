@@ -4,7 +4,7 @@
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use fairlead_abi::Reason;
 
-use crate::observe;
+use crate::{events, observe};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy)]
@@ -23,6 +23,7 @@ pub(crate) fn code(verdict: Result<Verdict, Reason>) -> i32 {
         Ok(Verdict::Done(code)) => code,
         Err(reason) => {
             observe::drop(reason);
+            events::tell_of_packet(reason);
             TC_ACT_SHOT
         }
     }

@@ -33,14 +33,15 @@ use crate::dataplane::services::KernelMaps;
 use crate::dataplane::{Pins, load};
 use crate::masquerade::Masquerade;
 use crate::pods::{PodApi, PodSockets};
-use crate::policy::{Policies, PolicyLoop, drops};
+use crate::policy::{Policies, PolicyLoop};
 use crate::progress::Progress;
 use crate::service_health::{CheckViews, Checks};
 use crate::sync::Sync;
 use crate::uplinks::{Fixed, Uplinks};
 use crate::watch::{PolicyUpdate, Update, Watches};
 use crate::{
-    health, host_ports, interfaces, masquerade, metrics, node, pace, service_health, socket, sweep, watch,
+    drops, health, host_ports, interfaces, masquerade, metrics, node, pace, service_health, socket, sweep,
+    watch,
 };
 
 /// How often the agent looks for interfaces that came or went without a word.
@@ -197,7 +198,7 @@ fn program(
 
     let adopted = links.adopt()?;
     links.attach_sockets(cgroup)?;
-    let (attachment, verified) = (links.attachment().to_string(), links.programs().verified());
+    let attachment = links.attachment().to_string();
     let (links, clients) = (Arc::new(Mutex::new(links)), Arc::new(Mutex::new(maps.clients)));
     let directory = options.state_dir.join("endpoints");
     let keep = options.policy_established == Established::Keep;
@@ -232,7 +233,7 @@ fn program(
         places: maps.flows.places(),
         host_netns,
     };
-    let uplinks = Uplinks::new(maps.config, Arc::clone(&clients), links, fixed);
+    let uplinks = Uplinks::new(maps.config, Arc::clone(&clients), Arc::clone(&links), fixed);
     let masquerade = Masquerade::new(Egress::new(node_name, options.kept_sources()), maps.egress);
     let reconciler = Arc::new(Mutex::new(reconciler));
     let host_ports = host_ports::Asker::new(updates, Arc::clone(&reconciler), pins.clone());
@@ -243,10 +244,10 @@ fn program(
             attachment,
             pins: pins.maps().display().to_string(),
             cgroup: cgroup.display().to_string(),
-            programs: verified,
             sizes,
         },
         pins,
+        links: Arc::clone(&links),
         reconciler,
         progress: Arc::new(Mutex::new(Progress::default())),
         node: uplinks.view(),
@@ -307,11 +308,11 @@ impl Everybody {
 /// Takes up what the programs tell of drops, for ever.
 async fn follow_drops(events: RingBuf<MapData>, agent: Arc<Agent>) {
     let followed = match DropEvents::new(events) {
-        Ok(events) => drops::follow(events, Arc::clone(&agent.policies), Arc::clone(&agent.drops)).await,
+        Ok(events) => drops::follow(events, agent).await,
         Err(e) => Err(e),
     };
     if let Err(e) = followed {
-        tracing::error!("follow what policies drop: {e}; drops are only counted");
+        tracing::error!("follow what is dropped: {e}; drops are only counted");
     }
 }
 
