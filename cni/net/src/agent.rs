@@ -110,15 +110,63 @@ pub enum Request {
     Status,
     /// The programmed Services, as `fairlead-proxy services -o json` prints them.
     Services,
+    /// One Service in detail; null if there is none.
+    Service {
+        /// metadata.namespace.
+        namespace: String,
+        /// metadata.name.
+        name: String,
+    },
+    /// The backends in the maps, as `fairlead-proxy backends -o json` prints them.
+    Backends {
+        /// Those of one Service, as `namespace/name`.
+        service: Option<String>,
+    },
+    /// The pods of the node, as `fairlead-proxy endpoints -o json` prints them.
+    Endpoints,
+    /// Connections in the flow table, as `fairlead-proxy flows -o json` prints them.
+    Flows {
+        /// Which.
+        filter: FlowFilter,
+        /// How many at most: those that were heard of last.
+        limit: usize,
+    },
+    /// What the flow table holds, as `fairlead-proxy flow-table -o json` prints it.
+    FlowTable {
+        /// How many Services, clients and backends to name.
+        top: usize,
+    },
+    /// How long the agent's own work takes.
+    Times,
     /// The policies, as `fairlead-proxy policies -o json` prints them.
     Policies,
-    /// What policies dropped, as far as it is kept, as `fairlead-proxy flows --drops -o json` prints it.
+    /// What was dropped, as far as it is told and kept, as `fairlead-proxy flows --drops -o json` prints it.
     Drops {
         /// Only events with a greater number; 0 for all.
         after: u64,
     },
     /// What becomes of a packet, and why, as `fairlead-proxy why -o json` prints it.
     Why(Question),
+}
+
+/// Which flows somebody asks about: those that are all that it names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FlowFilter {
+    /// A pod that is an end of it, as `namespace/name`.
+    pub pod: Option<String>,
+    /// The Service that was dialled, as `namespace/name`.
+    pub service: Option<String>,
+    /// Who began it: an address, a range, or a name.
+    pub from: Option<String>,
+    /// What was dialled, or who serves it: an address, a range, or a name.
+    pub to: Option<String>,
+    /// The port that was dialled, or that it is served at.
+    pub port: Option<u16>,
+    /// "tcp", "udp", "sctp" or a protocol's number.
+    pub protocol: Option<String>,
+    /// The connection's state.
+    pub state: Option<String>,
 }
 
 /// The first packet of a flow, as `fairlead-proxy why` asks about it.

@@ -100,7 +100,7 @@ numbered! {
         BindRefused = 10, "bind_refused";
         /// A packet was judged by policies: its flow was new to them, or they had changed.
         PolicyJudged = 11, "policy_judged";
-        /// An event was left out: its pod had as many in this second as it may, or nobody read them.
+        /// An event was left out: its pod, or its reason, had as many in this second as it may, or nobody read them.
         EventLost = 12, "event_lost";
     }
 }

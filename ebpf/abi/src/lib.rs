@@ -44,6 +44,7 @@ mod count;
 pub mod describe;
 pub mod egress;
 mod endpoint;
+mod event;
 mod flow;
 mod policy;
 mod service;
@@ -53,10 +54,11 @@ pub use address::{Address, Port, protocol};
 pub use config::{Config, config_flags};
 pub use count::{Counter, Reason};
 pub use endpoint::{Endpoint, Mac, endpoint_flags, marks};
+pub use event::{DropEvent, event_flags};
 pub use flow::{Flow, FlowKey, FragmentKey, flow_flags};
 pub use policy::{
-    Asked, Cell, CellKey, DropEvent, Isolation, PeerKey, PolicyState, RowKey, event_flags, identities,
-    policies, rows, state_flags, verdicts,
+    Asked, Cell, CellKey, Isolation, PeerKey, PolicyState, RowKey, identities, policies, rows, state_flags,
+    verdicts,
 };
 pub use service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendKey, Region, SourceRange, cidr_flags, frontend_flags,

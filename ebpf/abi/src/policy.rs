@@ -10,7 +10,7 @@
 //! set of selectors and ranges that an address matches. A *row* is what a policy says to one identity, as a table of
 //! ports; a cell is written in one step, so that a peer's ports change together.
 
-use crate::{Address, FlowKey, Port, layout};
+use crate::{Address, Port, layout};
 
 /// The compiled policies of a local pod: an element of [`crate::maps::ISOLATION`], at
 /// [`Endpoint::index`](crate::Endpoint::index). 8 bytes, written and read in one step.
@@ -174,34 +174,6 @@ pub mod state_flags {
     /// Flows that were admitted stay so, whatever the policies become (`--policy-established=keep`). Every flow of a
     /// local pod then has entries in the flow table.
     pub const KEEP: u32 = 1;
-}
-
-/// A packet that a policy dropped, as [`crate::maps::EVENTS`] brings it. 64 bytes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DropEvent {
-    /// When, in nanoseconds of the monotonic clock.
-    pub time: u64,
-    /// The tuple as it was judged: from who began the flow to who serves it, before masquerading and after the choice
-    /// of a backend.
-    pub tuple: FlowKey,
-    /// [`policies`] or the id of the compiled policy that dropped it.
-    pub policy: u32,
-    /// The number that the peer had, with [`identities::OWN_NODE`].
-    pub identity: u32,
-    /// One of [`verdicts`]; of no meaning where `policy` is [`policies::CLOSED`].
-    pub verdict: u32,
-    /// [`event_flags`].
-    pub flags: u32,
-}
-layout!(DropEvent, 64);
-
-/// Bits of [`DropEvent::flags`].
-pub mod event_flags {
-    /// The client's egress policy dropped it; without it, the server's ingress policy.
-    pub const EGRESS: u32 = 1;
-    /// The packet was the server's, on its way back.
-    pub const REPLY: u32 = 2;
 }
 
 /// An address of which a prefix counts, as [`crate::maps::PEERS`] has it: IPv4 ranges are mapped, so that 96 bits are

@@ -91,7 +91,7 @@ fn ask(packet: &Packet, key: &FlowKey, trial: &mut DropEvent, may: u32) -> Resul
     trial.tuple = *key;
     trial.flags = 0;
     if let Err(reason) = policy::judge(trial, reading | reading::AGAIN) {
-        events::tell(trial);
+        events::tell(trial, reason);
         return Err(reason);
     }
     Ok(About::PLAIN)

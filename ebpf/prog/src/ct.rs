@@ -208,7 +208,7 @@ extern "C" fn fairlead_begin(
                     itself(&trial.tuple, choice);
                     return ANSWER.0;
                 };
-                events::tell(trial);
+                events::tell(trial, reason);
                 return Outcome::from(reason).0;
             }
         }

@@ -105,6 +105,8 @@ pub(crate) struct Packet {
     pub(crate) identification: u32,
     /// Where the transport header begins, in bytes from the Ethernet header's first.
     pub(crate) transport: u32,
+    /// The interface whose program has it, by index.
+    pub(crate) interface: u32,
     /// Whether it is IPv4.
     pub(crate) is_v4: bool,
     /// Remaining hops.
@@ -236,8 +238,22 @@ extern "C" fn fairlead_parse(skb: *mut __sk_buff, packet: *mut Packet) -> i32 {
             unsafe { packet.write(parsed) };
             Outcome::SOMETHING.0
         }
-        Err(reason) => Outcome::from(reason).0,
+        Err(reason) => {
+            // What is told of its drop must not be the packet before's.
+            // SAFETY: as above.
+            if let Some(packet) = unsafe { packet.as_mut() } {
+                packet.tuple = FlowKey::default();
+                packet.interface = interface(&ctx);
+            }
+            Outcome::from(reason).0
+        }
     }
+}
+
+#[inline(always)]
+fn interface(ctx: &TcContext) -> u32 {
+    // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave.
+    unsafe { (*ctx.skb.skb).ifindex }
 }
 
 /// Makes the first `length` bytes, as far as there are any, linear data that `at` can reach.
@@ -268,6 +284,7 @@ fn parse_v4(ctx: &TcContext) -> Result<Packet, Reason> {
         },
         identification: u32::from(header.identification),
         transport: ETHERNET as u32 + length,
+        interface: interface(ctx),
         is_v4: true,
         ttl: header.ttl,
         tcp: tcp::Flags::default(),
@@ -294,6 +311,7 @@ fn parse_v6(ctx: &TcContext) -> Result<Packet, Reason> {
         tuple: FlowKey { source, destination, protocol: header.next_header, ..FlowKey::default() },
         identification: 0,
         transport: (ETHERNET + size_of::<Ipv6>()) as u32,
+        interface: interface(ctx),
         is_v4: false,
         ttl: header.hop_limit,
         tcp: tcp::Flags::default(),

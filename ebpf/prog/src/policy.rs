@@ -411,7 +411,7 @@ extern "C" fn fairlead_readmit(key: *const FlowKey, flow: *const Flow, trial: *m
         trial.flags = event_flags::REPLY;
     }
     if let Err(reason) = judge(trial, reading::WHOLE) {
-        events::tell(trial);
+        events::tell(trial, reason);
         return Outcome::from(reason).0;
     }
     if let Some(entry) = table::entry(key) {

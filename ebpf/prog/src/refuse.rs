@@ -8,11 +8,11 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Counter, Reason, protocol};
+use fairlead_abi::{Counter, Reason, event_flags, protocol};
 
 use crate::packet::{Ethernet, Fragment, Packet, at};
 use crate::verdict::{self, Verdict};
-use crate::{icmp, observe, quoted, reset};
+use crate::{events, icmp, observe, quoted, reset};
 
 /// Where the answer goes.
 #[derive(Clone, Copy)]
@@ -73,18 +73,24 @@ fn answer(ctx: &TcContext, packet: &Packet, reason: Reason, flags: u32) -> Resul
         icmp::answer(ctx, packet, icmp::Error::UNREACHABLE, reason)?;
     }
     observe::count(Counter::Rejected);
-    send_back(ctx, reason, flags)
+    send_back(ctx, packet, reason, flags)
 }
 
 /// Sends the answer that has been made of a packet to where that came from.
 #[inline(always)]
-pub(crate) fn send_back(ctx: &TcContext, reason: Reason, flags: u32) -> Result<Verdict, Reason> {
+pub(crate) fn send_back(
+    ctx: &TcContext,
+    packet: &Packet,
+    reason: Reason,
+    flags: u32,
+) -> Result<Verdict, Reason> {
     // SAFETY: `at` has checked the bounds.
     let frame = unsafe { &mut *at::<Ethernet>(ctx, 0)? };
     let (source, destination) = (frame.source, frame.destination);
     frame.source = destination;
     frame.destination = source;
     observe::drop(reason);
+    events::tell_of(&packet.tuple, reason, event_flags::REFUSED);
     // SAFETY: __sk_buff's fields are read through the context pointer that the kernel gave; the helper
     // takes numbers only.
     Ok(Verdict::Done(unsafe { bpf_redirect((*ctx.skb.skb).ifindex, u64::from(flags)) } as i32))

@@ -34,6 +34,14 @@ pub(crate) struct Findings {
     pub(crate) trial: DropEvent,
 }
 
+/// What the last packet of this CPU that was parsed says of itself.
+#[inline(always)]
+pub(crate) fn last_packet() -> Option<&'static Packet> {
+    let room = ROOMS.get_ptr(0)?;
+    // SAFETY: its fields that are read are integers, which are zero before the first packet.
+    Some(unsafe { (*room).packet.assume_init_ref() })
+}
+
 /// The room of this CPU, with whatever the last packet left in it.
 #[inline(always)]
 pub(crate) fn take() -> Result<&'static mut Room, Reason> {

@@ -12,12 +12,12 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, LruHashMap};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 use fairlead_abi::{
-    Address, Counter, FlowKey, Frontend, Port, Reason, SocketClient, SocketKey, SocketPeer, frontend_flags,
-    protocol, socket_flags,
+    Address, Counter, FlowKey, Frontend, Port, Reason, SocketClient, SocketKey, SocketPeer, event_flags,
+    frontend_flags, protocol, socket_flags,
 };
 
 use crate::lb::{self, Choice, Client};
-use crate::{config, handover, observe, service};
+use crate::{config, events, handover, observe, service};
 
 #[map]
 static SOCKETS: LruHashMap<SocketKey, SocketPeer> = LruHashMap::pinned(65_536, 0);
@@ -54,7 +54,7 @@ pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     match lb::choose(frontend, Client::Inside, &dialled, &mut choice) {
         Ok(()) => {}
         Err(Reason::StaleService) => return ALLOW,
-        Err(reason) => return refuse(reason),
+        Err(reason) => return refuse(&dialled, reason),
     }
     // SAFETY: a choice that is no error has been filled in.
     let choice = unsafe { choice.assume_init_ref() };
@@ -83,7 +83,7 @@ pub(crate) fn send(ctx: &SockAddrContext, family: Family) -> i32 {
         // SAFETY: as in `connect`.
         Ok(()) => dial(ctx, family, &socket, unsafe { choice.assume_init_ref() }, 0),
         Err(Reason::StaleService) => ALLOW,
-        Err(reason) => refuse(reason),
+        Err(reason) => refuse(&dialled, reason),
     }
 }
 
@@ -123,8 +123,9 @@ fn dial(ctx: &SockAddrContext, family: Family, dialled: &SocketKey, choice: &Cho
 
 /// Fails the call at once, with the error that a refusal or a route that leads nowhere would give.
 #[inline(always)]
-fn refuse(reason: Reason) -> i32 {
+fn refuse(dialled: &FlowKey, reason: Reason) -> i32 {
     observe::drop(reason);
+    events::tell_of(dialled, reason, event_flags::SOCKET);
     let error = if let Reason::NoEndpoint = reason { ECONNREFUSED } else { EHOSTUNREACH };
     // SAFETY: the helper takes a number (kernel 5.18).
     unsafe { bpf_set_retval(-error) };

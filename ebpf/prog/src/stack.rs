@@ -14,7 +14,7 @@ use crate::packet::{self, Packet};
 use crate::refuse::{self, Back};
 use crate::room::{self, Room};
 use crate::verdict::Verdict;
-use crate::{config, ct, endpoint, forward, may, nat, policy, quoted, sock};
+use crate::{config, ct, endpoint, events, forward, may, nat, policy, quoted, sock};
 
 /// A packet on its way to a local pod: perhaps a reply of a backend that is the node itself, perhaps one that must not
 /// be taken for part of another flow, perhaps one of somebody else, which the stack has forwarded.
@@ -54,7 +54,10 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Result<Verdict, Reason> {
     } else {
         // Until it is known who has the interface, nobody but the node reaches it.
         let receiver = receiver.filter(|receiver| receiver.ifindex == interface);
-        let receiver = receiver.ok_or(Reason::PolicyUnknown)?;
+        let Some(receiver) = receiver else {
+            events::tell_of(&packet.tuple, Reason::PolicyUnknown, 0);
+            return Err(Reason::PolicyUnknown);
+        };
         let is_idle = policy::is_idle(None, Some(receiver));
         if is_idle && !is_marked && !packet.may_begin() {
             return Ok(Verdict::Stack);

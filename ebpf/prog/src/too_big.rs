@@ -61,5 +61,5 @@ fn answer_original(ctx: &TcContext, packet: &Packet, mtu: u32, flags: u32) -> Re
         _ => (icmp::Error::too_big(mtu as u16), Reason::TooBig),
     };
     icmp::answer(ctx, &packet, error, reason)?;
-    refuse::send_back(ctx, reason, flags)
+    refuse::send_back(ctx, &packet, reason, flags)
 }

@@ -6,7 +6,7 @@ use aya_ebpf::programs::TcContext;
 use fairlead_abi::Reason;
 
 use crate::handover::{self, Hook};
-use crate::observe;
+use crate::{events, observe};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy)]
@@ -31,6 +31,7 @@ pub(crate) fn code(verdict: Result<Verdict, Reason>) -> i32 {
         Ok(Verdict::Done(code)) => code,
         Err(reason) => {
             observe::drop(reason);
+            events::tell_of_packet(reason);
             TC_ACT_SHOT
         }
     }

@@ -6,27 +6,32 @@ use std::time::SystemTime;
 
 use fairlead_abi::maps;
 use fairlead_core::frontends::WithoutLocal;
+use fairlead_core::model::ObjectName;
 use fairlead_core::reconcile::Reconciler;
 use fairlead_net::agent::{Registration, Request};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::dataplane::clients::Clients;
 use crate::dataplane::counters::Counters;
 use crate::dataplane::endpoints::{EndpointId, Endpoints, label};
+use crate::dataplane::links::{Links, Place};
+use crate::dataplane::load::ProgramFacts;
 use crate::dataplane::sizes::MapSize;
 use crate::dataplane::{DataplaneError, Pins};
+use crate::drops::Drops;
 use crate::errors::chain;
 use crate::exposition::Page;
 use crate::health::{Answers, stamp};
 use crate::host_ports;
+use crate::inquiry;
 use crate::masquerade::MasqueradeView;
 use crate::pods::{PodApi, PodSockets};
-use crate::policy::drops::Drops;
 use crate::policy::{Policies, why};
 use crate::progress::Progress;
 use crate::service_health::CheckViews;
 use crate::socket::Answer;
-use crate::status::{MapView, ProblemView, Status};
+use crate::status::{FlowTableStatus, MapView, ProblemView, ProgramView, Status};
 use crate::sweep::Sweeps;
 use crate::uplinks::NodeView;
 use crate::watch::Watches;
@@ -44,8 +49,6 @@ pub struct Facts {
     pub pins: String,
     /// The cgroup whose sockets are translated.
     pub cgroup: String,
-    /// How many instructions the verifier walked for each program.
-    pub programs: BTreeMap<String, u32>,
     /// The sizes of the maps.
     pub sizes: Vec<MapSize>,
 }
@@ -56,6 +59,8 @@ pub struct Agent {
     pub facts: Facts,
     /// Where maps are pinned.
     pub pins: Pins,
+    /// The programs, and where they are attached.
+    pub links: Arc<Mutex<Links>>,
     /// Services and what is programmed of them.
     pub reconciler: Arc<Mutex<Reconciler>>,
     /// How the loop is doing.
@@ -72,7 +77,7 @@ pub struct Agent {
     pub host_ports: host_ports::Asker,
     /// What passes to and from them.
     pub policies: Arc<Policies>,
-    /// What policies dropped.
+    /// What was dropped.
     pub drops: Arc<Drops>,
     /// Asks for single Pods.
     pub api: PodApi,
@@ -113,6 +118,16 @@ impl Answer for Agent {
                 let services = lock(&self.reconciler).services();
                 serde_json::to_value(services).map_err(|e| e.to_string())
             }
+            Request::Service { namespace, name } => {
+                json(lock(&self.reconciler).detail(&ObjectName::new(namespace, name)))
+            }
+            Request::Backends { service } => json(inquiry::backends::list(self, service.as_deref())?),
+            Request::Endpoints => json(inquiry::endpoints::list(self)),
+            Request::Flows { filter, limit } => {
+                json(inquiry::flows::list(self, &filter, limit).map_err(|e| chain(&e))?)
+            }
+            Request::FlowTable { top } => json(inquiry::flow_table::look(self, top).map_err(|e| chain(&e))?),
+            Request::Times => json(inquiry::times::look(self)),
             Request::Policies => serde_json::to_value(self.policies.views()).map_err(|e| e.to_string()),
             Request::Drops { after } => {
                 serde_json::to_value(self.drops.since(after)).map_err(|e| e.to_string())
@@ -200,7 +215,7 @@ impl Agent {
     /// The agent's state. Reads counters, so not for an asynchronous thread.
     pub fn status(&self) -> Status {
         let progress = self.progress();
-        let Facts { node_name, started, attachment, pins, cgroup, programs, .. } = self.facts.clone();
+        let Facts { node_name, started, attachment, pins, cgroup, .. } = self.facts.clone();
         let reconciler = lock(&self.reconciler);
         let services = reconciler.index().services().count();
         let services_pending =
@@ -213,8 +228,12 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node_name,
             ready: progress.first_programmed.is_some(),
+            time: stamp(SystemTime::now()),
             started: stamp(started),
+            first_programmed: progress.first_programmed.map(stamp),
             last_programmed: progress.last_finished.map(stamp),
+            queued_since: progress.queued_since.map(stamp),
+            queued_changes: progress.service_changes.pending + progress.endpoint_changes.pending,
             attachment,
             pins,
             cgroup,
@@ -234,8 +253,9 @@ impl Agent {
                 .collect(),
             writes: progress.writes,
             failed_writes: progress.failed_writes,
-            programs,
+            programs: self.programs(),
             maps: self.maps(),
+            flow_table: FlowTableStatus::from(&*lock(&self.sweeps)),
             endpoints: lock(&self.endpoints).views(),
             health_checks: self.checks.get(),
             packets: self.packets().into_iter().collect(),
@@ -416,6 +436,31 @@ impl Agent {
         self.facts.sizes.iter().map(view).collect()
     }
 
+    /// The programs, and where they are attached.
+    fn programs(&self) -> Vec<ProgramView> {
+        let node = lock(&self.node).clone();
+        let interfaces: Vec<String> =
+            lock(&self.endpoints).registrations().map(|pod| pod.host_ifname.clone()).collect();
+        let known = |place| match place {
+            Place::Pod => interfaces.clone(),
+            Place::Uplink => node.uplinks.clone(),
+            Place::Pods => node.pod_interfaces.clone(),
+        };
+        let links = lock(&self.links);
+        let mut places = links.places(&self.facts.cgroup, known).unwrap_or_else(|e| {
+            tracing::warn!("look where programs are attached: {}", chain(&e));
+            BTreeMap::new()
+        });
+        let view = |(name, ProgramFacts { verified, runs, nanoseconds })| ProgramView {
+            attached_to: places.remove(&name).unwrap_or_default(),
+            name,
+            verified_instructions: verified,
+            runs,
+            nanoseconds,
+        };
+        links.programs().facts().into_iter().map(view).collect()
+    }
+
     fn packets(&self) -> Vec<(String, u64)> {
         let packets = self.counters.packets().unwrap_or_else(|e| {
             tracing::warn!("read the packet counters: {e}");
@@ -431,6 +476,10 @@ impl Agent {
         });
         drops.into_iter().map(|(reason, count)| (reason.label().to_owned(), count)).collect()
     }
+}
+
+fn json(value: impl Serialize) -> Result<Value, String> {
+    serde_json::to_value(value).map_err(|e| e.to_string())
 }
 
 /// Seconds since 1970, 0 for never.

@@ -31,6 +31,17 @@ impl Histogram {
         self.count
     }
 
+    /// The bound that this part of all observations is below; none without any, and where it is beyond the last bound.
+    pub fn quantile(&self, part: f64) -> Option<f64> {
+        let wanted = (self.count as f64 * part).ceil().max(1.0) as u64;
+        let mut below = 0;
+        let mut reached = self.bounds.iter().zip(&self.counts).filter(|(_, count)| {
+            below += **count;
+            below >= wanted
+        });
+        reached.next().map(|(bound, _)| *bound)
+    }
+
     /// Adds an observation.
     pub fn observe(&mut self, value: f64) {
         self.sum += value;
@@ -127,6 +138,19 @@ mod tests {
              took_seconds_bucket{le=\"+Inf\"} 4\n\
              took_seconds_sum 104.5\n\
              took_seconds_count 4\n"
+        );
+    }
+
+    #[test]
+    fn a_quantile_is_the_bound_above_it() {
+        let mut histogram = Histogram::exponential(1.0, 2.0, 3);
+        assert_eq!(histogram.quantile(0.5), None);
+        for value in [0.5, 1.5, 1.6, 100.0] {
+            histogram.observe(value);
+        }
+        assert_eq!(
+            [0.25, 0.5, 0.75, 0.99].map(|part| histogram.quantile(part)),
+            [Some(1.0), Some(2.0), Some(2.0), None]
         );
     }
 

@@ -10,8 +10,8 @@
 //!                   └──► pods ┼ what is translated                                                   │
 //!  CNI plugin ──► socket ──► agent ──────────────► dataplane::endpoints, clients ────────────────────┤
 //!                             │                    sweep (thread) ──► dataplane::flows ──────────────┤
-//!                             │                    policy::drops ◄─── dataplane::events ◄────────────┘
-//!  kubelet, Prometheus, people ──► health, metrics, status, policy::why
+//!                             │                    drops ◄─────────── dataplane::events ◄────────────┘
+//!  kubelet, Prometheus, people ──► health, metrics, status, inquiry, policy::why; cli
 //! ```
 //!
 //! The kernel's half lives on without the agent: what [`run`] finds pinned it adopts.
@@ -19,12 +19,16 @@
 pub mod agent;
 pub mod cli;
 pub mod dataplane;
+pub mod drops;
+pub mod ends;
 pub mod errors;
 pub mod exposition;
 pub mod health;
 pub mod host_ports;
+pub mod inquiry;
 pub mod interfaces;
 pub mod masquerade;
+pub mod measure;
 pub mod metrics;
 pub mod node;
 pub mod pace;

@@ -36,14 +36,15 @@ use crate::dataplane::services::KernelMaps;
 use crate::dataplane::{Pins, load};
 use crate::masquerade::Masquerade;
 use crate::pods::{PodApi, PodSockets};
-use crate::policy::{Policies, PolicyLoop, drops};
+use crate::policy::{Policies, PolicyLoop};
 use crate::progress::Progress;
 use crate::service_health::{CheckViews, Checks};
 use crate::sync::Sync;
 use crate::uplinks::{Fixed, Uplinks};
 use crate::watch::{PolicyUpdate, Update, Watches};
 use crate::{
-    health, host_ports, interfaces, masquerade, metrics, node, pace, service_health, socket, sweep, watch,
+    drops, health, host_ports, interfaces, masquerade, metrics, node, pace, service_health, socket, sweep,
+    watch,
 };
 
 /// How often the agent looks for interfaces that came or went without a word.
@@ -206,7 +207,7 @@ fn program(
     let takeover = Takeover::begin(others, &means)?;
     let adopted = links.adopt()?;
     links.attach_sockets(cgroup)?;
-    let (attachment, verified) = (links.attachment().to_string(), links.programs().verified());
+    let attachment = links.attachment().to_string();
     let (links, clients) = (Arc::new(Mutex::new(links)), Arc::new(Mutex::new(maps.clients)));
     let directory = options.state_dir.join("endpoints");
     let keep = options.policy_established == Established::Keep;
@@ -242,7 +243,7 @@ fn program(
         host_netns,
     };
     let former = node::addresses_in(&maps.config);
-    let mut uplinks = Uplinks::new(maps.config, Arc::clone(&clients), links, fixed);
+    let mut uplinks = Uplinks::new(maps.config, Arc::clone(&clients), Arc::clone(&links), fixed);
     if takeover.is_in_place() {
         // The API may be a while, and until then others' programs would go on there, with maps of their own.
         uplinks.apply(&former);
@@ -258,10 +259,10 @@ fn program(
             attachment,
             pins: pins.maps().display().to_string(),
             cgroup: cgroup.display().to_string(),
-            programs: verified,
             sizes,
         },
         pins,
+        links: Arc::clone(&links),
         reconciler,
         progress: Arc::new(Mutex::new(Progress::default())),
         node: uplinks.view(),
@@ -322,11 +323,11 @@ impl Everybody {
 /// Takes up what the programs tell of drops, for ever.
 async fn follow_drops(events: RingBuf<MapData>, agent: Arc<Agent>) {
     let followed = match DropEvents::new(events) {
-        Ok(events) => drops::follow(events, Arc::clone(&agent.policies), Arc::clone(&agent.drops)).await,
+        Ok(events) => drops::follow(events, agent).await,
         Err(e) => Err(e),
     };
     if let Err(e) = followed {
-        tracing::error!("follow what policies drop: {e}; drops are only counted");
+        tracing::error!("follow what is dropped: {e}; drops are only counted");
     }
 }
 

@@ -1,16 +1,15 @@
-//! What `fairlead-proxy status` and `services` print: one structure for JSON and for people.
+//! The state of a running agent, as `fairlead-proxy status -o json` prints it; [`crate::cli`] makes text of it.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Display};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::dataplane::endpoints::EndpointView;
 use crate::dataplane::sizes::MapSize;
 use crate::masquerade::MasqueradeView;
 use crate::policy::PolicyStatus;
 use crate::service_health::CheckView;
+use crate::sweep::Sweeps;
 use crate::uplinks::NodeView;
 use crate::watch::WatchState;
 
@@ -24,10 +23,22 @@ pub struct Status {
     pub node_name: String,
     /// Whether the maps have held everything once.
     pub ready: bool,
-    /// When the agent started; RFC 3339, like all times here.
+    /// When this was; RFC 3339, like all times here.
+    #[serde(default)]
+    pub time: String,
+    /// When the agent started.
     pub started: String,
+    /// When the maps first held everything.
+    #[serde(default)]
+    pub first_programmed: Option<String>,
     /// When the maps were last brought up to date.
     pub last_programmed: Option<String>,
+    /// Since when a change waits for the next reconcile, if one does.
+    #[serde(default)]
+    pub queued_since: Option<String>,
+    /// How many Services and EndpointSlices have changed since the last reconcile.
+    #[serde(default)]
+    pub queued_changes: u64,
     /// How programs are attached.
     pub attachment: String,
     /// The directory that everything is pinned in.
@@ -54,10 +65,13 @@ pub struct Status {
     pub writes: u64,
     /// Map writes that failed since the agent started.
     pub failed_writes: u64,
-    /// How many instructions the verifier walked for each program, where the kernel says.
-    pub programs: BTreeMap<String, u32>,
+    /// The programs.
+    pub programs: Vec<ProgramView>,
     /// The maps.
     pub maps: Vec<MapView>,
+    /// How full the flow table is.
+    #[serde(default)]
+    pub flow_table: FlowTableStatus,
     /// The pods of this node.
     pub endpoints: Vec<EndpointView>,
     /// The servers that load balancers ask about Services.
@@ -90,209 +104,109 @@ pub struct MapView {
     pub entries: Option<usize>,
 }
 
-impl Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { version, node_name, node, watches, pending, problems, maps, endpoints, .. } = self;
-        let ready = if self.ready { "ready" } else { "not ready: the first programming is not done" };
-        writeln!(f, "fairlead-proxy {version} on node {node_name}: {ready}")?;
-        writeln!(f, "  started      {}", self.started)?;
-        writeln!(f, "  programmed   {}", self.last_programmed.as_deref().unwrap_or("never"))?;
-        writeln!(f, "  addresses    {}", list(&node.addresses, "unknown: the API has no such Node"))?;
-        writeln!(f, "  uplinks      {} (by {})", list(&node.uplinks, "none"), self.attachment)?;
-        if !node.pod_interfaces.is_empty() {
-            writeln!(f, "  other pods   behind {}", list(&node.pod_interfaces, "none"))?;
-        }
-        let MasqueradeView { outside, inside, errors } = &self.masquerade;
-        let leaves = if *outside { "with the node's address, but to" } else { "with the pod's address," };
-        writeln!(f, "  pods leave   {leaves} {inside} ranges of the cluster")?;
-        writeln!(f, "  pins         {}", self.pins)?;
-        writeln!(f, "  cgroup       {}", self.cgroup)?;
-        writeln!(f, "  services     {}, {} pending", self.services, pending.len())?;
-        let PolicyStatus { synced, objects, compiled } = self.policies;
-        let policies = if synced { "in force" } else { "not known yet: no pod is added" };
-        writeln!(f, "  policies     {objects} objects, {compiled} compiled here, {policies}")?;
-        writeln!(f, "  writes       {}, {} failed", self.writes, self.failed_writes)?;
-        let rows = watches.iter().map(|(kind, state)| {
-            let doing = match (state.listed, state.connected) {
-                (true, true) => "watching",
-                (false, true) => "listing",
-                (_, false) => "not connected",
-            };
-            let error = state.last_error.clone().unwrap_or_default();
-            [kind.clone(), doing.to_owned(), state.events.to_string(), state.failures.to_string(), error]
+/// A program in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgramView {
+    /// Its name.
+    pub name: String,
+    /// The interfaces that it is attached to, or the cgroup.
+    pub attached_to: Vec<String>,
+    /// How many instructions the verifier walked, where the kernel says (5.16).
+    pub verified_instructions: Option<u32>,
+    /// How often it ran while the kernel counted (`sysctl kernel.bpf_stats_enabled`).
+    pub runs: u64,
+    /// For how long in all, in nanoseconds.
+    pub nanoseconds: u64,
+}
+
+/// How full the flow table is, as of the last sweep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowTableStatus {
+    /// How many connections there is room for.
+    pub places: u32,
+    /// How many connections hold a place: all but those that have ended.
+    pub held: u64,
+    /// The part of the places that they take.
+    pub pressure: f64,
+}
+
+impl From<&Sweeps> for FlowTableStatus {
+    fn from(sweeps: &Sweeps) -> Self {
+        Self { places: sweeps.places, held: sweeps.census.held(), pressure: sweeps.pressure() }
+    }
+}
+
+/// What is wrong, worst first: what an operator is to look at. Nothing, if all is as the objects ask.
+pub fn faults(status: &Status) -> Vec<String> {
+    let Status { node, watches, pending, problems, maps, flow_table, masquerade, .. } = status;
+    let mut faults = Vec::new();
+    if !status.ready {
+        let waiting: Vec<&str> =
+            watches.iter().filter(|(_, state)| !state.listed).map(|(kind, _)| kind.as_str()).collect();
+        faults.push(match waiting.as_slice() {
+            [] => "not ready: the first programming is not done".to_owned(),
+            kinds => format!("not ready: the first lists are not done: {}", kinds.join(", ")),
         });
-        table(f, ["WATCH", "STATE", "EVENTS", "FAILURES", "LAST ERROR"], rows)?;
-        let rows = maps.iter().map(|map| {
-            let MapSize { name, capacity, wanted } = &map.size;
-            let entries = map.entries.map_or("-".to_owned(), |entries| entries.to_string());
-            let note = if wanted == capacity {
-                String::new()
-            } else {
-                format!("{wanted} asked for: takes effect after fairlead-proxy cleanup")
-            };
-            [name.clone(), entries, capacity.to_string(), note]
-        });
-        table(f, ["MAP", "ENTRIES", "CAPACITY", ""], rows)?;
-        let rows = self.programs.iter().map(|(name, verified)| [name.clone(), verified.to_string()]);
-        table(f, ["PROGRAM", "VERIFIED INSTRUCTIONS"], rows)?;
-        let rows = endpoints.iter().map(|endpoint| {
-            let yes_or_no = |is| if is { "yes" } else { "no" }.to_owned();
-            let addresses = list(&endpoint.addresses, "-");
-            let (translated, sockets) = (yes_or_no(endpoint.translated), yes_or_no(endpoint.sockets));
-            [endpoint.pod.clone(), endpoint.interface.clone(), addresses, translated, sockets]
-        });
-        table(f, ["POD", "INTERFACE", "ADDRESSES", "TRANSLATED", "SOCKETS"], rows)?;
-        let rows = self.health_checks.iter().map(|check| {
-            let note = check.error.clone().unwrap_or_default();
-            [check.service.clone(), check.place.clone(), check.local_endpoints.to_string(), note]
-        });
-        table(f, ["HEALTH CHECK OF", "AT", "LOCAL ENDPOINTS", ""], rows)?;
-        let counts = self.packets.iter().map(|(what, count)| [what.clone(), count.to_string()]);
-        table(f, ["PACKETS", "COUNT"], counts)?;
-        let drops = self.drops.iter().filter(|(_, count)| **count > 0);
-        table(f, ["DROPPED", "COUNT"], drops.map(|(reason, count)| [reason.clone(), count.to_string()]))?;
-        for error in node.errors.iter().chain(errors) {
-            writeln!(f, "error: {error}")?;
-        }
-        for waiting in pending {
-            writeln!(f, "pending: {waiting}")?;
-        }
-        for ProblemView { object, field, message } in problems {
-            writeln!(f, "problem: {object}: {field}: {message}")?;
-        }
-        Ok(())
     }
-}
-
-/// The agent's answer to [`fairlead_net::agent::Request::Services`], for people.
-pub struct Services<'a>(pub &'a Value);
-
-impl Display for Services<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut rows = Vec::new();
-        for service in self.0.as_array().into_iter().flatten() {
-            let name = format!("{}/{}", text(&service["namespace"]), text(&service["name"]));
-            let port = format!("{}/{}", text(&service["port"]), text(&service["protocol"]));
-            for frontend in service["frontends"].as_array().into_iter().flatten() {
-                let (internal, external) = (&frontend["internal"], &frontend["external"]);
-                let empty = format!("none: {}", text(&frontend["without_backend"]));
-                let mut backends = backends(internal, &empty);
-                if internal != external {
-                    backends = format!("{backends}; from outside {}", self::backends(external, &empty));
-                }
-                let programmed = if frontend["id"].is_null() { "no" } else { "yes" };
-                rows.push([
-                    name.clone(),
-                    port.trim_start_matches('/').to_owned(),
-                    text(&frontend["kind"]),
-                    text(&frontend["address"]),
-                    programmed.to_owned(),
-                    backends,
-                ]);
-            }
-        }
-        table(f, ["SERVICE", "PORT", "KIND", "FRONTEND", "PROGRAMMED", "BACKENDS"], rows)
+    for (kind, state) in
+        watches.iter().filter(|(_, state)| !state.connected && (state.failures > 0 || state.listed))
+    {
+        let why = state.last_error.as_deref().unwrap_or("no answer");
+        faults.push(format!("the watch of {kind} is not connected, what is programmed stays: {why}"));
     }
-}
-
-/// The agent's answer to [`fairlead_net::agent::Request::Policies`], for people.
-pub struct Policies<'a>(pub &'a Value);
-
-impl Display for Policies<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let texts =
-            |value: &Value| -> Vec<String> { value.as_array().into_iter().flatten().map(text).collect() };
-        let rows = self.0.as_array().into_iter().flatten().map(|policy| {
-            let name = match policy["namespace"].as_str() {
-                Some(namespace) => format!("{namespace}/{}", text(&policy["name"])),
-                None => text(&policy["name"]),
-            };
-            let place = match policy["priority"].as_i64() {
-                Some(priority) => format!("{} {priority}", text(&policy["tier"])),
-                None => text(&policy["tier"]),
-            };
-            let directions = list(&texts(&policy["directions"]), "none");
-            let pods = list(&texts(&policy["pods"]), "none here");
-            let note = match (policy["pending"].as_str(), policy["problems"].as_u64()) {
-                (Some(pending), _) => pending.to_owned(),
-                (None, Some(1..)) => format!("{} problems: see status", policy["problems"]),
-                _ => String::new(),
-            };
-            [text(&policy["kind"]), name, place, directions, pods, note]
-        });
-        table(f, ["KIND", "NAME", "TIER", "DIRECTIONS", "PODS OF THIS NODE", ""], rows)
+    faults.extend(pending.iter().map(|waiting| format!("pending: {waiting}")));
+    faults.extend(node.errors.iter().chain(&masquerade.errors).cloned());
+    if node.addresses.is_empty() && status.ready {
+        faults.push(format!("the API has no Node {}: its addresses are not known", status.node_name));
     }
-}
-
-fn backends(list: &Value, empty: &str) -> String {
-    let backends: Vec<String> = list.as_array().into_iter().flatten().map(text).collect();
-    self::list(&backends, empty)
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-fn list(items: &[impl Display], empty: &str) -> String {
-    if items.is_empty() {
-        return empty.to_owned();
+    if !status.policies.synced && status.ready {
+        faults.push("policies are not known yet: no pod is added".to_owned());
     }
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// Columns as wide as their widest cell; nothing at all without rows.
-fn table<const N: usize>(
-    f: &mut fmt::Formatter<'_>,
-    header: [&str; N],
-    rows: impl IntoIterator<Item = [String; N]>,
-) -> fmt::Result {
-    let rows: Vec<[String; N]> = rows.into_iter().collect();
-    if rows.is_empty() {
-        return Ok(());
+    if flow_table.pressure >= FULL {
+        let FlowTableStatus { places, held, .. } = flow_table;
+        faults
+            .push(format!("the flow table is nearly full, {held} of {places} connections: see --max-flows"));
     }
-    let mut widths = header.map(str::len);
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+    for map in maps {
+        let MapSize { name, capacity, .. } = &map.size;
+        if let Some(entries) = map.entries
+            && name != fairlead_abi::maps::FLOWS
+            && entries as f64 >= FULL * f64::from(*capacity)
+            && entries > 1
+        {
+            faults.push(format!("map {name} is nearly full: {entries} of {capacity} entries"));
         }
     }
-    let mut line = |cells: &[&str]| {
-        let padded: Vec<String> =
-            cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        writeln!(f, "{}", padded.join("  ").trim_end())
-    };
-    line(&header)?;
-    rows.iter().try_for_each(|row| line(&row.each_ref().map(String::as_str)))
+    for check in &status.health_checks {
+        if let Some(error) = &check.error {
+            faults.push(format!("health check of Service {} at {}: {error}", check.service, check.place));
+        }
+    }
+    for ProblemView { object, field, message } in problems {
+        faults.push(format!("left out of {object}: {field}: {message}"));
+    }
+    faults
 }
+
+/// The part of a map or table from which it is nearly full.
+const FULL: f64 = 0.9;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_status_shows_what_is_wrong() {
-        let status = Status {
+    fn well() -> Status {
+        Status {
             node_name: "a".into(),
-            pending: vec!["Service default/web: program frontend 10.96.0.1:80/tcp: map full (1)".into()],
-            problems: vec![ProblemView {
-                object: "Service default/bad".into(),
-                field: "spec.ports[0].port".into(),
-                message: "0 is no port".into(),
-            }],
-            maps: vec![MapView {
-                size: MapSize { name: "FRONTENDS".into(), capacity: 1, wanted: 2 },
-                entries: Some(1),
-            }],
+            ready: true,
+            node: NodeView {
+                addresses: vec!["192.0.2.1".parse().expect("an address")],
+                ..NodeView::default()
+            },
+            policies: PolicyStatus { synced: true, ..PolicyStatus::default() },
             ..Status::default()
-        };
-        let text = status.to_string();
-        for expected in [
-            "node a: not ready",
-            "pending: Service default/web: program frontend 10.96.0.1:80/tcp: map full (1)",
-            "problem: Service default/bad: spec.ports[0].port: 0 is no port",
-            "FRONTENDS  1        1         2 asked for",
-        ] {
-            assert!(text.contains(expected), "{expected:?} is not in\n{text}");
         }
     }
 
@@ -304,23 +218,64 @@ mod tests {
     }
 
     #[test]
-    fn services_are_shown_with_their_backends_for_either_kind_of_client() {
-        let services = serde_json::json!([{
-            "namespace": "default", "name": "web", "port": "http", "protocol": "TCP", "pending": null,
-            "frontends": [
-                {"address": "10.96.0.1:80", "kind": "ClusterIP", "id": 1, "without_backend": "reject",
-                 "internal": ["10.0.0.1:8080"], "external": ["10.0.0.1:8080"]},
-                {"address": "192.0.2.1:30000", "kind": "NodePort", "id": null, "without_backend": "drop",
-                 "internal": ["10.0.0.1:8080"], "external": []},
-            ],
-        }]);
-        let text = Services(&services).to_string();
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 3, "{text}");
-        assert!(
-            lines[1].contains("10.96.0.1:80") && lines[1].ends_with("yes         10.0.0.1:8080"),
-            "{text}"
+    fn nothing_is_wrong_where_all_is_as_the_objects_ask() {
+        assert_eq!(faults(&well()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_wrong_names_the_object_and_the_field() {
+        let status = Status {
+            pending: vec!["Service shop/web: program frontend 10.96.0.1:80/tcp: map full (1)".into()],
+            problems: vec![ProblemView {
+                object: "Service shop/bad".into(),
+                field: "spec.ports[0].port".into(),
+                message: "0 is no port".into(),
+            }],
+            ..well()
+        };
+        assert_eq!(
+            faults(&status),
+            [
+                "pending: Service shop/web: program frontend 10.96.0.1:80/tcp: map full (1)",
+                "left out of Service shop/bad: spec.ports[0].port: 0 is no port",
+            ]
         );
-        assert!(lines[2].ends_with("no          10.0.0.1:8080; from outside none: drop"), "{text}");
+    }
+
+    #[test]
+    fn an_agent_that_is_not_ready_says_what_it_waits_for() {
+        let watches = [("Service", true), ("Node", false)];
+        let watches = watches.map(|(kind, listed)| {
+            (kind.to_owned(), WatchState { listed, connected: true, ..WatchState::default() })
+        });
+        let status = Status { ready: false, watches: watches.into(), ..well() };
+        assert_eq!(faults(&status), ["not ready: the first lists are not done: Node"]);
+    }
+
+    #[test]
+    fn a_map_or_the_flow_table_is_named_before_it_is_full() {
+        let map = |entries| MapView {
+            size: MapSize { name: "FRONTENDS".into(), capacity: 100, wanted: 100 },
+            entries: Some(entries),
+        };
+        let flow_table = FlowTableStatus { places: 100, held: 95, pressure: 0.95 };
+        let told = faults(&Status { maps: vec![map(91)], flow_table, ..well() });
+        assert!(
+            told[0].contains("flow table") && told[1].contains("FRONTENDS is nearly full: 91 of 100"),
+            "{told:?}"
+        );
+        assert!(faults(&Status { maps: vec![map(80)], ..well() }).is_empty());
+    }
+
+    #[test]
+    fn a_watch_that_broke_says_why_and_that_nothing_is_lost() {
+        let broken = WatchState {
+            listed: true,
+            failures: 3,
+            last_error: Some("connection refused".into()),
+            ..WatchState::default()
+        };
+        let told = faults(&Status { watches: [("Pod".to_owned(), broken)].into(), ..well() });
+        assert!(told[0].contains("watch of Pod") && told[0].ends_with("connection refused"), "{told:?}");
     }
 }

@@ -16,6 +16,7 @@
 pub mod convert;
 pub mod dataplane;
 pub mod decide;
+pub mod detail;
 pub mod egress;
 pub mod endpoints;
 pub mod frontends;

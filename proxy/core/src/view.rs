@@ -15,6 +15,7 @@ use crate::model::{ObjectName, Protocol, socket_label};
 
 /// A Service port, or the port of the node that leads to a pod, as people see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ServiceView {
     /// metadata.namespace, of the Service or the pod.
     pub namespace: String,
@@ -32,6 +33,7 @@ pub struct ServiceView {
 
 /// A frontend as people see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FrontendView {
     /// Address and port, as in `10.96.0.1:80`.
     pub address: String,

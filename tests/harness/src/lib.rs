@@ -57,7 +57,7 @@ pub use control::ControlPlane;
 pub use echo::{EchoId, EchoWatch};
 pub use faults::{Faults, Outage, Rights};
 pub use load::Load;
-pub use node::{Node, output};
+pub use node::{Asked, Node, output};
 pub use place::{Place, Traffic, Trying};
 pub use probe::{http_get, run as run_load};
 pub use process::{Process, binary, wait_for};

@@ -295,13 +295,45 @@ impl Node {
         }
     }
 
-    /// What `fairlead-proxy` prints when asked on the node, as in `proxy(&["status", "-o", "json"])`.
+    /// What `fairlead-proxy` prints when asked on the node, as in `proxy(&["status", "-o", "json"])`. A status in which
+    /// something is wrong is an answer like any other.
     ///
     /// # Errors
     /// When it fails.
     pub fn proxy(&self, arguments: &[&str]) -> Result<String> {
+        let Asked { code, printed, complaint } = self.ask_proxy(arguments)?;
+        let is_status = arguments.first() == Some(&"status") && !printed.is_empty();
+        match code {
+            Some(0) => Ok(printed),
+            Some(1) if is_status => Ok(printed),
+            _ => bail!("fairlead-proxy ended with {code:?}: {}", complaint.trim_end()),
+        }
+    }
+
+    /// How `fairlead-proxy` ends when asked on the node, and what it prints.
+    ///
+    /// # Errors
+    /// When it can't be run.
+    pub fn ask_proxy(&self, arguments: &[&str]) -> Result<Asked> {
+        let output = self.proxy_command(arguments)?.output().context("run fairlead-proxy")?;
+        let text = |bytes: Vec<u8>| {
+            String::from_utf8(bytes).context("fairlead-proxy printed something else than text")
+        };
+        Ok(Asked {
+            code: output.status.code(),
+            printed: text(output.stdout)?,
+            complaint: text(output.stderr)?,
+        })
+    }
+
+    /// The command that asks the node's agent.
+    ///
+    /// # Errors
+    /// When the control group is gone.
+    pub fn proxy_command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.place.command(&self.proxy_binary)?;
-        output(command.args(arguments).arg("--socket").arg(self.layout.socket()))
+        command.args(arguments).arg("--socket").arg(self.layout.socket());
+        Ok(command)
     }
 
     /// Reaps the node's processes once the control group has been killed.
@@ -335,6 +367,17 @@ impl Node {
     fn log(&self, process: &str) -> PathBuf {
         self.logs.join(format!("{}-{process}.log", self.layout.name))
     }
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Its exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed to its standard output.
+    pub printed: String,
+    /// What it printed to its standard error.
+    pub complaint: String,
 }
 
 fn end(mut process: Process, signal: Signal) -> Result<()> {

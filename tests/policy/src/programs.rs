@@ -215,7 +215,8 @@ impl Subject {
 
     /// Of the packets that were dropped, those that the programs told of: so many a second.
     fn check_events(&mut self, denied: &[(Probe, String)]) -> Result<(), Mismatch> {
-        for event in self.node.events() {
+        // What is dropped for another reason has an interface.
+        for event in self.node.events().into_iter().filter(|event| event.interface == 0) {
             let client = SocketAddr::new(event.tuple.source.into(), event.tuple.source_port.number());
             let is_it = |(probe, _): &&(Probe, String)| {
                 probe.from == client && IpAddr::from(event.tuple.destination) == probe.to.ip()

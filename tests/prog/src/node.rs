@@ -304,6 +304,15 @@ impl Node {
         self.netns.run(|| self.send_inside(hook, packet)).expect("enter the namespace")
     }
 
+    /// The index of the interface where a packet meets the program.
+    ///
+    /// # Panics
+    /// When the namespace can't be entered.
+    #[must_use]
+    pub fn interface(&self, hook: Hook) -> u32 {
+        index_of(&self.netns, hook.interface())
+    }
+
     /// Runs `work` in the node's namespace, where [`Self::send_inside`] is at home.
     ///
     /// # Panics

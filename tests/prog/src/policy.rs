@@ -7,8 +7,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::util::nr_cpus;
 use fairlead_abi::{
-    Address, Asked, Cell, CellKey, DropEvent, FlowKey, Isolation, PeerKey, PolicyState, Port, RowKey, maps,
-    policies, rows,
+    Address, Asked, Cell, CellKey, DropEvent, FlowKey, Isolation, PeerKey, PolicyState, Port, Reason, RowKey,
+    maps, policies, rows,
 };
 use nix::time::{ClockId, clock_gettime};
 
@@ -187,13 +187,14 @@ impl Node {
         self.forget_event_rates();
     }
 
-    /// Lets every pod have as many events as it may in a second.
+    /// Lets every pod and every reason have as many events as it may in a second.
     ///
     /// # Panics
     /// When a map refuses.
     pub fn forget_event_rates(&mut self) {
-        for pod in Pod::ALL {
-            array(&mut self.ebpf, "EVENT_RATES").set(pod as u32, 0_u64, 0).expect("forget a rate");
+        let reasons = (0..Reason::COUNT).map(|reason| RATES_OF_REASONS + reason);
+        for element in Pod::ALL.map(|pod| pod as u32).into_iter().chain(reasons) {
+            array(&mut self.ebpf, "EVENT_RATES").set(element, 0_u64, 0).expect("forget a rate");
         }
     }
 
@@ -236,6 +237,9 @@ impl Node {
     }
 }
 
+/// Where in the map of rates those of the reasons begin, after the pods'.
+const RATES_OF_REASONS: u32 = 4096;
+
 /// How many of the compiled policies tests use.
 const POLICIES: u32 = 16;
 
@@ -254,6 +258,6 @@ fn event(bytes: &[u8]) -> DropEvent {
         reserved: [0; 3],
     };
     let time = u64::from(word(4)) << 32 | u64::from(word(0));
-    let [policy, identity, verdict, flags] = [48, 52, 56, 60].map(word);
-    DropEvent { time, tuple, policy, identity, verdict, flags }
+    let [reason, interface, policy, identity, verdict, flags] = [48, 52, 56, 60, 64, 68].map(word);
+    DropEvent { time, tuple, reason, interface, policy, identity, verdict, flags }
 }

@@ -55,8 +55,17 @@ pub fn source_of(pins: &Pins, destination: IpAddr) -> Result<Option<IpAddr>, Dat
         Ok(_) | Err(MapError::KeyNotFound) => return Ok(None),
         Err(e) => return Err(unread(maps::EGRESS)(e)),
     }
-    let config: Array<_, Config> =
-        Map::Array(open(maps::CONFIG)?).try_into().map_err(unread(maps::CONFIG))?;
-    let Config { node_v4, node_v6, .. } = config.get(&0, 0).map_err(unread(maps::CONFIG))?;
+    let Config { node_v4, node_v6, .. } = config(pins)?;
     Ok(Some(if destination.is_ipv4() { node_v4 } else { node_v6 }.into()))
+}
+
+/// The node's configuration as the programs read it, from the pinned map.
+///
+/// # Errors
+/// When the pin is missing or the kernel refuses to read.
+pub fn config(pins: &Pins) -> Result<Config, DataplaneError> {
+    let failed = |e: MapError| DataplaneError::new("read map", maps::CONFIG, e);
+    let map = MapData::from_pin(pins.map(maps::CONFIG)).map_err(failed)?;
+    let config: Array<_, Config> = Map::Array(map).try_into().map_err(failed)?;
+    config.get(&0, 0).map_err(failed)
 }

@@ -1,4 +1,4 @@
-//! What the programs tell of packets that policies dropped ([`fairlead_abi::maps::EVENTS`]). Kernel 5.8.
+//! What the programs tell of packets that they dropped ([`fairlead_abi::maps::EVENTS`]). Kernel 5.8.
 
 use std::io;
 use std::time::{Duration, SystemTime};

@@ -8,11 +8,11 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use aya::maps::{HashMap, MapData};
-use fairlead_abi::{Flow, FlowKey, flow_flags, protocol};
+use fairlead_abi::{Flow, FlowKey, flow_flags, maps, protocol};
 use fairlead_flow::life;
 
 use super::services::Batched;
-use super::{DataplaneError, removed, sys};
+use super::{DataplaneError, Pins, removed, sys};
 
 /// How many entries are read in one call. The kernel locks one bucket at a time, however many it is asked for.
 const CHUNK: usize = 1024;
@@ -80,6 +80,47 @@ impl FlowTable {
     }
 }
 
+/// A connection as the pinned table has it: its forward entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The tuple of the client's packets as they come.
+    pub key: FlowKey,
+    /// What that becomes.
+    pub flow: Flow,
+    /// How long ago the client last sent something, to half a second.
+    pub idle: Duration,
+}
+
+impl Connection {
+    /// What it last did, for people: see [`Census::connections`].
+    pub fn state(&self) -> &'static str {
+        state_of(&self.flow)
+    }
+}
+
+/// Reads the pinned table in chunks, and hands on each connection that is not over. Returns how many entries there are.
+/// Costs the programs nothing but the lock of one bucket at a time.
+///
+/// # Errors
+/// When the pin is missing or the kernel refuses to read.
+pub fn read(pins: &Pins, mut take: impl FnMut(Connection)) -> Result<u64, DataplaneError> {
+    let map = sys::open_pin(&pins.map(maps::FLOWS))
+        .map_err(|e| DataplaneError::new("open pinned map", maps::FLOWS, e))?;
+    let now = sys::coarse_clock();
+    let mut entries = 0;
+    sys::read_chunks(map.as_fd(), CHUNK, |keys: &[FlowKey], flows: &[Flow]| {
+        entries += keys.len() as u64;
+        for (key, flow) in keys.iter().zip(flows) {
+            if flow.flags & flow_flags::REPLY == 0 && !life::is_over(flow, key.protocol, now) {
+                let idle = Duration::from_nanos(now.saturating_sub(flow.last_seen));
+                take(Connection { key: *key, flow: *flow, idle });
+            }
+        }
+    })
+    .map_err(|e| DataplaneError::new("read", "flows", e))?;
+    Ok(entries)
+}
+
 /// Has the calling thread give way to others: the sweep is never urgent.
 pub fn lower_priority() {
     sys::lower_priority();
@@ -119,7 +160,7 @@ fn partner_key(key: &FlowKey, flow: &Flow) -> FlowKey {
 /// The state of a connection that has ended.
 const CLOSED: &str = "closed";
 
-fn protocol_of(key: &FlowKey) -> &'static str {
+pub(crate) fn protocol_of(key: &FlowKey) -> &'static str {
     match key.protocol {
         protocol::TCP => "tcp",
         protocol::UDP => "udp",
@@ -130,7 +171,7 @@ fn protocol_of(key: &FlowKey) -> &'static str {
 
 /// What a connection last did: "opening" until it is answered, then "established", "closing" after one FIN, and
 /// "closed" after both or an RST.
-fn state_of(flow: &Flow) -> &'static str {
+pub(crate) fn state_of(flow: &Flow) -> &'static str {
     let has = |flags| flow.flags & flags != 0;
     if has(flow_flags::RESET | flow_flags::CLOSED) {
         CLOSED

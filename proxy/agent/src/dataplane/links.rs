@@ -5,6 +5,7 @@
 //! opens it there and has it run the new program from the next packet on. The kernel detaches a link whose
 //! interface goes away, and leaves the pin behind: [`Links::collect`] removes it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -262,6 +263,39 @@ impl Links {
         found.sort_unstable();
         found.dedup();
         Ok(found)
+    }
+
+    /// Each program of interfaces and sockets, with where it is attached, in words: names of interfaces, or the cgroup's
+    /// path. By clsact there are no pins that tell: then the places are those that `known` names.
+    ///
+    /// # Errors
+    /// When the directory of links can't be read.
+    pub fn places(
+        &self,
+        cgroup: &str,
+        known: impl Fn(Place) -> Vec<String>,
+    ) -> Result<BTreeMap<String, Vec<String>>, DataplaneError> {
+        let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for place in Place::ALL {
+            let interfaces = match self.attachment {
+                Attachment::Tcx => {
+                    let attached = self.attached(place)?.into_iter();
+                    attached
+                        .map(|index| name_of(index).unwrap_or_else(|_| format!("interface {index}")))
+                        .collect()
+                }
+                Attachment::Clsact => known(place),
+            };
+            for direction in Direction::BOTH {
+                places.entry(place.program(direction).to_owned()).or_default().extend(interfaces.clone());
+            }
+        }
+        for (name, _) in SOCKET_HOOKS {
+            if self.directory.join(format!("cgroup-{name}")).exists() {
+                places.entry(name.to_owned()).or_default().push(cgroup.to_owned());
+            }
+        }
+        Ok(places)
     }
 
     /// Attaches the socket hooks to the cgroup, or has them replaced if they are there. Links to another

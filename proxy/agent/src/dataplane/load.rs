@@ -26,7 +26,7 @@ use super::flows::FlowTable;
 use super::policies::{DropCounts, KernelPolicyMaps, PolicyCapacity};
 use super::services::{Batched, CapacityOf, KernelMaps};
 use super::sizes::{MapSize, Sizes};
-use super::{DataplaneError, Pins};
+use super::{DataplaneError, Pins, sys};
 use crate::errors::chain;
 
 /// How many of the verifier's lines an error shows.
@@ -74,18 +74,32 @@ impl Programs {
     }
 
     /// The tc program of that name.
-    pub(super) fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, DataplaneError> {
+    pub(crate) fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, DataplaneError> {
         let program = self.ebpf.program_mut(name).ok_or_else(|| absent("find program", name))?;
         program.try_into().map_err(|e| DataplaneError::new("use program", name, e))
     }
 
-    /// How many instructions the verifier walked for each program, where the kernel says (5.16).
-    pub fn verified(&self) -> BTreeMap<String, u32> {
-        let count = |(name, program): (&str, &Program)| {
-            Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?))
+    /// What the kernel says of each program, in order of name.
+    pub fn facts(&self) -> BTreeMap<String, ProgramFacts> {
+        let facts = |(name, program): (&str, &Program)| {
+            let verified = program.info().ok().and_then(|info| info.verified_instruction_count());
+            let runs = program.fd().ok().and_then(|fd| sys::program_runs(fd.as_fd()).ok());
+            let (runs, nanoseconds) = runs.unwrap_or_default();
+            (name.to_owned(), ProgramFacts { verified, runs, nanoseconds })
         };
-        self.ebpf.programs().filter_map(count).collect()
+        self.ebpf.programs().map(facts).collect()
     }
+}
+
+/// What the kernel says of a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProgramFacts {
+    /// How many instructions the verifier walked, where the kernel says (5.16).
+    pub verified: Option<u32>,
+    /// How often it ran while the kernel counted (`sysctl kernel.bpf_stats_enabled`).
+    pub runs: u64,
+    /// For how long in all, in nanoseconds.
+    pub nanoseconds: u64,
 }
 
 /// What [`load`] put into the kernel, or found there.

@@ -1,11 +1,15 @@
 //! The kernel's maps of Services, for the reconciler: written one by one what is one entry, and in one call
 //! what is many.
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError as KernelError};
-use fairlead_abi::{Address, Backend, Frontend, FrontendKey, Region, SourceRange, maps};
+use fairlead_abi::{
+    Address, Affinity, AffinityKey, Backend, Frontend, FrontendKey, Region, SourceRange, maps,
+};
 use fairlead_core::dataplane::{MapAction, MapCause, MapError, RangeKey, ServiceMaps, SourceRangeKey};
 
 use super::{DataplaneError, Pins, is, removed, sys};
@@ -174,6 +178,43 @@ pub fn look_up(pins: &Pins, key: &FrontendKey) -> Result<Option<FoundFrontend>, 
     };
     let (internal, external) = (backends_in(frontend.internal)?, backends_in(frontend.external)?);
     Ok(Some(FoundFrontend { frontend, internal, external }))
+}
+
+/// The backend that the Service port of this id remembers for the client, and how long ago the client last dialled it;
+/// none if it remembers none, or one that is gone.
+///
+/// # Errors
+/// When a pin is missing or the kernel refuses to read.
+pub fn remembered(
+    pins: &Pins,
+    service: u32,
+    client: IpAddr,
+) -> Result<Option<(Backend, Duration)>, DataplaneError> {
+    let failed = |name: &'static str| move |e: KernelError| DataplaneError::new("read map", name, e);
+    let open = |name: &'static str| MapData::from_pin(pins.map(name)).map_err(failed(name));
+    let affinities: HashMap<_, AffinityKey, Affinity> =
+        Map::LruHashMap(open(maps::AFFINITY)?).try_into().map_err(failed(maps::AFFINITY))?;
+    let affinity = match affinities.get(&AffinityKey { client: client.into(), service }, 0) {
+        Ok(affinity) => affinity,
+        Err(KernelError::KeyNotFound) => return Ok(None),
+        Err(e) => return Err(failed(maps::AFFINITY)(e)),
+    };
+    let backends: Array<_, Backend> =
+        Map::Array(open(maps::BACKENDS)?).try_into().map_err(failed(maps::BACKENDS))?;
+    let backend = backends.get(&affinity.backend, 0).map_err(failed(maps::BACKENDS))?;
+    let ago = Duration::from_nanos(sys::coarse_clock().saturating_sub(affinity.last_used));
+    Ok((backend.generation == affinity.generation).then_some((backend, ago)))
+}
+
+/// The generations of the backends in the pinned map, by id; 0 of an id that has no tenant.
+///
+/// # Errors
+/// When the pin is missing or the kernel refuses to read.
+pub fn generations(pins: &Pins, ids: impl Iterator<Item = u32>) -> Result<Vec<u32>, DataplaneError> {
+    let failed = |e: KernelError| DataplaneError::new("read map", maps::BACKENDS, e);
+    let map = MapData::from_pin(pins.map(maps::BACKENDS)).map_err(failed)?;
+    let backends: Array<_, Backend> = Map::Array(map).try_into().map_err(failed)?;
+    ids.map(|id| backends.get(&id, 0).map(|backend| backend.generation).map_err(failed)).collect()
 }
 
 /// Why a map with room for `capacity` entries took none more: a hash says E2BIG, a trie ENOSPC.

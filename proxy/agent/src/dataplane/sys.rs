@@ -9,7 +9,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use aya::Pod;
-use aya_obj::generated::{BPF_F_BEFORE, bpf_attach_type, bpf_cmd, bpf_link_info, bpf_link_type};
+use aya_obj::generated::{
+    BPF_F_BEFORE, bpf_attach_type, bpf_cmd, bpf_link_info, bpf_link_type, bpf_prog_info,
+};
 
 /// The front part of `union bpf_attr` for a batch command.
 #[repr(C)]
@@ -263,6 +265,21 @@ pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     // SAFETY: as above; this module makes no third kind of link.
     let ifindex = unsafe { info.__bindgen_anon_1.tcx.ifindex };
     Ok(if ifindex == 0 { LinkTarget::Gone } else { LinkTarget::Interface(ifindex) })
+}
+
+/// How often `program` has run, and for how many nanoseconds in all, as far as the kernel has counted
+/// (`sysctl kernel.bpf_stats_enabled`; kernel 5.1).
+pub(super) fn program_runs(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    // SAFETY: all zero is a value of this structure of integers.
+    let mut info: bpf_prog_info = unsafe { zeroed() };
+    let mut attr = Info {
+        fd: program.as_raw_fd() as u32,
+        len: size_of::<bpf_prog_info>() as u32,
+        info: &mut info as *mut bpf_prog_info as u64,
+    };
+    // SAFETY: the kernel writes at most `len` bytes at `info`, and follows no address in it, since all are zero.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok((info.run_cnt, info.run_time_ns))
 }
 
 /// Pins an object at `path`, which must be on a bpf filesystem.

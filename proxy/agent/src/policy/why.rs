@@ -4,22 +4,22 @@
 //! [`fairlead_core::policy`] for what passes. Then the maps are read for the same packet, as far as they are this node's
 //! to judge, and what they say is put beside it: a difference is a fault of Fairlead's, or a change under way.
 
-use std::fmt;
+mod services;
+
 use std::net::{IpAddr, SocketAddr};
 
 use fairlead_abi::{policies, verdicts};
 use fairlead_core::dataplane::PolicyMaps as _;
-use fairlead_core::frontends::FrontendKind;
-use fairlead_core::model::{ObjectName, Protocol, frontend_key};
+use fairlead_core::model::{ObjectName, Protocol};
 use fairlead_core::policy::{Direction, Explanation, Party, PartyView, Side};
 use fairlead_core::view::{FrontendView, WithoutBackend};
-use fairlead_net::agent::Question;
+use fairlead_net::agent::{Question, Registration};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Policies;
 use crate::agent::{Agent, lock};
-use crate::dataplane::{egress, services};
+use crate::dataplane::egress;
 use crate::errors::chain;
 
 /// What becomes of the packet.
@@ -34,6 +34,9 @@ pub struct Answer {
     pub service: Option<ServiceStep>,
     /// What policies say: for each backend that may be chosen, or for the destination.
     pub paths: Vec<Path>,
+    /// What else there is to know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// The node's address, if the packet leaves the cluster with that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaves_as: Option<IpAddr>,
@@ -42,7 +45,7 @@ pub struct Answer {
 }
 
 /// How the address of a port of the node that leads to a pod came about.
-const HOST_PORT: &str = "hostPort";
+pub(super) const HOST_PORT: &str = "hostPort";
 
 /// How a Service chooses, or which pod a port of the node leads to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,8 +57,29 @@ pub struct ServiceStep {
     pub frontend: String,
     /// Where its address comes from, as in `ClusterIP`; a pod's is `hostPort`.
     pub kind: String,
-    /// The backends that may be chosen, at random or by the client's affinity.
+    /// As what the client counts here: "inside" the cluster or "outside".
+    #[serde(default)]
+    pub region: String,
+    /// The Service's traffic policy for such clients: "Cluster" or "Local"; none for a port of the node.
+    #[serde(default)]
+    pub traffic_policy: Option<String>,
+    /// The backends that may be chosen.
     pub backends: Vec<String>,
+    /// How one is chosen among them.
+    #[serde(default)]
+    pub choice: String,
+    /// Which ranges may use the frontend, if not everybody may.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub admitted_ranges: Vec<String>,
+    /// Whether the client is in one of them, or there are none.
+    #[serde(default)]
+    pub admitted: bool,
+    /// Whether the backend sees the node's address in place of the client's.
+    #[serde(default)]
+    pub masqueraded: bool,
+    /// Why there is no backend, if there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub absences: Vec<String>,
     /// What becomes of the packet where there is no backend.
     pub without_backend: String,
     /// What the maps have.
@@ -64,7 +88,7 @@ pub struct ServiceStep {
 
 impl ServiceStep {
     /// Of which kind the object is that has the frontend.
-    fn owner_kind(&self) -> &'static str {
+    pub(crate) fn owner_kind(&self) -> &'static str {
         if self.kind == HOST_PORT { "Pod" } else { "Service" }
     }
 }
@@ -107,17 +131,39 @@ pub fn answer(agent: &Agent, question: &Question) -> Result<Answer, String> {
     let policies = &agent.policies;
     let client = policies.party(&question.from).map_err(|why| format!("--from {}: {why}", question.from))?;
     let to = |why: String| format!("--to {}: {why}", question.to);
-    let dialled = protocol
-        .map(|protocol| dialled(agent, &question.to, protocol, question.port))
-        .transpose()
-        .map_err(to)?
-        .flatten();
-    let servers: Vec<(Party, u16)> = match &dialled {
-        Some(Dialled { view, .. }) => view.internal.iter().filter_map(|text| backend(text)).collect(),
+    let dialled = match protocol {
+        Some(protocol) => dialled(agent, &question.to, protocol, question.port).map_err(to)?,
+        None => None,
+    };
+    let caller = caller(agent, &client);
+    let step = dialled.as_ref().map(|dialled| services::step(agent, dialled, &caller));
+    let servers: Vec<(Party, u16)> = match &step {
+        Some(step) => step.backends.iter().filter_map(|text| backend(text)).collect(),
         None => vec![(policies.party(&question.to).map_err(to)?, question.port)],
     };
+    let unclaimed = match (&step, protocol, servers.first()) {
+        (None, Some(protocol), Some((Party::Address(address), port))) => {
+            services::unclaimed(agent, *address, *port, protocol)
+        }
+        _ => None,
+    };
+    let mut notes = Vec::new();
+    if let Some((verdict, why)) = unclaimed {
+        let port = format!("{}/{}", question.protocol, question.port);
+        return Ok(Answer {
+            from: policies.label(&client),
+            to: format!("{} {port}", question.to),
+            service: None,
+            paths: Vec::new(),
+            notes: vec![why],
+            leaves_as: None,
+            verdict: verdict.to_owned(),
+        });
+    }
+    let is_turned_away = step.as_ref().is_some_and(|step| !step.admitted);
     let paths: Vec<Path> = servers
         .iter()
+        .filter(|_| !is_turned_away)
         .map(|(server, port)| policies.path(&client, server, protocol, *port))
         .collect::<Result<_, _>>()?;
     let leaves_as = match (servers.as_slice(), paths.as_slice()) {
@@ -126,23 +172,68 @@ pub fn answer(agent: &Agent, question: &Question) -> Result<Answer, String> {
         }
         _ => None,
     };
-    let service = dialled.as_ref().map(|dialled| step(agent, dialled));
-    let verdict = verdict(&paths, dialled.as_ref());
+    if step.is_some() && caller.is_elsewhere {
+        let note = "the client is a pod of another node: what it dials is translated there, so ask there too";
+        notes.push(note.to_owned());
+    }
+    let verdict = match is_turned_away {
+        true => "dropped",
+        false => verdict(&paths, dialled.as_ref()),
+    };
     let port = match protocol {
         Some(protocol) => format!(" {protocol}/{}", question.port),
         None => " icmp".to_owned(),
     };
     Ok(Answer {
         from: policies.label(&client),
-        to: match &service {
+        to: match &step {
             Some(step) => format!("{} {} at {} ({})", step.owner_kind(), step.name, step.frontend, step.kind),
             None => servers.first().map(|(server, _)| policies.label(server)).unwrap_or_default() + &port,
         },
-        service,
+        service: step,
         paths,
+        notes,
         leaves_as,
         verdict: verdict.to_owned(),
     })
+}
+
+/// What a frontend is to know of the client.
+struct Caller {
+    /// Its addresses, as far as they are known.
+    addresses: Vec<IpAddr>,
+    /// Whether its packets come from a pod of this node, or from the node itself.
+    is_inside: bool,
+    /// Whether it is a pod of another node.
+    is_elsewhere: bool,
+}
+
+fn caller(agent: &Agent, client: &Party) -> Caller {
+    let endpoints = lock(&agent.endpoints);
+    let is_meant = |registration: &&Registration| match client {
+        Party::Pod(name) => {
+            (registration.pod.namespace.as_str(), registration.pod.name.as_str())
+                == (&*name.namespace, &*name.name)
+        }
+        Party::Address(address) => registration.addresses.contains(address),
+    };
+    let own = endpoints.registrations().find(is_meant).map(|found| found.addresses.clone());
+    drop(endpoints);
+    if let Some(addresses) = own {
+        return Caller { addresses, is_inside: true, is_elsewhere: false };
+    }
+    let addresses = match client {
+        Party::Address(address) => vec![*address],
+        Party::Pod(_) => Vec::new(),
+    };
+    let own_node = Some(format!("Node {}", agent.facts.node_name));
+    let is_node =
+        addresses.iter().any(|address| address.is_loopback() || agent.policies.who(*address) == own_node);
+    let is_pod = match client {
+        Party::Pod(_) => true,
+        Party::Address(address) => agent.policies.who(*address).is_some_and(|who| who.starts_with("Pod ")),
+    };
+    Caller { addresses, is_inside: is_node, is_elsewhere: is_pod }
 }
 
 /// The protocol that is asked about; none for ICMP.
@@ -157,7 +248,7 @@ fn protocol_of(question: &Question) -> Result<Option<Protocol>, String> {
 }
 
 /// A frontend that the packet is for.
-struct Dialled {
+pub(super) struct Dialled {
     name: ObjectName,
     address: SocketAddr,
     protocol: Protocol,
@@ -202,43 +293,6 @@ fn dialled(agent: &Agent, to: &str, protocol: Protocol, port: u16) -> Result<Opt
 fn backend(text: &str) -> Option<(Party, u16)> {
     let address: SocketAddr = text.parse().ok()?;
     Some((Party::Address(address.ip()), address.port()))
-}
-
-fn step(agent: &Agent, Dialled { name, address, protocol, view }: &Dialled) -> ServiceStep {
-    let key = frontend_key(address.ip(), address.port(), *protocol);
-    let maps = match services::look_up(&agent.pins, &key) {
-        Ok(Some(found)) => {
-            let mut in_maps: Vec<String> = found
-                .internal
-                .iter()
-                .map(|backend| SocketAddr::new(backend.address.into(), backend.port.number()).to_string())
-                .collect();
-            in_maps.sort();
-            let mut wanted = view.internal.clone();
-            wanted.sort();
-            Check { agrees: in_maps == wanted, found: format!("{} backends", in_maps.len()) }
-        }
-        Ok(None) => Check { agrees: false, found: "no such frontend".to_owned() },
-        Err(e) => Check { agrees: false, found: chain(&e) },
-    };
-    ServiceStep {
-        name: name.to_string(),
-        frontend: format!("{address}/{protocol}"),
-        kind: match view.kind {
-            FrontendKind::ClusterIp => "ClusterIP",
-            FrontendKind::NodePort => "NodePort",
-            FrontendKind::LoadBalancer => "LoadBalancer",
-            FrontendKind::ExternalIp => "externalIP",
-            FrontendKind::HostPort => HOST_PORT,
-        }
-        .to_owned(),
-        backends: view.internal.clone(),
-        without_backend: match view.without_backend {
-            WithoutBackend::Reject => "refused: the Service has no endpoint".to_owned(),
-            WithoutBackend::Drop => "dropped: no endpoint that its traffic policy admits here".to_owned(),
-        },
-        maps,
-    }
 }
 
 fn verdict(paths: &[Path], dialled: Option<&Dialled>) -> &'static str {
@@ -354,39 +408,6 @@ impl crate::dataplane::policies::Looked {
     }
 }
 
-impl fmt::Display for Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} → {}: {}", self.from, self.to, self.verdict)?;
-        if let Some(step) = &self.service {
-            match step.backends.as_slice() {
-                [] => writeln!(f, "  {}", step.without_backend)?,
-                backends => writeln!(f, "  translated to one of {}", backends.join(", "))?,
-            }
-            writeln!(f, "  maps: {}", step.maps)?;
-        }
-        for path in &self.paths {
-            writeln!(f, "  {}: {}", path.server, if path.allowed { "allowed" } else { "denied" })?;
-            for line in &path.words {
-                writeln!(f, "    {line}")?;
-            }
-            for check in &path.maps {
-                writeln!(f, "    maps: {check}")?;
-            }
-        }
-        if let Some(address) = self.leaves_as {
-            writeln!(f, "  leaves with the node's address {address}")?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for Check {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let agrees = if self.agrees { "the same" } else { "OTHERWISE" };
-        write!(f, "{agrees} ({})", self.found)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -407,24 +428,6 @@ mod tests {
         assert_eq!(verdict(&[path(true), path(true)], None), "allowed");
         assert_eq!(verdict(&[path(true), path(false)], None), "allowed to some backends");
         assert_eq!(verdict(&[path(false)], None), "denied");
-    }
-
-    #[test]
-    fn an_answer_shows_people_where_the_maps_say_otherwise() {
-        let answer = Answer {
-            from: "Pod shop/web".into(),
-            to: "10.0.0.1 tcp/80".into(),
-            service: None,
-            paths: vec![path(false)],
-            leaves_as: None,
-            verdict: "denied".into(),
-        };
-        let text = answer.to_string();
-        for expected in
-            ["Pod shop/web → 10.0.0.1 tcp/80: denied", "nobody selects", "maps: OTHERWISE (ingress: closed)"]
-        {
-            assert!(text.contains(expected), "{expected:?} is not in\n{text}");
-        }
     }
 
     #[test]

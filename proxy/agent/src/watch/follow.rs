@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fairlead_core::model::ObjectName;
 use futures::StreamExt;
@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::list::{ListError, list};
 use super::{Change, Watches};
 use crate::errors::chain;
+use crate::health::stamp;
 
 /// After how many seconds the API server is to end an answer, to be asked again.
 const SPAN: u32 = 290;
@@ -122,7 +123,10 @@ impl Watch<'_> {
     }
 
     fn note_event(&self) {
-        self.watches.update(self.kind, |state| state.events += 1);
+        self.watches.update(self.kind, |state| {
+            state.events += 1;
+            state.last_event = Some(stamp(SystemTime::now()));
+        });
     }
 
     fn note_good(&self) {

@@ -82,6 +82,9 @@ pub struct WatchState {
     pub connected: bool,
     /// How many events and objects of lists have come.
     pub events: u64,
+    /// When the last of them came; RFC 3339.
+    #[serde(default)]
+    pub last_event: Option<String>,
     /// How often the stream broke.
     pub failures: u64,
     /// Why it broke last.

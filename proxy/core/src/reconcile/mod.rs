@@ -25,6 +25,7 @@ mod ledger;
 mod pass;
 mod round;
 mod sweep;
+mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -35,6 +36,7 @@ use fairlead_abi::FrontendKey;
 use serde::Serialize;
 
 use crate::dataplane::{MapError, ServiceMaps};
+use crate::detail::{self, ServiceDetail};
 use crate::endpoints::BackendAddress;
 use crate::frontends::{self, HealthCheck, WithoutLocal};
 use crate::index::Index;
@@ -48,6 +50,7 @@ use cidrs::Cidrs;
 use claims::Claims;
 use ledger::Ledger;
 use pass::Pass;
+pub use views::BackendView;
 
 /// The first pause before a failed write is tried again.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -343,6 +346,11 @@ impl Reconciler {
     /// The ports of one Service.
     pub fn service(&self, name: &ObjectName) -> Vec<ServiceView> {
         view::service(&self.index, name, |key| self.ledger.frontend_of(key, name), self.pending.get(name))
+    }
+
+    /// One Service, its endpoints, and why a port has none; none if it is not the proxy's business.
+    pub fn detail(&self, name: &ObjectName) -> Option<ServiceDetail> {
+        detail::detail(&self.index, name, self.service(name))
     }
 
     /// Rounds until no Service has anything left to give back.

@@ -4,6 +4,7 @@ mod addresses;
 mod affinity;
 mod apart;
 mod beside;
+mod drops;
 mod errors;
 mod flows;
 mod fuzz;

@@ -12,7 +12,7 @@ use crate::policy_plain::{A, B, PEER, POLICY};
 use crate::{CLIENT_PORT, NODE_PORT, SERVICE_PORT, TARGET_PORT, at, code, every, later, number, serve};
 
 /// The tuple of a packet.
-fn tuple(protocol: u8, source: SocketAddr, destination: SocketAddr) -> FlowKey {
+pub(crate) fn tuple(protocol: u8, source: SocketAddr, destination: SocketAddr) -> FlowKey {
     FlowKey {
         source: source.ip().into(),
         destination: destination.ip().into(),
@@ -24,7 +24,7 @@ fn tuple(protocol: u8, source: SocketAddr, destination: SocketAddr) -> FlowKey {
 }
 
 /// The only event that there is, without its time.
-fn event(node: &mut Node) -> DropEvent {
+pub(crate) fn event(node: &mut Node) -> DropEvent {
     let events = node.events();
     assert_eq!(events.len(), 1, "{events:?}");
     assert_ne!(events[0].time, 0);
@@ -50,7 +50,10 @@ fn an_event_names_the_tuple_the_policy_the_identity_and_the_verdict() {
                 node.set_cell(POLICY, PEER, verdict);
                 assert_eq!(node.policy_drops(POLICY), 0);
                 code(&node, A, &Packet::new(opener, client, server));
-                let expected = DropEvent { time: 0, tuple, policy: POLICY, identity: PEER, verdict, flags };
+                let reason = if is_egress { Reason::PolicyEgress } else { Reason::PolicyIngress } as u32;
+                let (policy, identity) = (POLICY, PEER);
+                let expected =
+                    DropEvent { time: 0, tuple, reason, interface: 0, policy, identity, verdict, flags };
                 assert_eq!(event(&mut node), expected);
                 assert_eq!(node.policy_drops(POLICY), 1);
             }

@@ -12,13 +12,13 @@ mod indices;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, MapError};
 use fairlead_abi::{Address, Endpoint, endpoint_flags};
-use fairlead_net::agent::{PodRef, Registration};
+use fairlead_net::agent::{PodRef, PortMapping, Registration};
 use fairlead_net::link::{self, Link};
 use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,24 @@ pub struct EndpointView {
     /// Whether its sockets are translated.
     #[serde(default)]
     pub sockets: bool,
+    /// CNI_CONTAINERID of its attachment.
+    #[serde(default)]
+    pub container_id: String,
+    /// Index of its interface on the host.
+    #[serde(default)]
+    pub interface_index: u32,
+    /// Its place in [`fairlead_abi::maps::MARKS`] and [`fairlead_abi::maps::ISOLATION`].
+    #[serde(default)]
+    pub index: u32,
+    /// The kernel's cookie of its network namespace, where that is known.
+    #[serde(default)]
+    pub netns_cookie: Option<u64>,
+    /// The node's ports that lead to it, as in `30080/tcp → 80`.
+    #[serde(default)]
+    pub host_ports: Vec<String>,
+    /// Whether packets to it pass a queue that limits them.
+    #[serde(default)]
+    pub shaped: bool,
 }
 
 /// Who says what may pass to and from pods, and puts it into the maps before a pod's own entries.
@@ -228,6 +246,12 @@ impl Endpoints {
         Ok(())
     }
 
+    /// The pod whose interface has this index on the host's side.
+    pub fn pod_at(&self, ifindex: u32) -> Option<String> {
+        let mut known = self.known.values().map(|known| &known.registration);
+        known.find(|registration| registration.host_ifindex == ifindex).map(|found| label(&found.pod))
+    }
+
     /// What is known of every endpoint.
     pub fn registrations(&self) -> impl Iterator<Item = &Registration> {
         self.known.values().map(|known| &known.registration)
@@ -277,6 +301,14 @@ impl Endpoints {
         let clients = lock(&self.clients);
         let view = |known: &Known| {
             let Registration { pod, host_ifname, addresses, netns_cookie, .. } = &known.registration;
+            let Registration { container_id, host_ifindex, port_mappings, is_shaped, .. } =
+                &known.registration;
+            let port = |mapping: &PortMapping| {
+                let PortMapping { host_port, container_port, protocol, host_ip } = mapping;
+                let at = host_ip
+                    .map_or_else(|| host_port.to_string(), |ip| SocketAddr::new(ip, *host_port).to_string());
+                format!("{at}/{protocol} → {container_port}")
+            };
             let marks = self.marks.get(&known.index, 0).unwrap_or(0);
             EndpointView {
                 pod: label(pod),
@@ -284,9 +316,25 @@ impl Endpoints {
                 addresses: addresses.clone(),
                 translated: marks & fairlead_abi::marks::TRANSLATED != 0,
                 sockets: netns_cookie.is_some_and(|cookie| clients.contains(cookie)),
+                container_id: container_id.clone(),
+                interface_index: *host_ifindex,
+                index: known.index,
+                netns_cookie: *netns_cookie,
+                host_ports: port_mappings.iter().map(port).collect(),
+                shaped: *is_shaped,
             }
         };
         self.known.values().map(view).collect()
+    }
+
+    /// Every endpoint, and what [`Self::check`] finds wrong with it.
+    pub fn checked(&mut self) -> Vec<(EndpointView, Option<String>)> {
+        let registrations: Vec<Registration> = self.registrations().cloned().collect();
+        let faults: Vec<Option<String>> = registrations
+            .iter()
+            .map(|registration| self.check(registration).err().map(|e| chain(&e)))
+            .collect();
+        self.views().into_iter().zip(faults).collect()
     }
 
     /// Takes up every endpoint that has a file and an interface.
