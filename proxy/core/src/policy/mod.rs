@@ -21,6 +21,7 @@ pub mod api;
 mod apply;
 mod census;
 mod compiled;
+mod effect;
 mod endpoints;
 mod explain;
 mod identity;
@@ -58,7 +59,7 @@ use objects::Objects;
 use places::Places;
 
 pub use explain::{Explanation, Party, PartyView, Side};
-pub use model::Direction;
+pub use model::{Direction, PolicyName};
 pub use view::{
     Applied, Capacity, CompiledView, EndpointState, Failure, PeerView, PodId, PolicyView, Report, RuleView,
 };
@@ -252,6 +253,7 @@ impl Engine {
         let mut report = pass.report;
         report.pending = self.pending().count();
         self.retry = self.next_retry(now, retrying, &report);
+        self.settle_versions();
         report
     }
 
