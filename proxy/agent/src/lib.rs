@@ -11,7 +11,7 @@
 //!  CNI plugin ──► socket ──► agent ──────────────► dataplane::endpoints, clients ────────────────────┤
 //!                             │                    sweep (thread) ──► dataplane::flows ──────────────┤
 //!                             │                    policy::drops ◄─── dataplane::events ◄────────────┘
-//!  kubelet, Prometheus, people ──► health, metrics, status, policy::why
+//!  kubelet, Prometheus, people ──► health, metrics, in_effect, status, policy::why       events ──► API
 //! ```
 //!
 //! The kernel's half lives on without the agent: what [`run`] finds pinned it adopts.
@@ -20,9 +20,10 @@ pub mod agent;
 pub mod cli;
 pub mod dataplane;
 pub mod errors;
-pub mod exposition;
+pub mod events;
 pub mod health;
 pub mod host_ports;
+pub mod in_effect;
 pub mod interfaces;
 pub mod masquerade;
 pub mod metrics;
@@ -31,6 +32,7 @@ pub mod pace;
 pub mod pods;
 pub mod policy;
 pub mod progress;
+pub mod requests;
 pub mod run;
 pub mod service_health;
 pub mod socket;

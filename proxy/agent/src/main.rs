@@ -1,21 +1,20 @@
 //! The binary: options to library calls.
 
-use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use fairlead_daemon::log;
 use fairlead_net::agent::{Question, Request, ask};
 use fairlead_net::names;
-use fairlead_proxy::cli::{Ask, Cli, Command, Flows, Output, Why};
+use fairlead_proxy::cli::{Ask, Cli, Command, Flows, Output, Why, wait};
 use fairlead_proxy::dataplane::links;
 use fairlead_proxy::errors::chain;
 use fairlead_proxy::policy::drops::Drop;
 use fairlead_proxy::policy::why::Answer;
 use fairlead_proxy::run;
 use fairlead_proxy::status::{Policies, Services, Status};
-use tracing_subscriber::EnvFilter;
 
 /// How long the running agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,11 +22,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
-    // The watches report their failures themselves, each once.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=off"));
-    let colours = io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours).init();
-    match perform(Cli::parse().command) {
+    let command = Cli::parse().command;
+    match &command {
+        Command::Run(options) => log::start(&options.log),
+        _ => log::start_for_command("info"),
+    }
+    if let Command::Wait(options) = &command {
+        return wait::run(options);
+    }
+    match perform(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("fairlead-proxy: {}", chain(e.as_ref()));
@@ -65,6 +68,8 @@ fn perform(command: Command) -> Result<()> {
             show(&ask, &why, || Ok(serde_json::from_value::<Answer>(why.clone())?.to_string()))
         }
         Command::Flows(options) => flows(&options),
+        // It has an end of its own.
+        Command::Wait(_) => Ok(()),
         Command::Cleanup(options) => Ok(links::cleanup(&options.bpffs)?),
     }
 }

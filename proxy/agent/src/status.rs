@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 
+use fairlead_core::model::Problem;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -78,6 +79,12 @@ pub struct ProblemView {
     pub field: String,
     /// What is wrong with it.
     pub message: String,
+}
+
+impl From<Problem> for ProblemView {
+    fn from(Problem { object, field, message }: Problem) -> Self {
+        Self { object, field, message }
+    }
 }
 
 /// A map, and how full it is.

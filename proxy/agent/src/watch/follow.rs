@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fairlead_core::model::ObjectName;
 use futures::StreamExt;
@@ -122,7 +122,10 @@ impl Watch<'_> {
     }
 
     fn note_event(&self) {
-        self.watches.update(self.kind, |state| state.events += 1);
+        self.watches.update(self.kind, |state| {
+            state.events += 1;
+            state.heard = Some(SystemTime::now());
+        });
     }
 
     fn note_good(&self) {
@@ -131,6 +134,7 @@ impl Watch<'_> {
                 tracing::info!("watch of {}: connected again", self.kind);
             }
             state.connected = true;
+            state.heard = Some(SystemTime::now());
         });
     }
 
@@ -252,7 +256,10 @@ impl<S> Follower<'_, S> {
                     self.watch.note_event();
                     self.say(Change::Delete(name))?;
                 }
-                Ok(WatchEvent::Bookmark(bookmark)) => self.note(Some(bookmark.metadata.resource_version)),
+                Ok(WatchEvent::Bookmark(bookmark)) => {
+                    self.watch.note_good();
+                    self.note(Some(bookmark.metadata.resource_version));
+                }
                 Ok(WatchEvent::Error(status)) => return Err(Broken::Ended(status)),
                 // The rest of the answer is as good as it was.
                 Err(kube::Error::SerdeError(e)) => {

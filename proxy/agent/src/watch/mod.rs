@@ -11,7 +11,7 @@ mod objects;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fairlead_core::model::ObjectName;
 use kube::Client;
@@ -86,6 +86,9 @@ pub struct WatchState {
     pub failures: u64,
     /// Why it broke last.
     pub last_error: Option<String>,
+    /// When the API server last said anything by it.
+    #[serde(skip)]
+    pub heard: Option<SystemTime>,
 }
 
 /// How each watch is doing, by kind.
