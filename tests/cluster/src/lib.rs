@@ -5,7 +5,7 @@
 //! requests shall go, [`crowd`] goes on asking while something changes, [`maps`] reads what a node's programs read and
 //! [`metrics`] what its agent says. [`policy`] has policies and the pods that they are about, [`matrix`] compares who
 //! reaches whom with a table, [`paths`] tries every way of the flat network, [`kube_proxy`] writes the rules that
-//! kube-proxy would, [`bridge`] has pods wired by the reference plugins, [`manifests`] reads what installs Fairlead, and [`flood`] counts what comes through when nothing shall.
+//! kube-proxy would, [`bridge`] has pods wired by the reference plugins, [`manifests`] reads what installs Fairlead, [`promtool`] has Prometheus' own tool judge what it is to scrape, and [`flood`] counts what comes through when nothing shall.
 
 pub mod ask;
 pub mod bridge;
@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod objects;
 pub mod paths;
 pub mod policy;
+pub mod promtool;
 pub mod scene;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
