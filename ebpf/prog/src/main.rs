@@ -45,6 +45,7 @@ mod quoted;
 mod refuse;
 mod reset;
 mod room;
+mod say;
 mod service;
 mod sock;
 mod stack;

@@ -30,6 +30,7 @@ use crate::dataplane::clients::Clients;
 use crate::dataplane::endpoints::Endpoints;
 use crate::dataplane::events::DropEvents;
 use crate::dataplane::links::{self, Links};
+use crate::dataplane::program_log::ProgramLog;
 use crate::dataplane::services::KernelMaps;
 use crate::dataplane::{Pins, load};
 use crate::in_effect::Turns;
@@ -196,7 +197,10 @@ fn program(
     }
     let capacity =
         Capacity { slots: loaded.capacity(maps::SLOTS), backends: loaded.capacity(maps::BACKENDS) };
-    let load::Loaded { maps, programs, sizes } = loaded;
+    let load::Loaded { maps, programs, sizes, log } = loaded;
+    if let Some(log) = log {
+        tokio::spawn(follow_log(log));
+    }
     let mut links = Links::new(programs, &pins, options.datapath)?;
 
     node::enable_forwarding(&options.proc_sys).context("switch forwarding on (see --proc-sys)")?;
@@ -330,6 +334,13 @@ async fn follow_drops(events: RingBuf<MapData>, agent: Arc<Agent>) {
     };
     if let Err(e) = followed {
         tracing::error!("follow what policies drop: {e}; drops are only counted");
+    }
+}
+
+/// Hands on what the programs say, for ever.
+async fn follow_log(log: ProgramLog) {
+    if let Err(e) = log.follow().await {
+        tracing::error!("follow what the programs say: {e}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! "Is it programmed?": the command that waits, the endpoint that answers, and that both say what packets meet.
 
 use std::net::SocketAddr;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
 

@@ -23,6 +23,7 @@ use super::counters::Counters;
 use super::egress::EgressMap;
 use super::flows::FlowTable;
 use super::policies::{DropCounts, KernelPolicyMaps, PolicyCapacity};
+use super::program_log::{self, ProgramLog};
 use super::services::{Batched, CapacityOf, KernelMaps};
 use super::sizes::{MapSize, Sizes};
 use super::{DataplaneError, Pins};
@@ -89,6 +90,8 @@ pub struct Loaded {
     pub programs: Programs,
     /// The maps' sizes.
     pub sizes: Vec<MapSize>,
+    /// What the programs say, where the log is to have it.
+    pub log: Option<ProgramLog>,
 }
 
 impl Loaded {
@@ -178,6 +181,8 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
         // aya takes a size on trust, and checks array indices against it: a map that is there keeps its own.
         loader.map_max_entries(&size.name, size.capacity);
     }
+    let is_log_wanted = program_log::is_wanted();
+    program_log::set(&mut loader, is_log_wanted);
     let mut ebpf = loader.load(object).map_err(|e| DataplaneError::new("load", "maps", e))?;
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
@@ -188,6 +193,7 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
         };
         loaded.map_err(|e| DataplaneError::new("load program", name, e))?;
     }
+    let log = is_log_wanted.then(|| ProgramLog::of(&mut ebpf)).transpose()?;
     let services = KernelMaps {
         frontends: Batched { fd: descriptor(&ebpf, maps::FRONTENDS)?, map: map(&mut ebpf, maps::FRONTENDS)? },
         slots: descriptor(&ebpf, maps::SLOTS)?,
@@ -214,7 +220,7 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
         egress: EgressMap(map(&mut ebpf, maps::EGRESS)?),
         events: map(&mut ebpf, maps::EVENTS)?,
     };
-    Ok(Loaded { maps, programs: Programs { ebpf }, sizes: reported })
+    Ok(Loaded { maps, programs: Programs { ebpf }, sizes: reported, log })
 }
 
 fn policy_maps(ebpf: &mut Ebpf, sizes: &[MapSize]) -> Result<KernelPolicyMaps, DataplaneError> {

@@ -32,6 +32,7 @@ mod haste;
 pub mod links;
 pub mod load;
 pub mod policies;
+pub mod program_log;
 pub mod services;
 pub mod sizes;
 mod sys;
