@@ -1,6 +1,7 @@
 //! What the maps hold of Services that changed since they were last written: the versions before the change.
 //!
-//! Owned by the [`Index`](crate::index::Index). Of all other objects the maps hold what the index does, so nothing is kept.
+//! Owned by the [`Index`](crate::index::Index). Of all other objects the maps hold what the index does, so nothing is kept;
+//! nor before the first write, when all objects are new and nobody is told of any.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,11 @@ use crate::stamp::Version;
 
 /// Services that changed, with what the maps hold of them.
 #[derive(Debug, Default)]
-pub(crate) struct Behind(BTreeMap<ObjectName, Before>);
+pub(crate) struct Behind {
+    /// Whether anything has been written.
+    is_begun: bool,
+    services: BTreeMap<ObjectName, Before>,
+}
 
 /// What the maps hold of one Service.
 #[derive(Debug, Default)]
@@ -23,22 +28,27 @@ pub(crate) struct Before {
 impl Behind {
     /// The Service changed; the index had that version before.
     pub(crate) fn note_service(&mut self, name: &ObjectName, before: Option<Version>) {
-        self.0.entry(name.clone()).or_default().service.get_or_insert(before);
+        if self.is_begun {
+            self.services.entry(name.clone()).or_default().service.get_or_insert(before);
+        }
     }
 
     /// A slice of the Service changed, came or went; the index had that version before.
     pub(crate) fn note_slice(&mut self, service: &ObjectName, slice: &ObjectName, before: Option<Version>) {
-        let slices = &mut self.0.entry(service.clone()).or_default().slices;
-        slices.entry(slice.clone()).or_insert(before);
+        if self.is_begun {
+            let slices = &mut self.services.entry(service.clone()).or_default().slices;
+            slices.entry(slice.clone()).or_insert(before);
+        }
     }
 
     /// What the maps hold of the Service, if it changed.
     pub(crate) fn of(&self, service: &ObjectName) -> Option<&Before> {
-        self.0.get(service)
+        self.services.get(service)
     }
 
-    /// Forgets all but the Services that `is_behind` says are not written yet.
+    /// All has been written but the Services that `is_behind` names.
     pub(crate) fn retain(&mut self, is_behind: impl Fn(&ObjectName) -> bool) {
-        self.0.retain(|name, _| is_behind(name));
+        self.is_begun = true;
+        self.services.retain(|name, _| is_behind(name));
     }
 }

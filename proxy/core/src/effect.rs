@@ -11,7 +11,7 @@ use crate::stamp::Version;
 /// How an object and the maps stand to each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Effect {
-    /// Its version as the maps hold it; none: they hold nothing of it.
+    /// Its version as the maps hold it; none: they hold nothing of it, or after a failed write nobody can tell.
     pub version: Option<Version>,
     /// Its version as the API holds it, as far as was heard; none: the API has no such object.
     pub heard: Option<Version>,

@@ -35,7 +35,9 @@ impl Bench {
     fn new(maps: MemoryMaps) -> Self {
         let mut reconciler = Reconciler::new("a", CAPACITY, Settings::default());
         reconciler.set_synced();
-        Self { reconciler, maps, now: Instant::now() }
+        let mut bench = Self { reconciler, maps, now: Instant::now() };
+        bench.turn();
+        bench
     }
 
     fn service(&mut self, service: &str, number: u32, spec: Value) {

@@ -140,8 +140,53 @@ fn the_alerts_are_ones_that_prometheus_takes_and_fire_when_they_should() -> Resu
             "{name} is not tried in {}",
             tests.display()
         );
+        ensure!(alert["annotations"]["summary"].is_string(), "{name} says nothing");
+    }
+    Ok(())
+}
+
+/// The anchors of a page's headings, as they are made on the web: small letters, and hyphens for spaces.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let headings = page.lines().filter(|line| line.starts_with('#'));
+    let is_kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+    let anchor = |heading: &str| -> String {
+        let words: String = heading.trim_start_matches('#').trim().to_lowercase();
+        words.chars().filter(is_kept).map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn every_alert_leads_to_a_paragraph_of_our_pages() -> Result<()> {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for (name, alert) in alerts()? {
         let runbook = alert["annotations"]["runbook_url"].as_str().unwrap_or_default();
-        ensure!(runbook.starts_with("docs/troubleshoot.md#"), "{name}: {runbook}");
+        let (page, anchor) = runbook.split_once('#').with_context(|| format!("{name}: {runbook:?}"))?;
+        let Ok(text) = fs::read_to_string(docs.join(page)) else {
+            println!("left out: {name} leads to {page}, which is not there");
+            continue;
+        };
+        let anchors = anchors(&text);
+        ensure!(anchors.contains(anchor), "{name} leads to {page}#{anchor}, which has {anchors:#?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_monitors_look_where_the_daemons_serve_and_the_kustomization_is_whole() -> Result<()> {
+    let text = fs::read_to_string(manifests::path("monitoring/pod-monitor.yaml"))?;
+    for (container, port) in [("proxy", 10249), ("cni", CNI.port())] {
+        let of_container = format!("regex: {container}, action: keep");
+        let part = text.split("- path: /metrics").find(|part| part.contains(&of_container));
+        let part = part.with_context(|| format!("nothing scrapes {container}"))?;
+        ensure!(part.contains(&format!(":{port}\"")), "{container} is scraped elsewhere: {part}");
+    }
+    match manifests::kustomized("monitoring")? {
+        Ok(objects) => {
+            let kinds: BTreeSet<&str> = objects.iter().filter_map(|object| object["kind"].as_str()).collect();
+            ensure!(kinds == BTreeSet::from(["ConfigMap", "PodMonitor", "PrometheusRule"]), "{kinds:?}");
+        }
+        Err(why) => println!("left out: {why}"),
     }
     Ok(())
 }

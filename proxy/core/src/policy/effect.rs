@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use super::model::PolicyName;
-use super::objects::Behind;
 use super::{EndpointState, Engine};
 use crate::dataplane::MapError;
 use crate::effect::{Effect, State};
@@ -28,6 +27,8 @@ impl Engine {
         let version = match before {
             _ if !self.synced => None,
             Some(earlier) => *earlier,
+            // It failed without having changed since the first write: nobody can tell what of it is there.
+            None if matches!(state, State::Failed(_)) => None,
             None => heard,
         };
         Effect { version, heard, state, left_out, ..Effect::unknown(self.synced) }
@@ -38,9 +39,11 @@ impl Engine {
     pub fn pod_effect(&self, name: &ObjectName) -> Effect {
         let pod = self.objects.pods.get(name);
         let heard = pod.and_then(|pod| pod.version);
+        let state = self.pod_state_of(name);
         let version = match self.objects.behind.pods.get(name) {
             _ if !self.synced => None,
             Some(earlier) => *earlier,
+            None if matches!(state, State::Failed(_)) => None,
             None => heard,
         };
         let note = pod.and_then(|pod| match &pod.node {
@@ -50,7 +53,6 @@ impl Engine {
             }
             _ => None,
         });
-        let state = self.pod_state_of(name);
         let left_out = self.objects.problems_of_pod(name).to_vec();
         Effect { version, heard, state, left_out, note, ..Effect::unknown(self.synced) }
     }
@@ -73,11 +75,12 @@ impl Engine {
 
     /// Has the maps hold what the objects say, but for what was not written.
     pub(super) fn settle_versions(&mut self) {
+        let mut behind = std::mem::take(&mut self.objects.behind);
+        self.objects.behind.is_begun = true;
         if self.is_written() {
-            self.objects.behind = Behind::default();
             return;
         }
-        let mut behind = std::mem::take(&mut self.objects.behind);
+        behind.is_begun = true;
         behind.policies.retain(|name, _| self.policy_state(name) != State::InEffect);
         behind.pods.retain(|name, _| self.pod_state_of(name) != State::InEffect);
         self.objects.behind = behind;

@@ -59,8 +59,24 @@ impl Dirty {
 /// Which versions the maps hold of objects that changed since they were last written; none: nothing of that one.
 #[derive(Debug, Default)]
 pub(super) struct Behind {
+    /// Whether anything has been written: before, all objects are new, and nobody is told of any.
+    pub(super) is_begun: bool,
     pub(super) pods: BTreeMap<ObjectName, Option<Version>>,
     pub(super) policies: BTreeMap<PolicyName, Option<Version>>,
+}
+
+impl Behind {
+    fn note_pod(&mut self, name: &ObjectName, before: Option<Version>) {
+        if self.is_begun {
+            self.pods.entry(name.clone()).or_insert(before);
+        }
+    }
+
+    fn note_policy(&mut self, name: PolicyName, before: Option<Version>) {
+        if self.is_begun {
+            self.policies.entry(name).or_insert(before);
+        }
+    }
 }
 
 /// What makes no sense, by the object that it is in.
@@ -212,7 +228,7 @@ impl Objects {
             }
             (old, _) => old.and_then(|old| old.version),
         };
-        self.behind.pods.entry(name.clone()).or_insert(before);
+        self.behind.note_pod(&name, before);
         match value {
             Some(pod) => self.pods.insert(name.clone(), pod),
             None => self.pods.remove(&name),
@@ -229,7 +245,7 @@ impl Objects {
         if self.network_policies.get(&name) == value.as_ref() {
             return;
         }
-        self.behind.policies.entry(PolicyName::Network(name.clone())).or_insert(before);
+        self.behind.note_policy(PolicyName::Network(name.clone()), before);
         match value {
             Some(policy) => self.network_policies.insert(name.clone(), policy),
             None => self.network_policies.remove(&name),
@@ -241,7 +257,7 @@ impl Objects {
         if self.cluster_policies.get(&name) == value.as_ref() {
             return;
         }
-        self.behind.policies.entry(PolicyName::Cluster(name.clone())).or_insert(before);
+        self.behind.note_policy(PolicyName::Cluster(name.clone()), before);
         match value {
             Some(policy) => self.cluster_policies.insert(name.clone(), policy),
             None => self.cluster_policies.remove(&name),

@@ -28,6 +28,8 @@ impl Reconciler {
         let left_out: Vec<_> = contested.chain(self.index.problems_of(name)).cloned().collect();
         let version = match before.and_then(|before| before.service) {
             Some(earlier) => earlier,
+            // It failed without having changed since the first write: nobody can tell what of it is there.
+            None if self.pending.contains_key(name) => None,
             None => stamp.version,
         };
         let is_ours = self.index.service(name).is_some();
