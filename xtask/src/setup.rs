@@ -1,6 +1,7 @@
 //! Turns a Debian 12 with rustup's Rust into a machine that builds everything; does nothing the second time.
 //!
 //! - Debian packages, for the commands that tests, demo and benchmarks call.
+//! - promtool, out of Debian's package of Prometheus, whose server would be started if it were installed.
 //! - rust-src, from rustup where it can fetch it, else from Debian's package of the same version, which apt
 //!   verifies against the archive's signed index.
 //! - bpf-linker, built against rustc's own LLVM, so that both read the same bitcode.
@@ -32,6 +33,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Installs what is missing.
 fn install_all(toolchain: &Toolchain) -> Result<()> {
     install_packages()?;
+    install_promtool(toolchain)?;
     install_rust_src(toolchain)?;
     install_linker(toolchain)
 }
@@ -54,6 +56,35 @@ fn install_packages() -> Result<()> {
     run(Command::new("apt-get").args(["update", "-qq"]))?;
     let install = ["install", "-y", "-qq", "--no-install-recommends"];
     run(Command::new("apt-get").args(install).args(missing).env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+/// Puts the one program where commands are looked for. The package, 19 MB, is fetched and not installed.
+fn install_promtool(toolchain: &Toolchain) -> Result<()> {
+    if exists("promtool") {
+        return Ok(());
+    }
+    say("fetching promtool out of the Debian package prometheus");
+    let scratch = toolchain.linker_root.with_file_name("promtool");
+    fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
+    let fetched = fetch_promtool(&scratch);
+    fs::remove_dir_all(&scratch).with_context(|| format!("remove {}", scratch.display()))?;
+    fetched
+}
+
+fn fetch_promtool(scratch: &Path) -> Result<()> {
+    run(Command::new("apt-get").args(["update", "-qq"]))?;
+    let download = ["-o", "APT::Sandbox::User=root", "download", "-qq", "prometheus"];
+    run(Command::new("apt-get").args(download).current_dir(scratch))?;
+    let unpacked = scratch.join("unpacked");
+    run(Command::new("dpkg-deb").arg("-x").arg(package_in(scratch)?).arg(&unpacked))?;
+    run(Command::new("install").arg("-m755").arg(unpacked.join("usr/bin/promtool")).arg("/usr/local/bin"))
+}
+
+/// The package that apt has left in a directory.
+fn package_in(scratch: &Path) -> Result<PathBuf> {
+    let paths = fs::read_dir(scratch)?.filter_map(Result::ok).map(|entry| entry.path());
+    let mut packages = paths.filter(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    packages.next().context("apt-get download leaves the package in the current directory")
 }
 
 fn install_rust_src(toolchain: &Toolchain) -> Result<()> {
@@ -93,13 +124,8 @@ fn debian_rust_src(toolchain: &Toolchain, suite: &str, scratch: &Path) -> Result
     };
     say(&format!("{suite}: rust-src {version}"));
     run(apt.get().args(["download", "-qq", &format!("rust-src={version}")]).current_dir(scratch))?;
-    let package = fs::read_dir(scratch)?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get download leaves the package in the current directory")?;
     let unpacked = scratch.join("unpacked");
-    run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&unpacked))?;
+    run(Command::new("dpkg-deb").arg("-x").arg(package_in(scratch)?).arg(&unpacked))?;
     let library = unpacked.join(format!("usr/src/rustc-{}/library", toolchain.rustc));
     let place = toolchain.rust_src();
     let parent = place.parent().context("the library lies in a directory")?;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use fairlead_daemon::repeated::Repeated;
 use futures::StreamExt;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher::Event;
@@ -22,7 +23,7 @@ pub(crate) async fn follow(client: Client, servers: &Servers) {
     let slices = Api::<EndpointSlice>::namespaced(client, "default");
     let config = watcher::Config::default().labels(SELECTOR);
     let mut events = std::pin::pin!(watcher(slices, config).default_backoff());
-    let mut known = BTreeMap::new();
+    let (mut known, repeated) = (BTreeMap::new(), Repeated::default());
     let mut listing = BTreeMap::new();
     while let Some(event) = events.next().await {
         match event {
@@ -39,7 +40,7 @@ pub(crate) async fn follow(client: Client, servers: &Servers) {
                 known.remove(&slice.name_any());
             }
             Err(error) => {
-                tracing::warn!(%error, "watch the EndpointSlices of default/kubernetes");
+                repeated.warn(&format!("watch the EndpointSlices of default/kubernetes: {error}"));
                 continue;
             }
         }

@@ -21,6 +21,7 @@ mod servers;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fairlead_daemon::exposition::Page;
 use hyper_util::client::legacy;
 use hyper_util::rt::TokioExecutor;
 use kube::client::ConfigExt;
@@ -72,9 +73,30 @@ impl Api {
         Ok(Self { client, servers })
     }
 
+    /// Which servers there are and how they answer, for metrics.
+    pub fn view(&self) -> View {
+        View(Arc::clone(&self.servers))
+    }
+
     /// Follows which servers there are, for ever.
     pub async fn follow(self) {
         follow::follow(self.client, &self.servers).await;
+    }
+}
+
+/// Which servers there are, and how they answer.
+#[derive(Clone, Debug)]
+pub struct View(Arc<Servers>);
+
+impl View {
+    /// Writes it as metrics.
+    pub fn write(&self, page: &mut Page) {
+        let (servers, (answered, failed)) = self.0.counts();
+        page.gauge("fairlead_api_servers", "API servers whose own addresses were learned.")
+            .sample(&[], servers);
+        page.counter("fairlead_api_requests_total", "Requests to the API, by whether a server answered.")
+            .sample(&[("result", "answered")], answered)
+            .sample(&[("result", "failed")], failed);
     }
 }
 

@@ -20,6 +20,8 @@ struct State {
     learned: Vec<SocketAddr>,
     /// How often in a row one was asked in vain: after all of them it is the turn of what the kubeconfig names.
     in_vain: usize,
+    /// How many requests were answered, and how many were not.
+    requests: (u64, u64),
 }
 
 impl Servers {
@@ -38,12 +40,12 @@ impl Servers {
             tracing::warn!("decode the API servers remembered in {}: {e}", file.display());
             Vec::new()
         });
-        Self { file: file.to_owned(), state: Mutex::new(State { learned, in_vain: 0 }) }
+        Self { file: file.to_owned(), state: Mutex::new(State { learned, ..State::default() }) }
     }
 
     /// All, the one to ask first at the beginning; none if it is the turn of what the kubeconfig names.
     pub(crate) fn in_order(&self) -> Vec<SocketAddr> {
-        let State { learned, in_vain } = &*self.lock();
+        let State { learned, in_vain, .. } = &*self.lock();
         if in_vain % (learned.len() + 1) == learned.len() { Vec::new() } else { learned.clone() }
     }
 
@@ -83,12 +85,21 @@ impl Servers {
 
     /// Somebody answers.
     pub(crate) fn keep(&self) {
-        self.lock().in_vain = 0;
+        let mut state = self.lock();
+        state.in_vain = 0;
+        state.requests.0 += 1;
+    }
+
+    /// How many there are, and how many requests were answered, and were not.
+    pub(crate) fn counts(&self) -> (usize, (u64, u64)) {
+        let state = self.lock();
+        (state.learned.len(), state.requests)
     }
 
     /// This one was asked first, or what the kubeconfig names, and does not answer: it is asked last from now on.
     pub(crate) fn leave(&self, asked: Option<SocketAddr>) {
         let mut state = self.lock();
+        state.requests.1 += 1;
         match asked {
             // Others may have waited for it in vain, too.
             Some(server) if state.learned.first() != Some(&server) => {}

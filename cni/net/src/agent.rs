@@ -147,6 +147,43 @@ pub enum Request {
     },
     /// What becomes of a packet, and why, as `fairlead-proxy why -o json` prints it.
     Why(Question),
+    /// Whether the maps hold what an object says: answered when they do, or when the time is over; as
+    /// `fairlead-proxy wait -o json` prints it.
+    Wait(Awaited),
+}
+
+/// A kind of object that can be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AwaitedKind {
+    /// A Service, with its EndpointSlices.
+    Service,
+    /// A NetworkPolicy.
+    NetworkPolicy,
+    /// A ClusterNetworkPolicy.
+    ClusterNetworkPolicy,
+    /// A Pod, with its endpoint.
+    Pod,
+}
+
+/// What is waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Awaited {
+    /// The object's kind.
+    pub kind: AwaitedKind,
+    /// Its namespace; empty where its kind has none.
+    #[serde(default)]
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The version that is to be in effect, or a newer one; any if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_version: Option<String>,
+    /// Wait until nothing of it is in effect instead.
+    #[serde(default)]
+    pub deleted: bool,
+    /// How long to wait, in milliseconds; 0: answer at once.
+    pub timeout_ms: u64,
 }
 
 /// Which flows somebody asks about: those that are all that it names.

@@ -13,10 +13,14 @@ use std::future::pending;
 use std::io;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use fairlead_daemon::log;
+use fairlead_daemon::page::{self, Listen};
+use fairlead_daemon::repeated::Repeated;
 use fairlead_net::agent::DEFAULT_SOCKET;
 use fairlead_net::changes::{FileChanges, InterfaceChanges};
 use fairlead_net::config::{DEFAULT_DATA_DIR, DEFAULT_NODE_FILE};
@@ -33,6 +37,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::condition;
 use crate::garbage;
+use crate::metrics::Counts;
 use crate::nodes::Nodes;
 use crate::pass::Reconciler;
 
@@ -44,6 +49,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// How soon a failed pass is repeated for the first time.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// Where metrics are served unless told otherwise: beside the ports of the kubelet (10248, 10250, 10255) and of the proxy
+/// (10249, 10256).
+const DEFAULT_METRICS: &str = "127.0.0.1:10247";
 
 /// The daemon's command line.
 #[derive(Args)]
@@ -88,6 +97,11 @@ pub(crate) struct Options {
     /// How often to look for what DEL and GC have left
     #[arg(long, value_name = "SECONDS", default_value = "60")]
     sweep_seconds: NonZeroU16,
+    /// Where /metrics is served; nowhere if empty
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = DEFAULT_METRICS)]
+    metrics_bind_address: Listen,
+    #[command(flatten)]
+    pub(crate) log: log::Options,
 }
 
 impl Options {
@@ -117,12 +131,22 @@ async fn serve(options: Options) -> Result<()> {
     let remembered = options.data_dir.join("api-servers.json");
     let servers = fairlead_api::Api::connect(options.kubeconfig.as_deref(), &remembered).await?;
     let client = servers.client.clone();
+    let (counts, repeated) = (Arc::new(Counts::default()), Repeated::default());
+    if let Some(listener) = options.metrics_bind_address.bind().await? {
+        let (counts, data_dir, servers) = (Arc::clone(&counts), options.data_dir.clone(), servers.view());
+        let pages = page::router(move || counts.page(&data_dir, &servers));
+        tokio::spawn(async move {
+            if let Err(e) = axum::serve(listener, pages).await {
+                tracing::error!("serve metrics: {e}");
+            }
+        });
+    }
     tokio::spawn(servers.follow());
     let mut nodes = Nodes::new(&node);
     let mut changes = Changes::follow(&options);
     let every = Duration::from_secs(options.sweep_seconds.get().into());
-    tokio::spawn(garbage::sweep(options.data_dir.clone(), options.agent(), every));
-    let mut reconciler = Reconciler::new(node, options)?;
+    tokio::spawn(garbage::sweep(options.data_dir.clone(), options.agent(), every, Arc::clone(&counts)));
+    let mut reconciler = Reconciler::new(node, options, Arc::clone(&counts))?;
     let mut stop = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut watch = std::pin::pin!(
         watcher(Api::<Node>::all(client.clone()), watcher::Config::default()).default_backoff()
@@ -140,20 +164,23 @@ async fn serve(options: Options) -> Result<()> {
                     }
                     problems.iter().for_each(|problem| tracing::warn!("{problem}"));
                 }
-                Err(error) => tracing::warn!(%error, "watch Nodes"),
+                Err(error) => repeated.warn(&format!("watch Nodes: {error}")),
             },
             () = changes.next() => due = due.min(Instant::now() + PAUSE),
             () = sleep_until(due) => {
                 let mut failures = Vec::new();
                 if let Some(known) = nodes.synced() {
+                    let started = Instant::now();
                     let outcome = reconciler.pass(known).await;
                     failures = outcome.failures;
                     if let Some(readiness) = &outcome.readiness {
                         let noted = condition::note(&client, reconciler.node(), readiness, nodes.condition());
                         failures.extend(noted.await.err());
                     }
+                    let readiness = outcome.readiness.as_ref();
+                    counts.pass(failures.len(), started.elapsed(), readiness, known.len());
                 }
-                failures.iter().for_each(|failure| tracing::error!("{failure:#}"));
+                failures.iter().for_each(|failure| repeated.error(&format!("{failure:#}")));
                 due = Instant::now() + if failures.is_empty() { RESYNC } else { retry };
                 retry = if failures.is_empty() { RETRY } else { RESYNC.min(retry * 2) };
             }

@@ -14,6 +14,7 @@ mod environment;
 mod failure;
 mod garbage;
 mod gc;
+mod metrics;
 mod nodes;
 mod pass;
 mod register;
@@ -24,7 +25,7 @@ mod verbs;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use fairlead_daemon::log;
 
 #[derive(Parser)]
 #[command(name = "fairlead-cni", version, about = "Fairlead's CNI plugin and its node daemon")]
@@ -45,11 +46,12 @@ enum Command {
 
 fn main() -> ExitCode {
     if std::env::args_os().len() <= 1 {
-        log_to_stderr("warn");
+        // Stdout is the plugin's answer.
+        log::start_for_command("warn");
         return verbs::run();
     }
     let Command::Node(options) = Arguments::parse().command;
-    log_to_stderr("info");
+    log::start(&options.log);
     match daemon::run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -57,10 +59,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Stdout is the plugin's answer; `RUST_LOG` overrides the level.
-fn log_to_stderr(level: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

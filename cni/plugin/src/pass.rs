@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use fairlead_net::config::NodeFile;
@@ -14,6 +15,7 @@ use fairlead_net::tables::Tables;
 
 use crate::condition::Readiness;
 use crate::daemon::Options;
+use crate::metrics::Counts;
 
 /// How often the kernel's tables are read and changed in one pass: what is made anew takes along what hung on it, and
 /// that is seen only when they are read again.
@@ -34,13 +36,16 @@ pub(crate) struct Reconciler {
     tables: Tables,
     /// What was last said to be wrong with Nodes, so that it is said once.
     problems: BTreeSet<String>,
+    counts: Arc<Counts>,
+    /// Whether it was said that the Node has no podCIDRs.
+    lacks_cidrs: bool,
 }
 
 impl Reconciler {
     /// For the node of this name; within a tokio runtime.
-    pub(crate) fn new(node: String, options: Options) -> Result<Self> {
+    pub(crate) fn new(node: String, options: Options, counts: Arc<Counts>) -> Result<Self> {
         let tables = Tables::open(&options.proc_sys).context("open rtnetlink")?;
-        Ok(Self { node, options, tables, problems: BTreeSet::new() })
+        Ok(Self { node, options, tables, problems: BTreeSet::new(), counts, lacks_cidrs: false })
     }
 
     /// The name of this machine's Node.
@@ -76,6 +81,7 @@ impl Reconciler {
             format!("{name} in {directory} comes before {}: runtimes will use that", node::CONFLIST)
         });
         self.tell(planned.problems.iter().map(ToString::to_string).chain(others).collect());
+        self.counts.planned(&planned.items);
         self.route(&planned, &mut pass).await;
         for error in sysctl::settle(&self.options.proc_sys, &interfaces(own, &here, &planned)) {
             match error.purpose {
@@ -83,8 +89,11 @@ impl Reconciler {
                 Purpose::Advertisements | Purpose::ReturnPath => pass.failures.push(error.into()),
             }
         }
+        let lacked_cidrs = std::mem::replace(&mut self.lacks_cidrs, own.pod_cidrs.is_empty());
         if own.pod_cidrs.is_empty() {
-            tracing::info!(node = self.node, "the Node has no podCIDRs yet");
+            if !lacked_cidrs {
+                tracing::info!(node = self.node, "the Node has no podCIDRs yet");
+            }
             pass.block("NoPodCIDRs", "the Node has no podCIDRs yet".into());
         } else if let Err(error) = self.install(own, self.options.mtu.or(planned.mtu)) {
             pass.fail("NotInstalled", error);
@@ -107,6 +116,7 @@ impl Reconciler {
                 match self.tables.apply(&change).await {
                     Ok(()) => {
                         is_done = false;
+                        self.counts.changed(&change);
                         tracing::info!("{change}");
                     }
                     Err(error) => pass.refuse(error, &change),

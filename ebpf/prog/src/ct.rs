@@ -24,7 +24,8 @@ use crate::room::Findings;
 use crate::table::{self, Claim};
 use crate::verdict::Outcome;
 use crate::{
-    clock, config, connected, endpoint, events, forward, fragment, may, observe, outside, places, service,
+    clock, config, connected, endpoint, events, forward, fragment, may, observe, outside, places, say,
+    service,
 };
 
 /// No element of the array of places.
@@ -58,6 +59,7 @@ pub(crate) fn flow_of<'room>(
         }
         let how = if found == Found::Stale as i32 { open::ANEW } else { open::NEW };
         Outcome(fairlead_open(skb, packet, findings, how)).number()?;
+        say::flow(&packet.tuple, &findings.flow, how == open::ANEW);
     }
     Ok(Some(&findings.flow))
 }

@@ -46,6 +46,7 @@ mod quoted;
 mod refuse;
 mod reset;
 mod room;
+mod say;
 mod service;
 mod sock;
 mod stack;

@@ -1,14 +1,15 @@
-//! The running agent as others ask about it: over its socket, for metrics and for health.
+//! The running agent as others ask about it: over its socket, and for health. What metrics say of it is
+//! [`metrics`](crate::metrics)'.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use fairlead_abi::maps;
-use fairlead_core::frontends::WithoutLocal;
 use fairlead_core::model::ObjectName;
 use fairlead_core::reconcile::Reconciler;
-use fairlead_net::agent::{Registration, Request};
+use fairlead_daemon::repeated::Repeated;
+use fairlead_net::agent::{Awaited, Registration, Request};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -21,14 +22,16 @@ use crate::dataplane::sizes::MapSize;
 use crate::dataplane::{DataplaneError, Pins};
 use crate::drops::Drops;
 use crate::errors::chain;
-use crate::exposition::Page;
+use crate::events::Telling;
 use crate::health::{Answers, stamp};
 use crate::host_ports;
+use crate::in_effect::Turns;
 use crate::inquiry;
 use crate::masquerade::MasqueradeView;
 use crate::pods::{PodApi, PodSockets};
 use crate::policy::{Policies, why};
 use crate::progress::Progress;
+use crate::requests::Requests;
 use crate::service_health::CheckViews;
 use crate::socket::Answer;
 use crate::status::{FlowTableStatus, MapView, ProblemView, ProgramView, Status};
@@ -51,6 +54,19 @@ pub struct Facts {
     pub cgroup: String,
     /// The sizes of the maps.
     pub sizes: Vec<MapSize>,
+    /// The kernel's release, as uname(2) has it.
+    pub kernel: String,
+    /// What an earlier agent left and this one went on with.
+    pub adopted: Adopted,
+}
+
+/// What an earlier agent left and this one went on with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// Links of programs.
+    pub links: usize,
+    /// Endpoints of pods.
+    pub endpoints: usize,
 }
 
 /// The parts of the agent that can be asked.
@@ -93,10 +109,32 @@ pub struct Agent {
     pub sweeps: Arc<Mutex<Sweeps>>,
     /// How often health was asked for.
     pub answers: Answers,
+    /// What was asked over the socket.
+    pub requests: Requests,
+    /// Tells of turns of the loops.
+    pub turns: Arc<Turns>,
+    /// Which API servers are known, and how they answer.
+    pub servers: fairlead_api::View,
+    /// How telling the API of events goes.
+    pub telling: Arc<Telling>,
+    /// What was said in the log whenever somebody asked.
+    pub repeated: Repeated,
 }
 
 impl Answer for Agent {
     fn answer(&self, request: Request) -> Result<Value, String> {
+        self.requests.time(request, |request| self.perform(request))
+    }
+
+    async fn wait(self: Arc<Self>, awaited: Awaited) -> Result<Value, String> {
+        let view = self.await_effect(awaited).await?;
+        serde_json::to_value(view).map_err(|e| e.to_string())
+    }
+}
+
+impl Agent {
+    /// Does what is asked for, or says why not.
+    fn perform(&self, request: Request) -> Result<Value, String> {
         let done = |result: Result<(), DataplaneError>| match result {
             Ok(()) => Ok(Value::Null),
             Err(e) => Err(chain(&e)),
@@ -136,11 +174,10 @@ impl Answer for Agent {
                 let answer = why::answer(self, &question)?;
                 serde_json::to_value(answer).map_err(|e| e.to_string())
             }
+            Request::Wait(_) => Err("this is not how to wait".to_owned()),
         }
     }
-}
 
-impl Agent {
     /// How the loop is doing now.
     pub fn progress(&self) -> Progress {
         lock(&self.progress).clone()
@@ -243,14 +280,7 @@ impl Agent {
             services,
             policies: self.policies.status(),
             pending,
-            problems: problems
-                .into_iter()
-                .map(|problem| ProblemView {
-                    object: problem.object,
-                    field: problem.field,
-                    message: problem.message,
-                })
-                .collect(),
+            problems: problems.into_iter().map(ProblemView::from).collect(),
             writes: progress.writes,
             failed_writes: progress.failed_writes,
             programs: self.programs(),
@@ -263,164 +293,8 @@ impl Agent {
         }
     }
 
-    /// The page that `/metrics` serves. Reads counters, so not for an asynchronous thread.
-    pub fn metrics(&self) -> String {
-        let mut page = Page::default();
-        self.own_metrics(&mut page);
-        self.kube_proxy_metrics(&mut page);
-        page.finish()
-    }
-
-    fn own_metrics(&self, page: &mut Page) {
-        let progress = self.progress();
-        page.gauge("fairlead_ready", "Whether the maps have held everything once.")
-            .sample(&[], u8::from(progress.first_programmed.is_some()));
-        page.counter("fairlead_drops_total", "Packets dropped or refused, by reason.");
-        for (reason, count) in self.drops() {
-            page.sample(&[("reason", &reason)], count);
-        }
-        page.counter("fairlead_packets_total", "Packets that were not dropped, by what happened to them.");
-        for (what, count) in self.packets() {
-            page.sample(&[("verdict", &what)], count);
-        }
-        let maps = self.maps();
-        page.gauge("fairlead_map_capacity", "Entries that a map has room for.");
-        for map in &maps {
-            page.sample(&[("map", &map.size.name)], map.size.capacity);
-        }
-        page.gauge("fairlead_map_entries", "Entries that a map holds.");
-        for map in &maps {
-            if let Some(entries) = map.entries {
-                page.sample(&[("map", &map.size.name)], entries);
-            }
-        }
-        page.counter("fairlead_map_writes_total", "Writes to the maps of Services, by their end.")
-            .sample(&[("result", "done")], progress.writes)
-            .sample(&[("result", "failed")], progress.failed_writes);
-        page.gauge("fairlead_services_pending", "Services that are not as their objects ask.")
-            .sample(&[], progress.pending);
-        let problems = lock(&self.reconciler).problems().len() + self.policies.problems().len();
-        page.gauge("fairlead_object_problems", "Parts of objects that were left out.").sample(&[], problems);
-        page.gauge("fairlead_endpoints", "Local pods.").sample(&[], lock(&self.endpoints).len());
-        page.gauge("fairlead_socket_clients", "Network namespaces whose sockets are translated.")
-            .sample(&[], lock(&self.clients).len());
-        let checks = self.checks.get();
-        page.gauge(
-            "fairlead_health_check_servers",
-            "Servers of healthCheckNodePorts, by whether they listen.",
-        )
-        .sample(&[("state", "listening")], checks.iter().filter(|check| check.error.is_none()).count())
-        .sample(&[("state", "failed")], checks.iter().filter(|check| check.error.is_some()).count());
-        self.flow_metrics(page);
-        self.policy_metrics(page);
-        let watches = self.watches.states();
-        page.gauge("fairlead_watch_connected", "Whether a watch's last answer was a good one.");
-        for (kind, state) in &watches {
-            page.sample(&[("kind", kind)], u8::from(state.connected));
-        }
-        page.counter("fairlead_watch_events_total", "Events and listed objects that came by a watch.");
-        for (kind, state) in &watches {
-            page.sample(&[("kind", kind)], state.events);
-        }
-        page.counter("fairlead_watch_failures_total", "How often a watch broke.");
-        for (kind, state) in &watches {
-            page.sample(&[("kind", kind)], state.failures);
-        }
-    }
-
-    fn flow_metrics(&self, page: &mut Page) {
-        let sweeps = lock(&self.sweeps).clone();
-        page.gauge("fairlead_flow_table_capacity", "Connections that the flow table has room for.")
-            .sample(&[], sweeps.places);
-        page.gauge(
-            "fairlead_flow_table_connections",
-            "Live connections through Services, at the last sweep.",
-        );
-        for ((protocol, state), count) in &sweeps.census.connections {
-            page.sample(&[("protocol", protocol), ("state", state)], count);
-        }
-        page.gauge(
-            "fairlead_flow_table_pressure_ratio",
-            "The part of the flow table that live connections take.",
-        )
-        .sample(&[], sweeps.pressure());
-        page.counter("fairlead_flow_table_swept_total", "Entries of ended connections that sweeps removed.")
-            .sample(&[], sweeps.removed);
-        page.histogram("fairlead_flow_table_sweep_seconds", "How long sweeps took.", &sweeps.durations);
-    }
-
-    fn policy_metrics(&self, page: &mut Page) {
-        let status = self.policies.status();
-        page.gauge("fairlead_policies_synced", "Whether every list that policies depend on is done.")
-            .sample(&[], u8::from(status.synced));
-        page.gauge("fairlead_policy_objects", "NetworkPolicies and ClusterNetworkPolicies in the API.")
-            .sample(&[], status.objects);
-        page.gauge("fairlead_policies_compiled", "Compiled policies that pods of this node are under.")
-            .sample(&[], status.compiled);
-        page.gauge("fairlead_policies_pending", "Policies and endpoints that are not as their objects ask.")
-            .sample(&[], self.policies.pending().len());
-        page.counter(
-            "fairlead_policy_dropped_packets_total",
-            "Packets dropped at pods that the object selects, each counted for all objects that its pod is under.",
-        );
-        for ((object, direction), count) in &self.policies.drop_totals() {
-            page.sample(&[("policy", object), ("direction", &direction.to_string())], count);
-        }
-        page.histogram(
-            "fairlead_policy_reconcile_seconds",
-            "How long it took to compile and program what changed of policies.",
-            &self.policies.durations(),
-        );
-    }
-
-    /// What dashboards made for kube-proxy read.
-    fn kube_proxy_metrics(&self, page: &mut Page) {
-        let progress = self.progress();
-        page.histogram(
-            "kubeproxy_sync_proxy_rules_duration_seconds",
-            "How long a reconcile took.",
-            &progress.durations,
-        );
-        page.gauge("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "When the last reconcile ended.")
-            .sample(&[], seconds(progress.last_finished));
-        page.gauge("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "When the last update came.")
-            .sample(&[], seconds(progress.last_queued));
-        page.gauge(
-            "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
-            "EndpointSlices not reconciled yet.",
-        )
-        .sample(&[], progress.endpoint_changes.pending);
-        page.counter("kubeproxy_sync_proxy_rules_endpoint_changes_total", "EndpointSlices that changed.")
-            .sample(&[], progress.endpoint_changes.total);
-        page.gauge("kubeproxy_sync_proxy_rules_service_changes_pending", "Services not reconciled yet.")
-            .sample(&[], progress.service_changes.pending);
-        page.counter("kubeproxy_sync_proxy_rules_service_changes_total", "Services that changed.")
-            .sample(&[], progress.service_changes.total);
-        let WithoutLocal { internal, external } = lock(&self.reconciler).without_local();
-        page.gauge(
-            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
-            "Service ports with a Local policy and endpoints, but none of them on this node.",
-        )
-        .sample(&[("traffic_policy", "internal")], internal)
-        .sample(&[("traffic_policy", "external")], external);
-        page.histogram(
-            "kubeproxy_network_programming_duration_seconds",
-            "From the cause of an endpoint's change until it is programmed.",
-            &progress.programming,
-        );
-        let answers = self.answers.counts();
-        for (asked, name) in
-            [("healthz", "kubeproxy_proxy_healthz_total"), ("livez", "kubeproxy_proxy_livez_total")]
-        {
-            page.counter(name, "Answers, by HTTP status.");
-            for ((_, code), count) in answers.iter().filter(|((of, _), _)| *of == asked) {
-                page.sample(&[("code", &code.to_string())], count);
-            }
-        }
-    }
-
     /// How full the maps are, by what is known of them: none is read for it.
-    fn maps(&self) -> Vec<MapView> {
+    pub(crate) fn maps(&self) -> Vec<MapView> {
         let mut entries = BTreeMap::from(lock(&self.reconciler).entries());
         entries.extend(self.policies.entries());
         let pods = lock(&self.endpoints);
@@ -448,7 +322,7 @@ impl Agent {
         };
         let links = lock(&self.links);
         let mut places = links.places(&self.facts.cgroup, known).unwrap_or_else(|e| {
-            tracing::warn!("look where programs are attached: {}", chain(&e));
+            self.repeated.warn(&format!("look where programs are attached: {}", chain(&e)));
             BTreeMap::new()
         });
         let view = |(name, ProgramFacts { verified, runs, nanoseconds })| ProgramView {
@@ -461,17 +335,17 @@ impl Agent {
         links.programs().facts().into_iter().map(view).collect()
     }
 
-    fn packets(&self) -> Vec<(String, u64)> {
+    pub(crate) fn packets(&self) -> Vec<(String, u64)> {
         let packets = self.counters.packets().unwrap_or_else(|e| {
-            tracing::warn!("read the packet counters: {e}");
+            self.repeated.warn(&format!("read the packet counters: {e}"));
             Vec::new()
         });
         packets.into_iter().map(|(counter, count)| (counter.label().to_owned(), count)).collect()
     }
 
-    fn drops(&self) -> Vec<(String, u64)> {
+    pub(crate) fn drops(&self) -> Vec<(String, u64)> {
         let drops = self.counters.drops().unwrap_or_else(|e| {
-            tracing::warn!("read the drop counters: {e}");
+            self.repeated.warn(&format!("read the drop counters: {e}"));
             Vec::new()
         });
         drops.into_iter().map(|(reason, count)| (reason.label().to_owned(), count)).collect()
@@ -480,12 +354,6 @@ impl Agent {
 
 fn json(value: impl Serialize) -> Result<Value, String> {
     serde_json::to_value(value).map_err(|e| e.to_string())
-}
-
-/// Seconds since 1970, 0 for never.
-fn seconds(time: Option<SystemTime>) -> f64 {
-    let since = time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
-    since.unwrap_or_default().as_secs_f64()
 }
 
 /// A panic elsewhere leaves these as they were between two steps, which is a state like any other.

@@ -11,7 +11,7 @@
 //!  CNI plugin ──► socket ──► agent ──────────────► dataplane::endpoints, clients ────────────────────┤
 //!                             │                    sweep (thread) ──► dataplane::flows ──────────────┤
 //!                             │                    drops ◄─────────── dataplane::events ◄────────────┘
-//!  kubelet, Prometheus, people ──► health, metrics, status, inquiry, policy::why; cli
+//!  kubelet, Prometheus, people ──► health, metrics, in_effect, status, inquiry, policy::why; cli     events ──► API
 //! ```
 //!
 //! The kernel's half lives on without the agent: what [`run`] finds pinned it adopts.
@@ -22,9 +22,10 @@ pub mod dataplane;
 pub mod drops;
 pub mod ends;
 pub mod errors;
-pub mod exposition;
+pub mod events;
 pub mod health;
 pub mod host_ports;
+pub mod in_effect;
 pub mod inquiry;
 pub mod interfaces;
 pub mod masquerade;
@@ -35,6 +36,7 @@ pub mod pace;
 pub mod pods;
 pub mod policy;
 pub mod progress;
+pub mod requests;
 pub mod run;
 pub mod service_health;
 pub mod socket;

@@ -1,20 +1,20 @@
 //! The binary: options to library calls, and their outcome to an exit code.
 
-use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::Parser;
+use fairlead_daemon::log;
 use fairlead_net::agent::AgentError;
-use fairlead_proxy::cli::{Cli, ask};
+use fairlead_proxy::cli::{Cli, Command, ask};
 use fairlead_proxy::errors::chain;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    // The watches report their failures themselves, each once.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=off"));
-    let colours = io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours).init();
-    match Cli::parse().command.perform() {
+    let command = Cli::parse().command;
+    match &command {
+        Command::Run(options) => log::start(&options.log),
+        _ => log::start_for_command("info"),
+    }
+    match command.perform() {
         Ok(code) => code,
         Err(e) => {
             eprintln!("fairlead-proxy: {}", chain(e.as_ref()));

@@ -120,6 +120,12 @@ pub fn uplinks_of(interfaces: &[(String, IpAddr)], addresses: &[IpAddr]) -> BTre
     interfaces.iter().filter(carries).map(|(name, _)| name.clone()).collect()
 }
 
+/// The kernel's release, as in `6.12.1-amd64`; empty if it can't be read.
+pub fn kernel_release() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    text.trim().to_owned()
+}
+
 /// How much memory the machine has, in bytes.
 ///
 /// # Errors

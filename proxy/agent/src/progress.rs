@@ -3,8 +3,8 @@
 
 use std::time::SystemTime;
 
-use crate::exposition::Histogram;
 use crate::watch::Change;
+use fairlead_daemon::exposition::Histogram;
 
 /// How the loop is doing.
 #[derive(Clone, Debug)]

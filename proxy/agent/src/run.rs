@@ -18,13 +18,14 @@ use fairlead_abi::maps;
 use fairlead_core::egress::Egress;
 use fairlead_core::reconcile::{Capacity, Reconciler};
 use fairlead_core::settings::{NodePortAddresses, Settings};
+use fairlead_daemon::repeated::Repeated;
 use fairlead_net::netns;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::agent::{Agent, Facts};
-use crate::cli::{Established, Listen, Run, SocketLb};
+use crate::agent::{Adopted, Agent, Facts};
+use crate::cli::{Established, Run, SocketLb, Tell};
 use crate::dataplane::clients::Clients;
 use crate::dataplane::endpoints::Endpoints;
 use crate::dataplane::events::DropEvents;
@@ -32,19 +33,22 @@ use crate::dataplane::generations::Others;
 use crate::dataplane::generations::description::Description;
 use crate::dataplane::generations::handover::{Means, Takeover};
 use crate::dataplane::links::{self, Links};
+use crate::dataplane::program_log::ProgramLog;
 use crate::dataplane::services::KernelMaps;
 use crate::dataplane::{Pins, load};
+use crate::in_effect::Turns;
 use crate::masquerade::Masquerade;
 use crate::pods::{PodApi, PodSockets};
 use crate::policy::{Policies, PolicyLoop};
 use crate::progress::Progress;
+use crate::requests::Requests;
 use crate::service_health::{CheckViews, Checks};
 use crate::sync::Sync;
 use crate::uplinks::{Fixed, Uplinks};
 use crate::watch::{PolicyUpdate, Update, Watches};
 use crate::{
-    drops, health, host_ports, interfaces, masquerade, metrics, node, pace, service_health, socket, sweep,
-    watch,
+    drops, events, health, host_ports, in_effect, interfaces, masquerade, metrics, node, pace,
+    service_health, socket, sweep, watch,
 };
 
 /// How often the agent looks for interfaces that came or went without a word.
@@ -63,8 +67,8 @@ pub async fn run(options: Run) -> Result<()> {
     let node_name = node_name(&options)?;
     let servers = fairlead_api::Api::connect(options.kubeconfig.as_deref(), &options.api_servers()).await?;
     let client = servers.client.clone();
-    let healthz = bind(options.healthz_bind_address).await?;
-    let metrics = bind(options.metrics_bind_address).await?;
+    let healthz = options.healthz_bind_address.bind().await?;
+    let metrics = options.metrics_bind_address.bind().await?;
     let cgroup = match &options.cgroup {
         Some(cgroup) => cgroup.clone(),
         None => cgroup_root()?,
@@ -73,7 +77,7 @@ pub async fn run(options: Run) -> Result<()> {
     let api = PodApi::new(client.clone());
     let (updates, received) = mpsc::channel();
     let Parts { agent, uplinks, services, masquerade, events } =
-        program(&options, &node_name, &cgroup, settings, api, updates.clone())?;
+        program(&options, &node_name, &cgroup, settings, (api, servers.view()), updates.clone())?;
     let listener = socket::listen(&options.socket())
         .with_context(|| format!("listen at {}", options.socket().display()))?;
     let agent = Arc::new(agent);
@@ -83,6 +87,7 @@ pub async fn run(options: Run) -> Result<()> {
         let mut uplinks = uplinks;
         let node = move |addresses: &[IpAddr]| uplinks.apply(addresses);
         Sync::new(Arc::clone(&agent.reconciler), services, node, Arc::clone(&agent.progress), checks)
+            .telling(Arc::clone(&agent.turns))
     };
     let ended = Arc::new(tokio::sync::Notify::new());
     let notify = Arc::clone(&ended);
@@ -119,7 +124,11 @@ pub async fn run(options: Run) -> Result<()> {
         tokio::spawn(serve(listener, health::router(Arc::clone(&agent))));
     }
     if let Some(listener) = metrics {
-        tokio::spawn(serve(listener, metrics::router(Arc::clone(&agent))));
+        let pages = metrics::router(Arc::clone(&agent)).merge(in_effect::router(Arc::clone(&agent)));
+        tokio::spawn(serve(listener, pages));
+    }
+    if options.events == Tell::On {
+        tokio::spawn(events::follow(Arc::clone(&agent), client.clone()));
     }
     tokio::spawn(service_health::serve(checked, Arc::clone(&agent.progress), agent.checks.clone()));
     tokio::spawn(patrol(Arc::clone(&agent), everybody.clone()));
@@ -173,7 +182,7 @@ fn program(
     node_name: &str,
     cgroup: &Path,
     settings: Settings,
-    api: PodApi,
+    (api, servers): (PodApi, fairlead_api::View),
     updates: mpsc::Sender<Update>,
 ) -> Result<Parts> {
     let pods = (options.socket_lb == SocketLb::All).then(|| PodSockets::new(api.clone()));
@@ -192,7 +201,10 @@ fn program(
     }
     let capacity =
         Capacity { slots: loaded.capacity(maps::SLOTS), backends: loaded.capacity(maps::BACKENDS) };
-    let load::Loaded { maps, programs, sizes } = loaded;
+    let load::Loaded { maps, programs, sizes, log } = loaded;
+    if let Some(log) = log {
+        tokio::spawn(follow_log(log));
+    }
     let mut links = Links::new(programs, &pins, options.datapath)?;
 
     node::enable_forwarding(&options.proc_sys).context("switch forwarding on (see --proc-sys)")?;
@@ -211,7 +223,9 @@ fn program(
     let (links, clients) = (Arc::new(Mutex::new(links)), Arc::new(Mutex::new(maps.clients)));
     let directory = options.state_dir.join("endpoints");
     let keep = options.policy_established == Established::Keep;
-    let policies = Arc::new(Policies::new(node_name, maps.policies, maps.drop_counts, keep));
+    let turns = Arc::new(Turns::default());
+    let policies = Policies::new(node_name, maps.policies, maps.drop_counts, keep, Arc::clone(&turns));
+    let policies = Arc::new(policies);
     let endpoints = {
         let (links, clients) = (Arc::clone(&links), Arc::clone(&clients));
         let guard = Box::new(Arc::clone(&policies));
@@ -260,6 +274,8 @@ fn program(
             pins: pins.maps().display().to_string(),
             cgroup: cgroup.display().to_string(),
             sizes,
+            kernel: node::kernel_release(),
+            adopted: Adopted { links: adopted, endpoints: endpoints.len() },
         },
         pins,
         links: Arc::clone(&links),
@@ -279,6 +295,11 @@ fn program(
         counters: maps.counters,
         sweeps: sweep::start(maps.flows).context("start to sweep the flow table")?,
         answers: health::Answers::default(),
+        requests: Requests::default(),
+        turns,
+        servers,
+        telling: Arc::default(),
+        repeated: Repeated::default(),
     };
     Ok(Parts { agent, uplinks, services: maps.services, masquerade, events: maps.events })
 }
@@ -331,6 +352,13 @@ async fn follow_drops(events: RingBuf<MapData>, agent: Arc<Agent>) {
     }
 }
 
+/// Hands on what the programs say, for ever.
+async fn follow_log(log: ProgramLog) {
+    if let Err(e) = log.follow().await {
+        tracing::error!("follow what the programs say: {e}");
+    }
+}
+
 /// Follows the node's Pods, where their sockets are translated.
 async fn follow_pods(agent: Arc<Agent>) {
     if let Some(pods) = &agent.pods {
@@ -349,6 +377,7 @@ impl Drop for NotifyOnDrop {
 
 /// Removes endpoints of pods that ended without a word, and has the interfaces looked at again.
 async fn patrol(agent: Arc<Agent>, everybody: Everybody) {
+    let repeated = Repeated::default();
     let mut rounds = tokio::time::interval(PATROL);
     rounds.tick().await;
     loop {
@@ -363,7 +392,7 @@ async fn patrol(agent: Arc<Agent>, everybody: Everybody) {
                 match collected {
                     Ok(0) => {}
                     Ok(count) => tracing::info!("{count} endpoints removed whose interface is gone"),
-                    Err(e) => tracing::warn!("look for endpoints whose interface is gone: {e}"),
+                    Err(e) => repeated.warn(&format!("look for endpoints whose interface is gone: {e}")),
                 }
                 if !everybody.interfaces(addresses) {
                     return;
@@ -378,12 +407,6 @@ async fn serve(listener: TcpListener, router: Router) {
     if let Err(e) = axum::serve(listener, router).await {
         tracing::error!("serve HTTP: {e}");
     }
-}
-
-/// Listens, unless nothing is to be served.
-async fn bind(Listen(address): Listen) -> Result<Option<TcpListener>> {
-    let Some(address) = address else { return Ok(None) };
-    TcpListener::bind(address).await.with_context(|| format!("listen at {address}")).map(Some)
 }
 
 /// Makes sure that no other agent has this state directory, for as long as the result lives.

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairlead_net::agent::{Reply, Request};
+use fairlead_daemon::repeated::Repeated;
+use fairlead_net::agent::{Awaited, Reply, Request};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -21,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub trait Answer: Send + Sync + 'static {
     /// The answer, or why there is none.
     fn answer(&self, request: Request) -> Result<Value, String>;
+
+    /// The answer to [`Request::Wait`], which may take long and holds no thread meanwhile.
+    fn wait(self: Arc<Self>, awaited: Awaited) -> impl Future<Output = Result<Value, String>> + Send;
 }
 
 /// Listens at `path`, for root alone. A socket that an agent left there is replaced; the caller makes sure
@@ -44,6 +48,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 
 /// Answers whoever connects, for ever.
 pub async fn serve(listener: UnixListener, answer: Arc<impl Answer>) {
+    let repeated = Repeated::default();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -55,7 +60,7 @@ pub async fn serve(listener: UnixListener, answer: Arc<impl Answer>) {
                 });
             }
             Err(e) => {
-                tracing::warn!("accept on the agent's socket: {e}");
+                repeated.warn(&format!("accept on the agent's socket: {e}"));
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -67,6 +72,10 @@ async fn converse(mut stream: UnixStream, answer: Arc<impl Answer>) -> io::Resul
     let read = async { BufReader::new((&mut stream).take(LONGEST)).read_line(&mut line).await };
     tokio::time::timeout(PATIENCE, read).await??;
     let reply = match serde_json::from_str::<Request>(&line) {
+        Ok(Request::Wait(awaited)) => tokio::select! {
+            result = answer.wait(awaited) => result.map_or_else(Reply::Error, Reply::Ok),
+            () = hung_up(&mut stream) => return Ok(()),
+        },
         Ok(request) => {
             let result = tokio::task::spawn_blocking(move || answer.answer(request)).await;
             match result.unwrap_or_else(|e| Err(format!("the agent failed at it: {e}"))) {
@@ -82,9 +91,15 @@ async fn converse(mut stream: UnixStream, answer: Arc<impl Answer>) -> io::Resul
     stream.shutdown().await
 }
 
+/// Waits until the client is gone. What it still says is nothing that was asked for.
+async fn hung_up(stream: &mut UnixStream) {
+    let mut rest = [0; 64];
+    while stream.read(&mut rest).await.is_ok_and(|count| count > 0) {}
+}
+
 #[cfg(test)]
 mod tests {
-    use fairlead_net::agent::{AgentError, ask};
+    use fairlead_net::agent::{AgentError, AwaitedKind, ask};
 
     use super::*;
 
@@ -96,6 +111,19 @@ mod tests {
                 Request::Status => Ok("fine".into()),
                 _ => Err("not now".into()),
             }
+        }
+
+        /// Says only when nobody waits any more.
+        async fn wait(self: Arc<Self>, awaited: Awaited) -> Result<Value, String> {
+            struct Told(String);
+            impl Drop for Told {
+                fn drop(&mut self) {
+                    // The test looks whether it is there.
+                    let _ = fs::write(&self.0, "");
+                }
+            }
+            let _told = Told(awaited.name);
+            std::future::pending().await
         }
     }
 
@@ -119,6 +147,27 @@ mod tests {
             assert_eq!(answer, "fine");
             let refused = ask(path, &Request::Services, Duration::from_secs(5)).expect_err("refused");
             assert!(matches!(refused, AgentError::Refused(why) if why == "not now"));
+        });
+    }
+
+    #[test]
+    fn who_hangs_up_is_waited_for_no_more() {
+        with_server(|path| {
+            let told = path.with_file_name("told");
+            let awaited = Awaited {
+                kind: AwaitedKind::Service,
+                namespace: String::new(),
+                name: told.display().to_string(),
+                resource_version: None,
+                deleted: false,
+                timeout_ms: 60_000,
+            };
+            ask(path, &Request::Wait(awaited), Duration::from_millis(200)).expect_err("nothing is said");
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            while !told.exists() {
+                assert!(std::time::Instant::now() < deadline, "it is waited for yet");
+                std::thread::sleep(Duration::from_millis(10));
+            }
         });
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use fairlead_core::model::Problem;
 use serde::{Deserialize, Serialize};
 
 use crate::dataplane::endpoints::EndpointView;
@@ -92,6 +93,12 @@ pub struct ProblemView {
     pub field: String,
     /// What is wrong with it.
     pub message: String,
+}
+
+impl From<Problem> for ProblemView {
+    fn from(Problem { object, field, message }: Problem) -> Self {
+        Self { object, field, message }
+    }
 }
 
 /// A map, and how full it is.

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::dataplane::flows::{Census, FlowTable, lower_priority};
 use crate::errors::chain;
-use crate::exposition::Histogram;
+use fairlead_daemon::exposition::Histogram;
+use fairlead_daemon::repeated::Repeated;
 
 /// The pause between two sweeps.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -60,6 +61,7 @@ pub fn start(mut table: FlowTable) -> std::io::Result<Arc<Mutex<Sweeps>>> {
     let noted = Arc::clone(&sweeps);
     std::thread::Builder::new().name("sweep".into()).spawn(move || {
         lower_priority();
+        let repeated = Repeated::default();
         loop {
             let started = Instant::now();
             match table.sweep() {
@@ -67,7 +69,7 @@ pub fn start(mut table: FlowTable) -> std::io::Result<Arc<Mutex<Sweeps>>> {
                     let mut sweeps = noted.lock().unwrap_or_else(PoisonError::into_inner);
                     sweeps.note(census, started.elapsed());
                 }
-                Err(e) => tracing::warn!("sweep the flow table: {}", chain(&e)),
+                Err(e) => repeated.warn(&format!("sweep the flow table: {}", chain(&e))),
             }
             std::thread::sleep(PERIOD);
         }

@@ -9,11 +9,13 @@ use fairlead_core::dataplane::ServiceMaps;
 use fairlead_core::index::Index;
 use fairlead_core::model::{ObjectName, Problem};
 use fairlead_core::reconcile::{Reconciler, Report};
+use fairlead_daemon::repeated;
 use kube::ResourceExt;
 use tokio::sync::watch;
 
 use crate::dataplane::trim_memory;
 use crate::host_ports;
+use crate::in_effect::Turns;
 use crate::pace::Work;
 use crate::progress::Progress;
 use crate::service_health::Checks;
@@ -38,6 +40,8 @@ pub struct Sync<M, N> {
     failures: BTreeSet<String>,
     /// Who waits for a pod's host ports to be in the maps.
     waiting: Vec<(ObjectName, mpsc::Sender<Result<(), String>>)>,
+    /// Who is told of each turn.
+    turns: Arc<Turns>,
 }
 
 /// Which first lists are done.
@@ -105,7 +109,13 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
             problems_version: None,
             failures: BTreeSet::new(),
             waiting: Vec::new(),
+            turns: Arc::default(),
         }
+    }
+
+    /// The same, telling of each turn.
+    pub fn telling(self, turns: Arc<Turns>) -> Self {
+        Self { turns, ..self }
     }
 
     fn take_one(&mut self, update: Update, index: &mut Index, progress: &mut Progress) {
@@ -205,6 +215,7 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
             drop(reconciler);
             self.note(report, started.elapsed(), node_eligible);
         }
+        self.turns.tell();
     }
 
     /// Passes on what load balancers may ask, if it changed.
@@ -225,22 +236,15 @@ impl<M: ServiceMaps, N: FnMut(&[IpAddr])> Sync<M, N> {
         if self.problems_version != Some(version) {
             self.problems_version = Some(version);
             let problems: BTreeSet<Problem> = reconciler.problems().into_iter().collect();
-            for problem in problems.difference(&self.problems) {
-                tracing::warn!(
-                    object = problem.object,
-                    field = problem.field,
-                    "left out: {}",
-                    problem.message
-                );
-            }
+            repeated::some(problems.difference(&self.problems), |Problem { object, field, message }| {
+                tracing::warn!(object, field, "left out: {message}");
+            });
             self.problems = problems;
         }
-        for failure in report.failed.iter().map(ToString::to_string) {
-            if !self.failures.contains(&failure) {
-                tracing::warn!("{failure}; it will be tried again");
-                self.failures.insert(failure);
-            }
-        }
+        let failures = report.failed.iter().map(ToString::to_string);
+        let new: BTreeSet<String> = failures.filter(|failure| !self.failures.contains(failure)).collect();
+        repeated::some(&new, |failure| tracing::warn!("{failure}; it will be tried again"));
+        self.failures.extend(new);
         if report.pending == 0 && report.failed.is_empty() {
             self.failures.clear();
         }

@@ -10,12 +10,14 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking};
 
+use crate::behind::Behind;
 use crate::convert::{self, Converted};
 use crate::endpoints::Viewer;
 use crate::host_ports::{self, HostPorts};
 use crate::intern::Interned;
 use crate::model::{EndpointSlice, Node, ObjectName, Problem, Service};
 use crate::settings::{NodePortAddresses, Settings};
+use crate::stamp::{Held, Stamp, Version};
 use crate::tracked::Tracked;
 
 /// Services, their slices, the nodes and the ranges of ClusterIPs.
@@ -31,8 +33,12 @@ pub struct Index {
     nodeport_addresses: Vec<IpAddr>,
     /// The ports of the node that lead to single pods, by owner.
     host_ports: BTreeMap<ObjectName, HostPorts>,
-    services: BTreeMap<ObjectName, Service>,
-    slices: BTreeMap<ObjectName, EndpointSlice>,
+    /// Every Service of the API; without a value if it is not the proxy's business, or beyond use.
+    services: BTreeMap<ObjectName, Held<Service>>,
+    /// Every EndpointSlice that names a Service; without a value if it is beyond use.
+    slices: BTreeMap<ObjectName, Held<EndpointSlice>>,
+    /// What the maps hold of Services that changed since they were last written.
+    behind: Behind,
     /// The slices of each Service, in order of name.
     slices_of: HashMap<ObjectName, Vec<ObjectName>>,
     /// Services that the node's addresses matter to.
@@ -73,7 +79,7 @@ impl Index {
         let Some(name) = name_of(&object.metadata) else { return };
         let Converted { value, problems } = convert::service(object);
         self.problems.services.set(&name, some(problems));
-        self.set_service(name, value);
+        self.set_service(name, Some(Held { stamp: Stamp::of(&object.metadata), value }));
     }
 
     /// A Service was deleted.
@@ -98,8 +104,9 @@ impl Index {
     pub fn apply_slice(&mut self, object: &discovery::EndpointSlice) {
         let Some(name) = name_of(&object.metadata) else { return };
         let Converted { value, problems } = convert::slice(object, &mut self.interned);
+        let is_ours = value.is_some() || !problems.is_empty();
         self.problems.slices.set(&name, some(problems));
-        self.set_slice(name, value);
+        self.set_slice(name, is_ours.then(|| Held { stamp: Stamp::of(&object.metadata), value }));
     }
 
     /// An EndpointSlice was deleted.
@@ -274,17 +281,60 @@ impl Index {
 
     /// The Service of that name, if it is the proxy's business.
     pub fn service(&self, name: &ObjectName) -> Option<&Service> {
-        self.services.get(name)
+        self.services.get(name)?.value.as_ref()
     }
 
     /// Every Service that is the proxy's business, by name.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.values()
+        self.services.values().filter_map(|held| held.value.as_ref())
+    }
+
+    /// Which object the Service of that name is, and at which version, whether or not it is the proxy's business.
+    pub fn service_stamp(&self, name: &ObjectName) -> Option<Stamp> {
+        self.services.get(name).map(|held| held.stamp)
+    }
+
+    /// The same of an EndpointSlice that names a Service.
+    pub fn slice_stamp(&self, name: &ObjectName) -> Option<Stamp> {
+        self.slices.get(name).map(|held| held.stamp)
+    }
+
+    /// The slices of a Service, in the order of their names, with their versions.
+    pub(crate) fn slice_versions(
+        &self,
+        service: &ObjectName,
+    ) -> impl Iterator<Item = (&ObjectName, Option<Version>)> {
+        let names = self.slices_of.get(service).into_iter().flatten();
+        names.filter_map(|name| Some((name, self.slices.get(name)?.stamp.version)))
+    }
+
+    /// What was left out of a Service and of the slices that are its.
+    pub(crate) fn problems_of(&self, service: &ObjectName) -> impl Iterator<Item = &Problem> {
+        let slices = self.slices_of.get(service).into_iter().flatten();
+        let of_slices = slices.filter_map(|name| self.problems.slices.get(name)).flatten();
+        self.problems.services.get(service).into_iter().flatten().chain(of_slices)
+    }
+
+    /// What the maps hold of Services that changed since they were last written.
+    pub(crate) fn behind(&self) -> &Behind {
+        &self.behind
+    }
+
+    /// Whether the Service changed since it was last taken.
+    pub(crate) fn is_dirty(&self, service: &ObjectName) -> bool {
+        self.dirty.contains(service)
+    }
+
+    /// The maps hold what the index does of all Services but those that `failed` names, and those that changed meanwhile.
+    pub(crate) fn settle(&mut self, failed: impl Fn(&ObjectName) -> bool) {
+        let Self { behind, dirty, .. } = self;
+        behind.retain(|name| dirty.contains(name) || failed(name));
     }
 
     /// The slices of a Service, in the order of their names.
     pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> + Clone {
-        self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
+        let names = self.slices_of.get(service).into_iter().flatten();
+        names.filter_map(|name| self.slices.get(name)?.value.as_ref())
     }
 
     /// What was left out of the objects that the API holds now.
@@ -327,52 +377,60 @@ impl Index {
         std::mem::take(&mut self.dirty_cidrs)
     }
 
-    fn set_service(&mut self, name: ObjectName, value: Option<Service>) {
-        if self.services.get(&name) == value.as_ref() {
-            return;
+    fn set_service(&mut self, name: ObjectName, new: Option<Held<Service>>) {
+        let old = self.services.get(&name);
+        let value = new.as_ref().and_then(|held| held.value.as_ref());
+        let is_same = old.and_then(|held| held.value.as_ref()) == value;
+        if !is_same {
+            let asks_node = |service: &Service| {
+                !service.source_ranges.is_empty() || service.ports.iter().any(|port| port.node_port.is_some())
+            };
+            if value.is_some_and(asks_node) {
+                self.of_node.insert(name.clone());
+            } else {
+                self.of_node.remove(&name);
+            }
+            self.behind.note_service(&name, old.and_then(|held| held.stamp.version));
+            self.dirty.insert(name.clone());
         }
-        let asks_node = |service: &Service| {
-            !service.source_ranges.is_empty() || service.ports.iter().any(|port| port.node_port.is_some())
-        };
-        if value.as_ref().is_some_and(asks_node) {
-            self.of_node.insert(name.clone());
-        } else {
-            self.of_node.remove(&name);
-        }
-        match value {
-            Some(service) => self.services.insert(name.clone(), service),
+        match new {
+            Some(held) => self.services.insert(name, held),
             None => self.services.remove(&name),
         };
-        self.dirty.insert(name);
     }
 
-    fn set_slice(&mut self, name: ObjectName, value: Option<EndpointSlice>) {
+    fn set_slice(&mut self, name: ObjectName, new: Option<Held<EndpointSlice>>) {
         let old = self.slices.get(&name);
-        if old == value.as_ref() {
-            return;
-        }
-        if let Some(service) = old.map(|old| old.service.clone()) {
-            if let Some(names) = self.slices_of.get_mut(&service) {
-                names.retain(|other| *other != name);
-                if names.is_empty() {
-                    self.slices_of.remove(&service);
+        let value = new.as_ref().and_then(|held| held.value.as_ref());
+        let old_value = old.and_then(|held| held.value.as_ref());
+        if old_value != value {
+            let version = old.and_then(|held| held.stamp.version);
+            let service = old_value.map(|old| old.service.clone());
+            let new_service = value.map(|slice| slice.service.clone());
+            if let Some(service) = service {
+                if let Some(names) = self.slices_of.get_mut(&service) {
+                    names.retain(|other| *other != name);
+                    if names.is_empty() {
+                        self.slices_of.remove(&service);
+                    }
                 }
+                self.behind.note_slice(&service, &name, version);
+                self.dirty.insert(service);
             }
-            self.dirty.insert(service);
-        }
-        match value {
-            Some(slice) => {
-                let names = self.slices_of.entry(slice.service.clone()).or_default();
+            if let Some(service) = new_service {
+                let names = self.slices_of.entry(service.clone()).or_default();
                 if let Err(place) = names.binary_search(&name) {
                     names.insert(place, name.clone());
                 }
-                self.dirty.insert(slice.service.clone());
-                self.slices.insert(name, slice);
-            }
-            None => {
-                self.slices.remove(&name);
+                // That of another Service was never this one's.
+                self.behind.note_slice(&service, &name, None);
+                self.dirty.insert(service);
             }
         }
+        match new {
+            Some(held) => self.slices.insert(name, held),
+            None => self.slices.remove(&name),
+        };
     }
 
     fn set_node(&mut self, name: String, value: Option<Node>) {

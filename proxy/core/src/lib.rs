@@ -13,12 +13,16 @@
 //! The agent feeds [`index::Index`] and [`policy::Engine`] from its watches and calls
 //! [`reconcile::Reconciler::reconcile`] and [`policy::Engine::reconcile`]; the golden scripts do the same from files.
 
+mod behind;
 pub mod convert;
 pub mod dataplane;
 pub mod decide;
 pub mod detail;
+mod digest;
+pub mod effect;
 pub mod egress;
 pub mod endpoints;
+pub mod events;
 pub mod frontends;
 pub mod host_ports;
 pub mod index;
@@ -27,8 +31,10 @@ pub mod maglev;
 pub mod model;
 pub mod policy;
 pub mod reconcile;
+pub mod reporter;
 pub mod settings;
 pub mod small;
+pub mod stamp;
 pub mod tables;
 mod tracked;
 pub mod view;

@@ -10,8 +10,8 @@ use crate::resource::Resource;
 use crate::service::{self, Claims};
 use crate::status::{ApiError, FieldError};
 use crate::store::Store;
-use crate::{ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICE_CIDRS, SERVICES};
-use crate::{clock, custom, labels, network_policy, pod};
+use crate::{ENDPOINT_SLICES, EVENTS, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICE_CIDRS, SERVICES};
+use crate::{clock, custom, event, labels, network_policy, pod};
 
 /// Completes and checks `object`, which is about to replace `before`.
 ///
@@ -53,6 +53,8 @@ pub(crate) fn admit(
         network_policy::complete(object);
         network_policy::check(object, &mut errors);
         count_generation(object, before);
+    } else if resource == &EVENTS {
+        event::check(object, before, &mut errors);
     } else if resource == &SERVICE_CIDRS {
         check_service_cidr(object, before, &mut errors);
     } else if resource.custom {

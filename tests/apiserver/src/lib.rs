@@ -37,6 +37,7 @@ mod clock;
 mod cluster;
 mod controllers;
 mod custom;
+mod event;
 mod http;
 mod labels;
 mod network_policy;

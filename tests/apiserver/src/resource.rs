@@ -113,9 +113,15 @@ pub static CONFIG_MAPS: Resource =
     Resource { plural: "configmaps", singular: "configmap", kind: "ConfigMap", short_names: &["cm"], ..CORE };
 /// Secrets.
 pub static SECRETS: Resource = Resource { plural: "secrets", singular: "secret", kind: "Secret", ..CORE };
-/// Events of the core group.
-pub static EVENTS: Resource =
-    Resource { plural: "events", singular: "event", kind: "Event", short_names: &["ev"], ..CORE };
+/// Events, in their own group alone; a real server shows them in the core group too, in an older form.
+pub static EVENTS: Resource = Resource {
+    group: "events.k8s.io",
+    plural: "events",
+    singular: "event",
+    kind: "Event",
+    short_names: &["ev"],
+    ..CORE
+};
 /// ServiceAccounts.
 pub static SERVICE_ACCOUNTS: Resource = Resource {
     plural: "serviceaccounts",

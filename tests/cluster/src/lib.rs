@@ -5,9 +5,10 @@
 //! requests shall go, [`crowd`] goes on asking while something changes, [`maps`] reads what a node's programs read and
 //! [`metrics`] what its agent says. [`policy`] has policies and the pods that they are about, [`matrix`] compares who
 //! reaches whom with a table, [`paths`] tries every way of the flat network, [`kube_proxy`] writes the rules that
-//! kube-proxy would, [`bridge`] has pods wired by the reference plugins, [`manifests`] reads what installs Fairlead, and [`flood`] counts what comes through when nothing shall.
-//! [`mixed`] is traffic of every sort at once, [`inventory`] what a node has in the kernel, and [`soak`] has the one go on
-//! while agents come and go at random, and compares the other.
+//! kube-proxy would, [`bridge`] has pods wired by the reference plugins, [`manifests`] reads what installs Fairlead,
+//! [`promtool`] has Prometheus' own tool judge what it is to scrape, and [`flood`] counts what comes through when nothing
+//! shall. [`mixed`] is traffic of every sort at once, [`inventory`] what a node has in the kernel, and [`soak`] has the one
+//! go on while agents come and go at random, and compares the other.
 
 pub mod ask;
 pub mod bridge;
@@ -23,6 +24,7 @@ pub mod mixed;
 pub mod objects;
 pub mod paths;
 pub mod policy;
+pub mod promtool;
 pub mod scene;
 pub mod soak;
 

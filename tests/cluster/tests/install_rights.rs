@@ -5,8 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use fairlead_cluster_tests::ask::answered_by;
+use fairlead_cluster_tests::ask::{answered_by, within};
 use fairlead_cluster_tests::manifests;
+use fairlead_cluster_tests::objects::slice;
 use fairlead_cluster_tests::scene::{Scene, at_node_ports, node_addresses};
 use fairlead_cluster_tests::{POD_PORT, SERVICE_PORT, service, variants, with_cluster_of};
 use fairlead_harness::{Cluster, Options, cni, contain};
@@ -31,6 +32,25 @@ fn it_all_works(cluster: &Cluster) -> Result<()> {
     answered_by(("a pod", &scene.client.place), &variants(&scene.far.ips, POD_PORT), &["far"])?;
     let addresses = node_addresses(cluster, "node1")?;
     answered_by(("outside", &scene.outside), &at_node_ports(cluster, "echo", &addresses)?, BOTH)
+}
+
+/// An EndpointSlice that makes no sense, is mended, and makes no sense again: an Event, and one that goes on.
+fn a_slice_that_makes_no_sense(cluster: &Cluster) -> Result<()> {
+    for (address, reason) in [("10.244.1.300", "FieldsLeftOut"), ("10.244.1.30", "FieldsMended")] {
+        cluster.apply(&slice_of(address))?;
+        within(PATIENCE, || {
+            let events = cluster.kubectl(&["get", "events.events.k8s.io", "-o", "name"])?;
+            let told =
+                cluster.kubectl(&["get", "events.events.k8s.io", "-o", "jsonpath={.items[*].reason}"])?;
+            ensure!(told.contains(reason), "{events}: {told}");
+            Ok(())
+        })?;
+    }
+    cluster.apply(&slice_of("10.244.1.300"))
+}
+
+fn slice_of(address: &str) -> String {
+    slice("echo", "bad", "IPv4", &format!("  - {{ addresses: [\"{address}\"], nodeName: node1 }}\n"))
 }
 
 /// A pod whose Pod no watch tells of, so that the agent asks for it by name. There is none, so it is refused.
@@ -70,6 +90,7 @@ fn the_daemons_ask_the_api_for_all_that_their_roles_allow_and_for_nothing_else()
         }
         joined?;
         it_all_works(cluster)?;
+        a_slice_that_makes_no_sense(cluster)?;
         a_pod_that_nobody_knows(cluster)?;
         let started = Instant::now();
         for daemon in [PROXY, CNI] {

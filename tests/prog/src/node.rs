@@ -204,6 +204,8 @@ impl Node {
             loader.map_max_entries(map, CAPACITY);
         }
         loader.override_global(globals::HANDOVER, &handover, true);
+        // As in an agent whose log is not at debug.
+        loader.override_global("AYA_LOG_LEVEL", &0_u8, true).map_max_entries("AYA_LOGS", 4096);
         loader.map_max_entries(maps::PLACES, PLACES);
         loader.map_max_entries(maps::FLOWS, 2 * PLACES);
         let mut ebpf = loader

@@ -16,6 +16,7 @@ mod services;
 mod status;
 pub mod text;
 mod values;
+mod wait;
 mod why;
 
 use std::process::ExitCode;
@@ -23,8 +24,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-pub use run::{BackendChoice, Established, Masquerade, Run, SocketLb};
-pub use values::{Listen, NodePortAddress};
+pub use fairlead_daemon::page::Listen;
+pub use run::{BackendChoice, Established, Masquerade, Run, SocketLb, Tell};
+pub use values::NodePortAddress;
 
 /// Where maps and links are pinned unless told otherwise.
 pub(crate) const DEFAULT_BPFFS: &str = "/sys/fs/bpf/fairlead";
@@ -62,6 +64,9 @@ pub enum Command {
     Why(why::Why),
     /// Measure what a packet, a look-up and a connect() cost on this node. No traffic is touched.
     BenchSelf(bench_self::BenchSelf),
+    /// Wait until an object is in effect on this node. Ends with 0 when it is, with 1 when the time is over, and with 2 if
+    /// no agent answers.
+    Wait(wait::Wait),
     /// Print a script that completes these commands in a shell.
     Completion(completion::Completion),
     /// Detach every program and remove every map of this node; connections through Services end.
@@ -77,6 +82,7 @@ impl Command {
         match self {
             Self::Run(options) => options.perform(),
             Self::Status(options) => return options.perform(),
+            Self::Wait(options) => return options.perform(),
             Self::Services(options) => options.perform(),
             Self::Backends(options) => options.perform(),
             Self::Endpoints(options) => options.perform(),

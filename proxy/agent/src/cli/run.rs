@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use fairlead_daemon::log;
+use fairlead_daemon::page::Listen;
 use fairlead_net::names;
 use ipnet::IpNet;
 
-use super::values::{Listen, NodePortAddress};
+use super::values::NodePortAddress;
 use super::{DEFAULT_BPFFS, values};
 use crate::dataplane::links::Datapath;
 use crate::dataplane::sizes::{self, Sizes};
@@ -52,7 +54,7 @@ pub struct Run {
     /// Where /healthz and /livez are served; nowhere if empty.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: Listen,
-    /// Where /metrics is served; nowhere if empty.
+    /// Where /metrics and /programmed are served; nowhere if empty.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: Listen,
     /// Where NodePorts are served: at addresses of the node in these ranges, or at its primary ones.
@@ -126,6 +128,12 @@ pub struct Run {
     /// Room for so many addresses and ranges that policies name.
     #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_peers: u32,
+    /// Whether objects that can't be programmed, in whole or in part, get Events in the API.
+    #[arg(long, value_enum, default_value_t = Tell::On)]
+    pub events: Tell,
+    /// The log.
+    #[command(flatten)]
+    pub log: log::Options,
     /// How programs are attached to interfaces.
     #[arg(long, value_enum, default_value_t = Datapath::Auto)]
     pub datapath: Datapath,
@@ -159,6 +167,15 @@ pub enum Established {
     Recheck,
     /// They go on.
     Keep,
+}
+
+/// Whether the API is told of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Tell {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// How clients outside the cluster get a backend.

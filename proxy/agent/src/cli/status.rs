@@ -170,7 +170,7 @@ fn watches(status: &status::Status) -> String {
             (_, false) => Cell::styled(BAD, "not connected"),
         };
         let last =
-            state.last_event.as_deref().map_or_else(|| "none yet".to_owned(), |at| ago(at, &status.time));
+            state.last_heard.as_deref().map_or_else(|| "none yet".to_owned(), |at| ago(at, &status.time));
         [
             kind.clone().into(),
             doing,
@@ -180,7 +180,7 @@ fn watches(status: &status::Status) -> String {
             state.last_error.clone().unwrap_or_default().into(),
         ]
     });
-    Table::of(["WATCH", "STATE", "EVENTS", "LAST EVENT", "FAILURES", "LAST ERROR"], rows).to_string()
+    Table::of(["WATCH", "STATE", "EVENTS", "LAST HEARD", "FAILURES", "LAST ERROR"], rows).to_string()
 }
 
 fn programs(status: &status::Status) -> String {
@@ -307,7 +307,7 @@ mod tests {
             listed: true,
             connected: true,
             events: 7,
-            last_event: Some("2026-01-02T03:04:05Z".into()),
+            last_heard: Some("2026-01-02T03:04:05Z".into()),
             ..WatchState::default()
         };
         let status = Status {

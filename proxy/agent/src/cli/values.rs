@@ -1,7 +1,5 @@
 //! Values of options that need a form of their own.
 
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use fairlead_core::maglev::is_prime;
@@ -59,31 +57,6 @@ pub(super) fn table_size(text: &str) -> Result<u32, String> {
     Err(format!("{size} is not prime: the next prime is {next}"))
 }
 
-/// Where something is served; nowhere if empty, as kube-proxy has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listen(pub Option<SocketAddr>);
-
-impl FromStr for Listen {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.is_empty() {
-            return Ok(Self(None));
-        }
-        let address = text.parse().map(|address| Self(Some(address)));
-        address.map_err(|_| match text.parse::<IpAddr>() {
-            Ok(address) => format!("the port is missing, as in {}", SocketAddr::new(address, 10256)),
-            Err(_) => format!("{text:?} is not an address and port such as 0.0.0.0:10256"),
-        })
-    }
-}
-
-impl fmt::Display for Listen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |address| address.fmt(f))
-    }
-}
-
 /// A protocol and its port, as in `tcp/80`; `icmp` has none.
 pub(super) fn protocol_and_port(text: &str) -> Result<(String, u16), String> {
     let wanted = "not PROTOCOL/PORT, as in tcp/80, udp/53, sctp/3868, or icmp";
@@ -127,14 +100,6 @@ mod tests {
         assert_eq!("192.0.2.0/24".parse(), Ok(NodePortAddress::In(range("192.0.2.0/24").expect("a range"))));
         let error = "eth0".parse::<NodePortAddress>().expect_err("refused");
         assert!(error.contains("nor \"primary\""), "{error}");
-    }
-
-    #[test]
-    fn an_empty_address_means_that_nothing_is_served() {
-        assert_eq!("".parse(), Ok(Listen(None)));
-        let error = "0.0.0.0".parse::<Listen>().expect_err("refused");
-        assert!(error.contains("0.0.0.0:10256"), "{error}");
-        assert_eq!("[::]:80".parse::<Listen>().expect("an address").to_string(), "[::]:80");
     }
 
     #[test]

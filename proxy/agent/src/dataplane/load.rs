@@ -24,6 +24,7 @@ use super::counters::Counters;
 use super::egress::EgressMap;
 use super::flows::FlowTable;
 use super::policies::{DropCounts, KernelPolicyMaps, PolicyCapacity};
+use super::program_log::{self, ProgramLog};
 use super::services::{Batched, CapacityOf, KernelMaps};
 use super::sizes::{MapSize, Sizes};
 use super::{DataplaneError, Pins, sys};
@@ -110,6 +111,8 @@ pub struct Loaded {
     pub programs: Programs,
     /// The maps' sizes.
     pub sizes: Vec<MapSize>,
+    /// What the programs say, where the log is to have it.
+    pub log: Option<ProgramLog>,
 }
 
 impl Loaded {
@@ -259,6 +262,8 @@ fn load_at(
     }
     // Only the other variant of the programs uses it.
     loader.map_max_entries(maps::LEFT, 1);
+    let is_log_wanted = program_log::is_wanted();
+    program_log::set(&mut loader, is_log_wanted);
     let mut ebpf = loader.load(object).map_err(|e| DataplaneError::new("load", "maps", e))?;
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
@@ -269,6 +274,7 @@ fn load_at(
         };
         loaded.map_err(|e| refused(name, e))?;
     }
+    let log = is_log_wanted.then(|| ProgramLog::of(&mut ebpf)).transpose()?;
     let services = KernelMaps {
         frontends: Batched { fd: descriptor(&ebpf, maps::FRONTENDS)?, map: map(&mut ebpf, maps::FRONTENDS)? },
         slots: descriptor(&ebpf, maps::SLOTS)?,
@@ -295,7 +301,7 @@ fn load_at(
         egress: EgressMap(map(&mut ebpf, maps::EGRESS)?),
         events: map(&mut ebpf, maps::EVENTS)?,
     };
-    Ok(Loaded { maps, programs: Programs { ebpf }, sizes: reported })
+    Ok(Loaded { maps, programs: Programs { ebpf }, sizes: reported, log })
 }
 
 fn policy_maps(ebpf: &mut Ebpf, sizes: &[MapSize]) -> Result<KernelPolicyMaps, DataplaneError> {

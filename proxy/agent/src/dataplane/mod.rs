@@ -37,6 +37,7 @@ mod haste;
 pub mod links;
 pub mod load;
 pub mod policies;
+pub mod program_log;
 mod raw;
 pub mod services;
 pub mod sizes;

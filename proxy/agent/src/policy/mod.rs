@@ -20,17 +20,21 @@ use std::time::{Duration, Instant};
 
 use fairlead_abi::{Isolation, policies};
 use fairlead_core::dataplane::{MapError, PolicyMaps};
-use fairlead_core::model::Problem;
-use fairlead_core::policy::{Capacity, EndpointState, Engine, PeerView, PodId, PolicyView};
+use fairlead_core::effect::Effect;
+use fairlead_core::model::{ObjectName, Problem};
+use fairlead_core::policy::{Capacity, EndpointState, Engine, PeerView, PodId, PolicyName, PolicyView};
+use fairlead_core::stamp::Uid;
 use fairlead_net::agent::PodRef;
 use serde::{Deserialize, Serialize};
 
 use crate::dataplane::endpoints::Guard;
 use crate::dataplane::policies::{DropCounts, KernelPolicyMaps};
-use crate::exposition::Histogram;
+use crate::in_effect::Turns;
 use crate::pace::Work;
 use crate::pods::PodApi;
 use crate::watch::{Change, PolicyUpdate};
+use fairlead_daemon::exposition::Histogram;
+use fairlead_daemon::repeated;
 
 use drops::Tally;
 
@@ -57,6 +61,10 @@ struct State {
     dirty: bool,
     durations: Histogram,
     warned: Warned,
+    /// Who is told of each turn.
+    turns: Arc<Turns>,
+    /// How many writes have succeeded, and how many failed.
+    writes: (u64, u64),
 }
 
 /// What was said already.
@@ -97,8 +105,14 @@ pub struct PolicyStatus {
 }
 
 impl Policies {
-    /// Over these maps; `keep` flows that were admitted.
-    pub fn new(node_name: &str, maps: KernelPolicyMaps, counts: DropCounts, keep: bool) -> Self {
+    /// Over these maps; `keep` flows that were admitted. Each turn is told of through `turns`.
+    pub fn new(
+        node_name: &str,
+        maps: KernelPolicyMaps,
+        counts: DropCounts,
+        keep: bool,
+        turns: Arc<Turns>,
+    ) -> Self {
         let capacity = Capacity {
             policies: maps.capacity.policies,
             cells: maps.capacity.cells,
@@ -115,6 +129,8 @@ impl Policies {
             dirty: true,
             durations: Histogram::exponential(0.0005, 2.0, 15),
             warned: Warned::default(),
+            turns,
+            writes: (0, 0),
         };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
@@ -185,9 +201,40 @@ impl Policies {
         self.lock().engine.pending().map(|(what, error)| format!("{what}: {error}")).collect()
     }
 
+    /// Whether the maps hold what the policy of that name says.
+    pub fn policy_effect(&self, name: &PolicyName) -> Effect {
+        self.lock().engine.policy_effect(name)
+    }
+
+    /// Whether the maps hold what the Pod of that name says.
+    pub fn pod_effect(&self, name: &ObjectName) -> Effect {
+        self.lock().engine.pod_effect(name)
+    }
+
+    /// Which object the policy of that name is.
+    pub fn uid(&self, name: &PolicyName) -> Option<Uid> {
+        self.lock().engine.policy_stamp(name).map(|stamp| stamp.uid)
+    }
+
+    /// Which object the Pod of that name is.
+    pub fn pod_uid(&self, name: &ObjectName) -> Option<Uid> {
+        self.lock().engine.pod_uid(name)
+    }
+
+    /// The policies that the maps do not hold, as in `NetworkPolicy shop/web`, each with why.
+    pub fn failed(&self) -> Vec<(String, String)> {
+        let state = self.lock();
+        state.engine.failed_policies().map(|(name, error)| (name.to_string(), error.to_string())).collect()
+    }
+
     /// How many entries the maps of policies hold, by name of map.
     pub fn entries(&self) -> [(&'static str, usize); 3] {
         self.lock().engine.entries()
+    }
+
+    /// How many writes have succeeded, and how many failed.
+    pub fn writes(&self) -> (u64, u64) {
+        self.lock().writes
     }
 
     /// How long reconciles took, in seconds.
@@ -267,8 +314,11 @@ impl State {
         let compiled = self.compiled();
         self.tally.name(compiled, |id| self.engine.compiled(id));
         self.durations.observe(started.elapsed().as_secs_f64());
+        self.writes.0 += report.applied.total() as u64;
+        self.writes.1 += report.failed.len() as u64;
         let failures: BTreeSet<String> = report.failed.iter().map(ToString::to_string).collect();
         self.warn(failures);
+        self.turns.tell();
     }
 
     /// Says once what is wrong with objects and what could not be written.
@@ -277,14 +327,17 @@ impl State {
         if self.warned.version != Some(version) {
             self.warned.version = Some(version);
             let problems: BTreeSet<Problem> = self.engine.problems().into_iter().collect();
-            for Problem { object, field, message } in problems.difference(&self.warned.problems) {
-                tracing::warn!(object, field, "left out: {message}");
-            }
+            repeated::some(
+                problems.difference(&self.warned.problems),
+                |Problem { object, field, message }| {
+                    tracing::warn!(object, field, "left out: {message}");
+                },
+            );
             self.warned.problems = problems;
         }
-        for failure in failures.difference(&self.warned.failures) {
+        repeated::some(failures.difference(&self.warned.failures), |failure| {
             tracing::warn!("{failure}; it is tried again");
-        }
+        });
         self.warned.failures = failures;
     }
 }

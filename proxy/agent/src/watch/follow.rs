@@ -16,7 +16,6 @@ use tokio::time::{Instant, sleep, timeout};
 use super::list::{ListError, list};
 use super::{Change, Watches};
 use crate::errors::chain;
-use crate::health::stamp;
 
 /// After how many seconds the API server is to end an answer, to be asked again.
 const SPAN: u32 = 290;
@@ -125,7 +124,7 @@ impl Watch<'_> {
     fn note_event(&self) {
         self.watches.update(self.kind, |state| {
             state.events += 1;
-            state.last_event = Some(stamp(SystemTime::now()));
+            state.heard = Some(SystemTime::now());
         });
     }
 
@@ -135,6 +134,7 @@ impl Watch<'_> {
                 tracing::info!("watch of {}: connected again", self.kind);
             }
             state.connected = true;
+            state.heard = Some(SystemTime::now());
         });
     }
 
@@ -256,7 +256,10 @@ impl<S> Follower<'_, S> {
                     self.watch.note_event();
                     self.say(Change::Delete(name))?;
                 }
-                Ok(WatchEvent::Bookmark(bookmark)) => self.note(Some(bookmark.metadata.resource_version)),
+                Ok(WatchEvent::Bookmark(bookmark)) => {
+                    self.watch.note_good();
+                    self.note(Some(bookmark.metadata.resource_version));
+                }
                 Ok(WatchEvent::Error(status)) => return Err(Broken::Ended(status)),
                 // The rest of the answer is as good as it was.
                 Err(kube::Error::SerdeError(e)) => {

@@ -11,12 +11,13 @@ mod objects;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fairlead_core::model::ObjectName;
 use kube::Client;
 use serde::{Deserialize, Serialize};
 
+use crate::health::stamp;
 use crate::host_ports;
 use follow::{Optional, Watch};
 
@@ -82,13 +83,16 @@ pub struct WatchState {
     pub connected: bool,
     /// How many events and objects of lists have come.
     pub events: u64,
-    /// When the last of them came; RFC 3339.
-    #[serde(default)]
-    pub last_event: Option<String>,
     /// How often the stream broke.
     pub failures: u64,
     /// Why it broke last.
     pub last_error: Option<String>,
+    /// When the API server last said anything by it, bookmarks included.
+    #[serde(skip)]
+    pub heard: Option<SystemTime>,
+    /// The same for readers; RFC 3339.
+    #[serde(default)]
+    pub last_heard: Option<String>,
 }
 
 /// How each watch is doing, by kind.
@@ -98,7 +102,8 @@ pub struct Watches(Mutex<BTreeMap<&'static str, WatchState>>);
 impl Watches {
     /// All of them.
     pub fn states(&self) -> BTreeMap<String, WatchState> {
-        self.lock().iter().map(|(kind, state)| ((*kind).to_owned(), state.clone())).collect()
+        let shown = |state: &WatchState| WatchState { last_heard: state.heard.map(stamp), ..state.clone() };
+        self.lock().iter().map(|(kind, state)| ((*kind).to_owned(), shown(state))).collect()
     }
 
     fn update(&self, kind: &'static str, change: impl FnOnce(&mut WatchState)) {

@@ -76,7 +76,7 @@ struct Fed {
 impl Fed {
     fn new(room: &Room) -> Self {
         let maps = room.load().maps;
-        let policies = Arc::new(Policies::new("a", maps.policies, maps.drop_counts, false));
+        let policies = Arc::new(Policies::new("a", maps.policies, maps.drop_counts, false, Arc::default()));
         Self { turn: PolicyLoop(Arc::clone(&policies)), policies }
     }
 

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1 as core;
 use super::{Notes, object_name, port_number, protocol, unicast};
 use crate::policy::model::{NamedPort, Namespace, Pod, PolicyNode};
 use crate::policy::selector::Labels;
+use crate::stamp::Version;
 
 /// The uid that the kubelet knows a static pod by.
 pub const CONFIG_HASH_ANNOTATION: &str = "kubernetes.io/config.hash";
@@ -25,6 +26,7 @@ pub(super) fn convert(object: &core::Pod, notes: &mut Notes) -> Option<Pod> {
         meta.annotations.as_ref().and_then(|annotations| annotations.get(CONFIG_HASH_ANNOTATION));
     Some(Pod {
         name,
+        version: meta.resource_version.as_deref().and_then(Version::new),
         uid: meta.uid.as_deref().unwrap_or_default().into(),
         config_hash: annotation.map(|hash| hash.as_str().into()),
         created: meta.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),

@@ -21,6 +21,7 @@ pub mod api;
 mod apply;
 mod census;
 mod compiled;
+mod effect;
 mod endpoints;
 mod explain;
 mod identity;
@@ -60,7 +61,7 @@ use objects::Objects;
 use places::Places;
 
 pub use explain::{Explanation, Party, PartyView, Side};
-pub use model::{Direction, PodId};
+pub use model::{Direction, PodId, PolicyName};
 pub use view::{
     Applied, Capacity, CompiledView, EndpointState, Failure, PeerView, PolicyView, Report, RuleView,
 };
@@ -254,6 +255,7 @@ impl Engine {
         let mut report = pass.report;
         report.pending = self.pending().count();
         self.retry = self.next_retry(now, retrying, &report);
+        self.settle_versions();
         report
     }
 

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::selector::{Labels, Selector};
 use crate::model::{ObjectName, Protocol};
+use crate::stamp::Version;
 
 /// Which packets of a pod a policy is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -65,6 +66,8 @@ pub enum Action {
 pub struct Pod {
     /// Namespace and name.
     pub name: ObjectName,
+    /// metadata.resourceVersion.
+    pub version: Option<Version>,
     /// metadata.uid.
     pub uid: Arc<str>,
     /// The annotation `kubernetes.io/config.hash`: the uid that the kubelet knows a static pod by.
@@ -85,6 +88,18 @@ pub struct Pod {
     pub terminating: bool,
     /// spec.nodeName.
     pub node: Option<Arc<str>>,
+}
+
+impl Pod {
+    /// Whether it is the same pod, in the same state, whatever else has changed of the object.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let Self { name, version: _, uid, config_hash, created, labels, ports, .. } = self;
+        let Self { addresses, host_network, finished, terminating, node, .. } = self;
+        (name, uid, config_hash, created) == (&other.name, &other.uid, &other.config_hash, &other.created)
+            && (labels, ports, addresses) == (&other.labels, &other.ports, &other.addresses)
+            && (host_network, finished, terminating, node)
+                == (&other.host_network, &other.finished, &other.terminating, &other.node)
+    }
 }
 
 /// A port that a container gives a name.

@@ -16,6 +16,7 @@ use crate::convert::{self, Converted};
 use crate::intern::Pool;
 use crate::model::{ObjectName, Problem};
 use crate::policy::model::NamedPort;
+use crate::stamp::{Stamp, Version};
 use crate::tracked::Tracked;
 
 /// Pods, namespaces, nodes and policies.
@@ -29,6 +30,9 @@ pub(super) struct Objects {
     /// The addresses of the node's interfaces.
     pub(super) local_addresses: Vec<IpAddr>,
     pub(super) dirty: Dirty,
+    /// Which object each policy is, and at which version.
+    pub(super) stamps: BTreeMap<PolicyName, Stamp>,
+    pub(super) behind: Behind,
     problems: Problems,
     labels: Pool<Labels>,
     ports: Pool<[NamedPort]>,
@@ -49,6 +53,29 @@ impl Dirty {
     pub(super) fn len(&self) -> usize {
         let Self { pods, namespaces, nodes, policies, local_addresses } = self;
         pods.len() + namespaces.len() + nodes.len() + policies.len() + usize::from(*local_addresses)
+    }
+}
+
+/// Which versions the maps hold of objects that changed since they were last written; none: nothing of that one.
+#[derive(Debug, Default)]
+pub(super) struct Behind {
+    /// Whether anything has been written: before, all objects are new, and nobody is told of any.
+    pub(super) is_begun: bool,
+    pub(super) pods: BTreeMap<ObjectName, Option<Version>>,
+    pub(super) policies: BTreeMap<PolicyName, Option<Version>>,
+}
+
+impl Behind {
+    fn note_pod(&mut self, name: &ObjectName, before: Option<Version>) {
+        if self.is_begun {
+            self.pods.entry(name.clone()).or_insert(before);
+        }
+    }
+
+    fn note_policy(&mut self, name: PolicyName, before: Option<Version>) {
+        if self.is_begun {
+            self.policies.entry(name).or_insert(before);
+        }
     }
 }
 
@@ -112,25 +139,33 @@ impl Objects {
     pub(super) fn apply_network_policy(&mut self, object: &networking::NetworkPolicy) {
         let Some(name) = name_of(&object.metadata) else { return };
         let Converted { value, problems } = convert::network_policy(object);
-        self.problems.policies.set(&PolicyName::Network(name.clone()), some(problems));
-        self.set_network_policy(name, value);
+        let policy = PolicyName::Network(name.clone());
+        self.problems.policies.set(&policy, some(problems));
+        let before = self.stamp(policy, Some(Stamp::of(&object.metadata)));
+        self.set_network_policy(name, value, before);
     }
 
     pub(super) fn delete_network_policy(&mut self, name: &ObjectName) {
-        self.problems.policies.set(&PolicyName::Network(name.clone()), None);
-        self.set_network_policy(name.clone(), None);
+        let policy = PolicyName::Network(name.clone());
+        self.problems.policies.set(&policy, None);
+        let before = self.stamp(policy, None);
+        self.set_network_policy(name.clone(), None, before);
     }
 
     pub(super) fn apply_cluster_policy(&mut self, object: &ClusterNetworkPolicy) {
         let Some(name) = object.metadata.name.as_deref() else { return };
         let Converted { value, problems } = convert::cluster_policy(object);
-        self.problems.policies.set(&PolicyName::Cluster(name.into()), some(problems));
-        self.set_cluster_policy(name.into(), value);
+        let policy = PolicyName::Cluster(name.into());
+        self.problems.policies.set(&policy, some(problems));
+        let before = self.stamp(policy, Some(Stamp::of(&object.metadata)));
+        self.set_cluster_policy(name.into(), value, before);
     }
 
     pub(super) fn delete_cluster_policy(&mut self, name: &str) {
-        self.problems.policies.set(&PolicyName::Cluster(name.into()), None);
-        self.set_cluster_policy(name.into(), None);
+        let policy = PolicyName::Cluster(name.into());
+        self.problems.policies.set(&policy, None);
+        let before = self.stamp(policy, None);
+        self.set_cluster_policy(name.into(), None, before);
     }
 
     pub(super) fn set_local_addresses(&mut self, mut addresses: Vec<IpAddr>) {
@@ -159,9 +194,14 @@ impl Objects {
         pods.values().chain(nodes.values()).chain(policies.values()).flatten()
     }
 
-    /// How many parts of a policy make no sense.
-    pub(super) fn problems_of(&self, name: &PolicyName) -> usize {
-        self.problems.policies.get(name).map_or(0, Vec::len)
+    /// The parts of a policy that make no sense.
+    pub(super) fn problems_of(&self, name: &PolicyName) -> &[Problem] {
+        self.problems.policies.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// The parts of a Pod that make no sense.
+    pub(super) fn problems_of_pod(&self, name: &ObjectName) -> &[Problem] {
+        self.problems.pods.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// Grows with each change of [`Self::problems`].
@@ -170,10 +210,25 @@ impl Objects {
         pods.version() + nodes.version() + policies.version()
     }
 
+    /// Notes which object a policy is now; returns its version before.
+    fn stamp(&mut self, name: PolicyName, stamp: Option<Stamp>) -> Option<Version> {
+        let before = match stamp {
+            Some(stamp) => self.stamps.insert(name, stamp),
+            None => self.stamps.remove(&name),
+        };
+        before.and_then(|before| before.version)
+    }
+
     fn set_pod(&mut self, name: ObjectName, value: Option<Pod>) {
-        if self.pods.get(&name) == value.as_ref() {
-            return;
-        }
+        let before = match (self.pods.get_mut(&name), &value) {
+            (None, None) => return,
+            (Some(old), Some(new)) if old.is_like(new) => {
+                old.version = new.version;
+                return;
+            }
+            (old, _) => old.and_then(|old| old.version),
+        };
+        self.behind.note_pod(&name, before);
         match value {
             Some(pod) => self.pods.insert(name.clone(), pod),
             None => self.pods.remove(&name),
@@ -181,10 +236,16 @@ impl Objects {
         self.dirty.pods.insert(name);
     }
 
-    fn set_network_policy(&mut self, name: ObjectName, value: Option<NetworkPolicy>) {
+    fn set_network_policy(
+        &mut self,
+        name: ObjectName,
+        value: Option<NetworkPolicy>,
+        before: Option<Version>,
+    ) {
         if self.network_policies.get(&name) == value.as_ref() {
             return;
         }
+        self.behind.note_policy(PolicyName::Network(name.clone()), before);
         match value {
             Some(policy) => self.network_policies.insert(name.clone(), policy),
             None => self.network_policies.remove(&name),
@@ -192,10 +253,11 @@ impl Objects {
         self.dirty.policies.insert(PolicyName::Network(name));
     }
 
-    fn set_cluster_policy(&mut self, name: Arc<str>, value: Option<ClusterPolicy>) {
+    fn set_cluster_policy(&mut self, name: Arc<str>, value: Option<ClusterPolicy>, before: Option<Version>) {
         if self.cluster_policies.get(&name) == value.as_ref() {
             return;
         }
+        self.behind.note_policy(PolicyName::Cluster(name.clone()), before);
         match value {
             Some(policy) => self.cluster_policies.insert(name.clone(), policy),
             None => self.cluster_policies.remove(&name),

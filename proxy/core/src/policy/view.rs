@@ -267,7 +267,7 @@ impl Engine {
                 .map(|(direction, _)| *direction)
                 .collect(),
             pods,
-            problems: self.objects.problems_of(name),
+            problems: self.objects.problems_of(name).len(),
             rules: rules.collect(),
             pending,
         }

@@ -20,6 +20,7 @@
 mod adopt;
 mod cidrs;
 mod claims;
+mod effect;
 mod fill;
 mod ledger;
 mod pass;
@@ -239,6 +240,8 @@ impl Reconciler {
         self.cidrs.apply(&mut pass);
         self.retry = self.next_retry(now, retrying, &report);
         report.pending = self.pending.len();
+        let pending = &self.pending;
+        self.index.settle(|name| pending.contains_key(name));
         report
     }
 
@@ -266,6 +269,11 @@ impl Reconciler {
     /// Everything in the objects that makes no sense or can't be had.
     pub fn problems(&self) -> Vec<Problem> {
         self.index.problems().chain(self.contested.values().flatten()).cloned().collect()
+    }
+
+    /// Addresses that a Service asks for and can't have, because another one, or another of its ports, does.
+    pub fn contested(&self) -> impl Iterator<Item = &Problem> {
+        self.contested.values().flatten()
     }
 
     /// Grows with each change of [`Self::problems`], which costs much more.

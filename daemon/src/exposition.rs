@@ -52,8 +52,8 @@ impl Histogram {
     }
 }
 
-/// A page of metrics under way. Every family is opened by [`Page::counter`] or [`Page::gauge`], and then has
-/// its samples.
+/// A page of metrics under way. Every family is opened by [`Page::counter`], [`Page::gauge`] or [`Page::histograms`], and
+/// then has its samples.
 #[derive(Debug, Default)]
 pub struct Page {
     text: String,
@@ -80,16 +80,27 @@ impl Page {
 
     /// A whole family of one histogram.
     pub fn histogram(&mut self, name: &'static str, help: &str, histogram: &Histogram) {
-        self.open(name, help, "histogram");
+        self.histograms(name, help).distribution(&[], histogram);
+    }
+
+    /// Opens a family of histograms.
+    pub fn histograms(&mut self, name: &'static str, help: &str) -> &mut Self {
+        self.open(name, help, "histogram")
+    }
+
+    /// A histogram of the open family.
+    pub fn distribution(&mut self, labels: &[(&str, &str)], histogram: &Histogram) -> &mut Self {
+        let name = self.family;
         let bucket = format!("{name}_bucket");
         let mut below = 0;
         for (bound, count) in histogram.bounds.iter().zip(&histogram.counts) {
             below += count;
-            self.line(&bucket, &[("le", &bound.to_string())], below);
+            self.line(&bucket, &[labels, &[("le", &bound.to_string())]].concat(), below);
         }
-        self.line(&bucket, &[("le", "+Inf")], histogram.count);
-        self.line(&format!("{name}_sum"), &[], histogram.sum);
-        self.line(&format!("{name}_count"), &[], histogram.count);
+        self.line(&bucket, &[labels, &[("le", "+Inf")]].concat(), histogram.count);
+        self.line(&format!("{name}_sum"), labels, histogram.sum);
+        self.line(&format!("{name}_count"), labels, histogram.count);
+        self
     }
 
     /// The text so far.
@@ -152,6 +163,18 @@ mod tests {
             [0.25, 0.5, 0.75, 0.99].map(|part| histogram.quantile(part)),
             [Some(1.0), Some(2.0), Some(2.0), None]
         );
+    }
+
+    #[test]
+    fn histograms_of_one_family_are_told_apart_by_their_labels() {
+        let mut histogram = Histogram::new(vec![1.0]);
+        histogram.observe(0.5);
+        let mut page = Page::default();
+        page.histograms("took_seconds", "How long.").distribution(&[("what", "a")], &histogram);
+        let text = page.finish();
+        for line in ["took_seconds_bucket{what=\"a\",le=\"1\"} 1", "took_seconds_sum{what=\"a\"} 0.5"] {
+            assert!(text.contains(line), "{text}");
+        }
     }
 
     #[test]
