@@ -6,6 +6,7 @@ mod build;
 mod check;
 mod command;
 mod image;
+mod kernels;
 mod kind;
 mod setup;
 mod test;
@@ -64,6 +65,15 @@ enum Task {
     },
     /// Remove everything that a demo left, also after a crash
     DemoDown,
+    /// Boot Debian's kernels in an emulator, and see what Fairlead does on each; takes long
+    Kernels {
+        /// Only kernels whose release begins with this, such as 6.1
+        #[arg(long, value_name = "RELEASE")]
+        only: Vec<String>,
+        /// Leave out the demo, which takes longest
+        #[arg(long)]
+        no_demo: bool,
+    },
     /// Measure against plain kernel routing; further arguments go to the benchmark
     Bench {
         /// Passed on
@@ -83,6 +93,7 @@ fn main() -> Result<()> {
         Task::Test => test::run(),
         Task::Demo { keep } => build::demo(keep),
         Task::DemoDown => build::demo_down(),
+        Task::Kernels { only, no_demo } => kernels::run(&only, !no_demo),
         Task::Bench { arguments } => build::bench(&arguments),
     }
 }

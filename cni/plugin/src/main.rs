@@ -7,6 +7,7 @@
 
 mod add;
 mod check;
+mod cleanup;
 mod condition;
 mod daemon;
 mod delete;
@@ -41,6 +42,8 @@ struct Arguments {
 enum Command {
     /// Prepare this node for the plugin and keep the routes to the other nodes' pods.
     Node(daemon::Options),
+    /// Take away what the plugin and the daemon have made on this node, and say what it was.
+    Cleanup(cleanup::Options),
 }
 
 fn main() -> ExitCode {
@@ -48,9 +51,13 @@ fn main() -> ExitCode {
         log_to_stderr("warn");
         return verbs::run();
     }
-    let Command::Node(options) = Arguments::parse().command;
+    let command = Arguments::parse().command;
     log_to_stderr("info");
-    match daemon::run(options) {
+    let done = match command {
+        Command::Node(options) => daemon::run(options),
+        Command::Cleanup(options) => cleanup::run(&options),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");

@@ -123,6 +123,8 @@ pub mod maps {
 
 /// Program names, as they stand in the object file.
 pub mod programs {
+    /// What the names of all programs begin with.
+    pub const PREFIX: &str = "fairlead_";
     /// tc ingress on the host side of a pod's veth: packets that the pod sends.
     pub const FROM_POD: &str = "fairlead_frpod";
     /// tc egress on the host side of a pod's veth: packets that the node's own stack sends to the pod.
@@ -153,6 +155,9 @@ pub mod programs {
     pub const BIND4: &str = "fairlead_bind4";
     /// cgroup post_bind6.
     pub const BIND6: &str = "fairlead_bind6";
+    /// A variable of the programs, 1 unless it is set at load: whether the hooks of sockets say why they refuse a call, by
+    /// `bpf_set_retval` (kernel 5.18), or leave it at EPERM.
+    pub const SAYS_WHY: &str = "SAYS_WHY";
 }
 
 /// Asserts a layout's size at compile time, and, for user space, makes it a value that maps may hold.

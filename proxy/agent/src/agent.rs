@@ -19,6 +19,7 @@ use crate::errors::chain;
 use crate::exposition::Page;
 use crate::health::{Answers, stamp};
 use crate::host_ports;
+use crate::kernel::{self, KernelView};
 use crate::masquerade::MasqueradeView;
 use crate::pods::{PodApi, PodSockets};
 use crate::policy::drops::Drops;
@@ -48,6 +49,8 @@ pub struct Facts {
     pub programs: BTreeMap<String, u32>,
     /// The sizes of the maps.
     pub sizes: Vec<MapSize>,
+    /// What the kernel has of what is asked of it.
+    pub kernel: KernelView,
 }
 
 /// The parts of the agent that can be asked.
@@ -240,6 +243,7 @@ impl Agent {
             health_checks: self.checks.get(),
             packets: self.packets().into_iter().collect(),
             drops: self.drops().into_iter().collect(),
+            kernel: Some(self.facts.kernel.clone()),
         }
     }
 
@@ -248,6 +252,7 @@ impl Agent {
         let mut page = Page::default();
         self.own_metrics(&mut page);
         self.kube_proxy_metrics(&mut page);
+        kernel::metrics(&self.facts.kernel, &mut page);
         page.finish()
     }
 

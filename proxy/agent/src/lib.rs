@@ -17,6 +17,7 @@
 //! The kernel's half lives on without the agent: what [`run`] finds pinned it adopts.
 
 pub mod agent;
+pub mod cleanup;
 pub mod cli;
 pub mod dataplane;
 pub mod errors;
@@ -24,6 +25,7 @@ pub mod exposition;
 pub mod health;
 pub mod host_ports;
 pub mod interfaces;
+pub mod kernel;
 pub mod masquerade;
 pub mod metrics;
 pub mod node;

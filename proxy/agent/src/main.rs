@@ -4,13 +4,15 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use fairlead_net::agent::{Question, Request, ask};
 use fairlead_net::names;
+use fairlead_proxy::cleanup;
+use fairlead_proxy::cli::cleanup::Cleanup;
 use fairlead_proxy::cli::{Ask, Cli, Command, Flows, Output, Why};
-use fairlead_proxy::dataplane::links;
 use fairlead_proxy::errors::chain;
+use fairlead_proxy::kernel::check;
 use fairlead_proxy::policy::drops::Drop;
 use fairlead_proxy::policy::why::Answer;
 use fairlead_proxy::run;
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
 
 fn perform(command: Command) -> Result<()> {
     match command {
+        Command::Run(options) if options.cleanup => cleanup(&options.as_ref().into()),
         Command::Run(options) => {
             names::use_files_and_dns().context("set up the look-up of names")?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -65,8 +68,29 @@ fn perform(command: Command) -> Result<()> {
             show(&ask, &why, || Ok(serde_json::from_value::<Answer>(why.clone())?.to_string()))
         }
         Command::Flows(options) => flows(&options),
-        Command::Cleanup(options) => Ok(links::cleanup(&options.bpffs)?),
+        Command::Check(options) => {
+            let findings = check::check(&options);
+            match options.output {
+                Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
+                Output::Text => print!("{findings}"),
+            }
+            ensure!(findings.problems.is_empty(), "{}", findings.problems.join("; "));
+            Ok(())
+        }
+        Command::Cleanup(options) => cleanup(&options),
     }
+}
+
+/// Takes away what agents have left, and prints what that was.
+fn cleanup(options: &Cleanup) -> Result<()> {
+    let report = cleanup::cleanup(options)?;
+    match options.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Text => print!("{report}"),
+    }
+    let failures: Vec<String> = report.failures().collect();
+    ensure!(failures.is_empty(), "{}", failures.join("; "));
+    Ok(())
 }
 
 /// Prints drops: those that are kept, and then those to come.

@@ -24,13 +24,15 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::{Agent, Facts};
+use crate::cleanup::reserved;
 use crate::cli::{Established, Listen, Run, SocketLb};
 use crate::dataplane::clients::Clients;
 use crate::dataplane::endpoints::Endpoints;
 use crate::dataplane::events::DropEvents;
-use crate::dataplane::links::{self, Links};
+use crate::dataplane::links::{Datapath, Links};
 use crate::dataplane::services::KernelMaps;
 use crate::dataplane::{Pins, load};
+use crate::kernel::{Kernel, Site};
 use crate::masquerade::Masquerade;
 use crate::pods::{PodApi, PodSockets};
 use crate::policy::{Policies, PolicyLoop, drops};
@@ -51,9 +53,6 @@ const PATROL: Duration = Duration::from_secs(30);
 /// # Errors
 /// When something is missing that it can't do without; whatever ran before goes on.
 pub async fn run(options: Run) -> Result<()> {
-    if options.cleanup {
-        return Ok(links::cleanup(&options.bpffs)?);
-    }
     let settings = settings(&options)?;
     let _lock = lock(&options.state_dir)?;
     let node_name = node_name(&options)?;
@@ -61,15 +60,21 @@ pub async fn run(options: Run) -> Result<()> {
     let client = servers.client.clone();
     let healthz = bind(options.healthz_bind_address).await?;
     let metrics = bind(options.metrics_bind_address).await?;
-    let cgroup = match &options.cgroup {
-        Some(cgroup) => cgroup.clone(),
-        None => cgroup_root()?,
+    let cgroup = options.cgroup.clone().or_else(|| cgroup_root().ok());
+    let site = Site {
+        bpffs: &options.bpffs,
+        proc_sys: &options.proc_sys,
+        cgroup: cgroup.as_deref(),
+        ports: options.snat_ports,
+        without: &options.without_kernel_feature,
     };
+    let kernel = Kernel::examine(fairlead_object::OBJECT, &site);
+    kernel.accept()?;
 
     let api = PodApi::new(client.clone());
     let (updates, received) = mpsc::channel();
     let Parts { agent, uplinks, services, masquerade, events } =
-        program(&options, &node_name, &cgroup, settings, api, updates.clone())?;
+        program(&options, &node_name, (&kernel, cgroup.as_deref()), settings, api, updates.clone())?;
     let listener = socket::listen(&options.socket())
         .with_context(|| format!("listen at {}", options.socket().display()))?;
     let agent = Arc::new(agent);
@@ -167,7 +172,7 @@ struct Parts {
 fn program(
     options: &Run,
     node_name: &str,
-    cgroup: &Path,
+    (kernel, cgroup): (&Kernel, Option<&Path>),
     settings: Settings,
     api: PodApi,
     updates: mpsc::Sender<Update>,
@@ -175,8 +180,9 @@ fn program(
     let pods = (options.socket_lb == SocketLb::All).then(|| PodSockets::new(api.clone()));
     let pins = Pins::new(&options.bpffs);
     load::mount_bpffs(&options.bpffs)?;
+    let offers = kernel.offers();
     let memory = node::memory().context("read how much memory there is")?;
-    let loaded = load::load(fairlead_object::OBJECT, &pins, &options.sizes(memory))?;
+    let loaded = load::load_with(fairlead_object::OBJECT, &pins, &options.sizes(memory), offers)?;
     for size in loaded.sizes.iter().filter(|size| size.capacity != size.wanted) {
         tracing::warn!(
             map = size.name,
@@ -188,15 +194,21 @@ fn program(
     let capacity =
         Capacity { slots: loaded.capacity(maps::SLOTS), backends: loaded.capacity(maps::BACKENDS) };
     let load::Loaded { maps, programs, sizes } = loaded;
-    let mut links = Links::new(programs, &pins, options.datapath)?;
+    let datapath =
+        if options.datapath == Datapath::Auto && !offers.tcx { Datapath::Clsact } else { options.datapath };
+    let mut links = Links::new(programs, &pins, datapath)?;
 
     node::enable_forwarding(&options.proc_sys).context("switch forwarding on (see --proc-sys)")?;
-    node::reserve_ports(&options.proc_sys, options.snat_ports)
+    reserved::reserve(&options.proc_sys, options.snat_ports, &options.state_dir)
         .context("reserve the ports for masquerading (see --proc-sys)")?;
     let host_netns = netns::current_cookie().context("read the network namespace's cookie")?;
 
     let adopted = links.adopt()?;
-    links.attach_sockets(cgroup)?;
+    let cgroup = cgroup.filter(|_| offers.sockets);
+    match cgroup {
+        Some(cgroup) => links.attach_sockets(cgroup)?,
+        None => links.detach_sockets()?,
+    }
     let (attachment, verified) = (links.attachment().to_string(), links.programs().verified());
     let (links, clients) = (Arc::new(Mutex::new(links)), Arc::new(Mutex::new(maps.clients)));
     let directory = options.state_dir.join("endpoints");
@@ -242,9 +254,11 @@ fn program(
             started: SystemTime::now(),
             attachment,
             pins: pins.maps().display().to_string(),
-            cgroup: cgroup.display().to_string(),
+            cgroup: cgroup
+                .map_or("none: no sockets are translated".to_owned(), |path| path.display().to_string()),
             programs: verified,
             sizes,
+            kernel: kernel.view(),
         },
         pins,
         reconciler,
@@ -370,6 +384,14 @@ async fn bind(Listen(address): Listen) -> Result<Option<TcpListener>> {
     TcpListener::bind(address).await.with_context(|| format!("listen at {address}")).map(Some)
 }
 
+/// The same where there is such a directory, and nothing otherwise.
+///
+/// # Errors
+/// When an agent runs here.
+pub(crate) fn lock_if_there(state_dir: &Path) -> Result<Option<Flock<File>>> {
+    state_dir.exists().then(|| lock(state_dir)).transpose()
+}
+
 /// Makes sure that no other agent has this state directory, for as long as the result lives.
 fn lock(state_dir: &Path) -> Result<Flock<File>> {
     fs::create_dir_all(state_dir).with_context(|| format!("create {}", state_dir.display()))?;
@@ -390,7 +412,10 @@ fn node_name(options: &Run) -> Result<String> {
 }
 
 /// Where the root of the cgroup2 hierarchy is mounted.
-fn cgroup_root() -> Result<PathBuf> {
+///
+/// # Errors
+/// When none is.
+pub(crate) fn cgroup_root() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
     find_cgroup2(&mounts).context("no cgroup2 hierarchy is mounted; see --cgroup")
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::dataplane::endpoints::EndpointView;
 use crate::dataplane::sizes::MapSize;
+use crate::kernel::KernelView;
 use crate::masquerade::MasqueradeView;
 use crate::policy::PolicyStatus;
 use crate::service_health::CheckView;
@@ -67,6 +68,9 @@ pub struct Status {
     pub packets: BTreeMap<String, u64>,
     /// Packets dropped or refused, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// What the kernel has of what is asked of it.
+    #[serde(default)]
+    pub kernel: Option<KernelView>,
 }
 
 /// Something in an object that was left out.
@@ -112,6 +116,9 @@ impl Display for Status {
         let policies = if synced { "in force" } else { "not known yet: no pod is added" };
         writeln!(f, "  policies     {objects} objects, {compiled} compiled here, {policies}")?;
         writeln!(f, "  writes       {}, {} failed", self.writes, self.failed_writes)?;
+        if let Some(kernel) = &self.kernel {
+            kernel.write_missing(f)?;
+        }
         let rows = watches.iter().map(|(kind, state)| {
             let doing = match (state.listed, state.connected) {
                 (true, true) => "watching",

@@ -1,5 +1,7 @@
 //! The command line of `fairlead-proxy`.
 
+pub mod check;
+pub mod cleanup;
 mod values;
 
 use std::path::PathBuf;
@@ -37,8 +39,10 @@ pub enum Command {
     Why(Why),
     /// Show packets that policies dropped.
     Flows(Flows),
-    /// Detach every program and remove every map of this node; connections through Services end.
-    Cleanup(Cleanup),
+    /// Say whether Fairlead can run on this kernel, and what it would lack; changes nothing and needs no agent.
+    Check(check::Check),
+    /// Take away all that agents have left on this node, and say what it was; connections through Services end.
+    Cleanup(cleanup::Cleanup),
 }
 
 /// Options of `run`.
@@ -159,6 +163,9 @@ pub struct Run {
     /// Do what the cleanup command does, and end.
     #[arg(long)]
     pub cleanup: bool,
+    /// Take a feature of the kernel for missing: for tests of what the agent does without it.
+    #[arg(long, value_name = "FEATURE", hide = true)]
+    pub without_kernel_feature: Vec<String>,
 }
 
 /// Whose sockets are translated.
@@ -300,14 +307,6 @@ pub struct Flows {
     /// Where and how it is asked.
     #[command(flatten)]
     pub ask: Ask,
-}
-
-/// Options of `cleanup`.
-#[derive(Clone, Debug, Args)]
-pub struct Cleanup {
-    /// Where maps and links are pinned.
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
-    pub bpffs: PathBuf,
 }
 
 /// How an answer is printed.

@@ -14,7 +14,7 @@ use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
 use aya_obj::maps::PinningType;
-use fairlead_abi::{Address, Config, Endpoint, maps};
+use fairlead_abi::{Address, Config, Endpoint, maps, programs};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -81,6 +81,22 @@ impl Programs {
     }
 }
 
+/// What the kernel offers beyond what is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offers {
+    /// Links at interfaces.
+    pub tcx: bool,
+    /// All that the hooks of sockets need: without it their programs are not loaded.
+    pub sockets: bool,
+    /// That hooks of sockets say why they refuse.
+    pub errors: bool,
+}
+
+impl Offers {
+    /// Everything.
+    pub const ALL: Self = Self { tcx: true, sockets: true, errors: true };
+}
+
 /// What [`load`] put into the kernel, or found there.
 pub struct Loaded {
     /// The maps.
@@ -123,6 +139,19 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
 /// When the object is empty (built without the eBPF toolchain), a pinned map has another layout, or the
 /// kernel refuses a map or program. Nothing has changed then.
 pub fn load(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, DataplaneError> {
+    load_with(object, pins, sizes, Offers::ALL)
+}
+
+/// The same on a kernel that offers this.
+///
+/// # Errors
+/// Like [`load`].
+pub fn load_with(
+    object: &[u8],
+    pins: &Pins,
+    sizes: &Sizes,
+    offers: Offers,
+) -> Result<Loaded, DataplaneError> {
     if object.is_empty() {
         let why = "this binary was built without eBPF programs: run make setup and build again";
         return Err(DataplaneError::new("load", "programs", why));
@@ -131,7 +160,7 @@ pub fn load(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Datapla
     fs::create_dir_all(&links)
         .map_err(|e| DataplaneError::new("create directory", links.display().to_string(), e))?;
     let before = pinned_maps(pins)?;
-    load_at(object, pins, sizes).inspect_err(|_| {
+    load_at(object, pins, sizes, offers).inspect_err(|_| {
         for made in pinned_maps(pins).unwrap_or_default() {
             if !before.contains(&made) {
                 fs::remove_file(&made).unwrap_or_else(|e| tracing::warn!("remove {}: {e}", made.display()));
@@ -155,7 +184,7 @@ fn pinned_maps(pins: &Pins) -> Result<Vec<PathBuf>, DataplaneError> {
     list().map_err(|e| DataplaneError::new("list pins in", pins.maps().display().to_string(), e))
 }
 
-fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, DataplaneError> {
+fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes, offers: Offers) -> Result<Loaded, DataplaneError> {
     let parsed = Object::parse(object).map_err(|e| DataplaneError::new("parse", "object", e))?;
     let wanted = BTreeMap::from(sizes.wanted());
     let mut reported = Vec::new();
@@ -178,10 +207,14 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Loaded, Dataplan
         // aya takes a size on trust, and checks array indices against it: a map that is there keeps its own.
         loader.map_max_entries(&size.name, size.capacity);
     }
+    if !offers.errors {
+        loader.override_global(programs::SAYS_WHY, &0_u8, true);
+    }
     let mut ebpf = loader.load(object).map_err(|e| DataplaneError::new("load", "maps", e))?;
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
             Program::SchedClassifier(program) => program.load(),
+            Program::CgroupSockAddr(_) | Program::CgroupSock(_) if !offers.sockets => continue,
             Program::CgroupSockAddr(program) => program.load(),
             Program::CgroupSock(program) => program.load(),
             _ => Err(ProgramError::UnexpectedProgramType),
