@@ -158,6 +158,9 @@ pub mod programs {
     /// A variable of the programs, 1 unless it is set at load: whether the hooks of sockets say why they refuse a call, by
     /// `bpf_set_retval` (kernel 5.18), or leave it at EPERM.
     pub const SAYS_WHY: &str = "SAYS_WHY";
+    /// A variable of the programs, 1 unless it is set at load: whether maps take keys and values from any memory
+    /// (kernel 6.2), or they are to be copied first.
+    pub const ANY_MEMORY: &str = "ANY_MEMORY";
 }
 
 /// Asserts a layout's size at compile time, and, for user space, makes it a value that maps may hold.

@@ -33,6 +33,7 @@ mod fragment;
 mod header;
 mod icmp;
 mod lb;
+mod lent;
 mod may;
 mod nat;
 mod observe;

@@ -90,11 +90,13 @@ pub struct Offers {
     pub sockets: bool,
     /// That hooks of sockets say why they refuse.
     pub errors: bool,
+    /// That maps take keys and values from any memory.
+    pub any_memory: bool,
 }
 
 impl Offers {
     /// Everything.
-    pub const ALL: Self = Self { tcx: true, sockets: true, errors: true };
+    pub const ALL: Self = Self { tcx: true, sockets: true, errors: true, any_memory: true };
 }
 
 /// What [`load`] put into the kernel, or found there.
@@ -209,6 +211,9 @@ fn load_at(object: &[u8], pins: &Pins, sizes: &Sizes, offers: Offers) -> Result<
     }
     if !offers.errors {
         loader.override_global(programs::SAYS_WHY, &0_u8, true);
+    }
+    if !offers.any_memory {
+        loader.override_global(programs::ANY_MEMORY, &0_u8, true);
     }
     let mut ebpf = loader.load(object).map_err(|e| DataplaneError::new("load", "maps", e))?;
     for (name, program) in ebpf.programs_mut() {

@@ -4,9 +4,9 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use aya_obj::generated::{bpf_attach_type, bpf_map_type, bpf_prog_type};
+use aya_obj::generated::{bpf_attach_type, bpf_func_id, bpf_map_type, bpf_prog_type};
 
 use super::{links, sys};
 
@@ -32,6 +32,8 @@ const EXIT: Instruction = instruction(0x95, 0, 0, 0);
 /// `r1 = 1`.
 const COUNT: Instruction = instruction(0xb7, 1, 0, 1);
 
+/// The size of a ring buffer: a page of any machine, or a few.
+const RING: u32 = 1 << 16;
 /// More instructions than a kernel before 5.2 takes.
 const MANY: usize = 5000;
 const LICENCE: &CStr = c"Dual MIT/GPL";
@@ -117,6 +119,29 @@ pub(crate) fn batches() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Has the kernel verify a program that looks up a key in a ring buffer's memory, which is treated like that of arguments.
+pub(crate) fn keys_in_memory() -> io::Result<()> {
+    let ring = sys::create_map(bpf_map_type::BPF_MAP_TYPE_RINGBUF, 0, 0, RING)?;
+    let map = sys::create_map(bpf_map_type::BPF_MAP_TYPE_HASH, 8, 8, 1)?;
+    // r1 = map
+    let point_to = |map: &OwnedFd| [instruction(0x18, 0x11, 0, map.as_raw_fd()), instruction(0, 0, 0, 0)];
+    let set = |register: u8, value: i32| instruction(0xb7, register, 0, value);
+    let call = |helper: bpf_func_id| instruction(0x85, 0, 0, helper as i32);
+    let mut program = Vec::new();
+    program.extend(point_to(&ring));
+    program.extend([set(2, 8), set(3, 0), call(bpf_func_id::BPF_FUNC_ringbuf_reserve)]);
+    // if r0 == 0 goto +9; r6 = r0; *(u64 *)(r6 + 0) = 0
+    program.extend([instruction(0x15, 0, 9, 0), instruction(0xbf, 0x06, 0, 0), instruction(0x7a, 6, 0, 0)]);
+    program.extend(point_to(&map));
+    // r2 = r6
+    program.extend([instruction(0xbf, 0x62, 0, 0), call(bpf_func_id::BPF_FUNC_map_lookup_elem)]);
+    // r1 = r6
+    program.extend([instruction(0xbf, 0x61, 0, 0), set(2, 0), call(bpf_func_id::BPF_FUNC_ringbuf_discard)]);
+    program.extend([ONE, EXIT]);
+    let anywhere = bpf_attach_type::BPF_CGROUP_INET_INGRESS;
+    sys::load_program(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, anywhere, &program, LICENCE).map(drop)
 }
 
 /// Whether the kernel tells how many instructions it has verified of a program.

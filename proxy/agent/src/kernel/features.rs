@@ -23,6 +23,8 @@ pub enum Part {
     Sockets,
     /// Saying why a socket's call failed.
     Errors,
+    /// Handing maps what lies in any memory.
+    Memory,
     /// Something that is slower, coarser or unseen without it.
     Extra,
 }
@@ -132,6 +134,9 @@ pub(super) const FEATURES: &[Feature] = &[
     }),
     feature("post-bind6", Part::Sockets, "4.17", NO_SOCKETS, |_| {
         probe::hook(bpf_attach_type::BPF_CGROUP_INET6_POST_BIND)
+    }),
+    feature("keys-in-memory", Part::Memory, "6.2", "the programs copy keys before they look them up", |_| {
+        probe::keys_in_memory()
     }),
     feature("route-mtu", Part::Extra, "5.12", "what is told of a route's MTU is wrong", |_| {
         probe::told_by_btf("mtu_result")

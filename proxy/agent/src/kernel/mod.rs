@@ -14,6 +14,7 @@
 //! | tcx | filters of a clsact queue |
 //! | a hook of sockets, or cgroup2 | no sockets are translated; packets are, on their way |
 //! | `bpf_set_retval` | what a hook refuses fails with EPERM |
+//! | keys of maps in any memory | the programs copy them first |
 
 pub mod check;
 mod features;
@@ -103,7 +104,12 @@ impl Kernel {
     /// What the agent may rely on. What could not be asked is relied on: the kernel says no later, then.
     pub fn offers(&self) -> Offers {
         let has = |part| !self.features.iter().any(|feature| feature.part == part && feature.is_missing());
-        Offers { tcx: has(Part::Tcx), sockets: has(Part::Sockets), errors: has(Part::Errors) }
+        Offers {
+            tcx: has(Part::Tcx),
+            sockets: has(Part::Sockets),
+            errors: has(Part::Errors),
+            any_memory: has(Part::Memory),
+        }
     }
 
     /// What is missing of what can't be done without, each with what the kernel said.
@@ -121,7 +127,7 @@ impl Kernel {
         match feature.part {
             Part::Core => true,
             Part::Clsact => !self.offers().tcx,
-            Part::Tcx | Part::Sockets | Part::Errors | Part::Extra => false,
+            Part::Tcx | Part::Sockets | Part::Errors | Part::Memory | Part::Extra => false,
         }
     }
 
@@ -239,7 +245,7 @@ mod tests {
             ("compiler", Part::Extra, no()),
         ]);
         kernel.accept().expect("accepted");
-        assert_eq!(kernel.offers(), Offers { tcx: false, sockets: false, errors: false });
+        assert_eq!(kernel.offers(), Offers { tcx: false, sockets: false, errors: false, any_memory: true });
     }
 
     #[test]

@@ -133,6 +133,11 @@ pub(super) fn batches() -> Found {
     answer(trial::batches())
 }
 
+/// Whether maps take keys from any memory.
+pub(super) fn keys_in_memory() -> Found {
+    answer(trial::keys_in_memory())
+}
+
 /// Whether there is, or can be, a bpf filesystem where maps are to be pinned.
 pub(super) fn bpf_filesystem(site: &Site<'_>) -> Found {
     let there = existing(site.bpffs);
