@@ -3,9 +3,10 @@
 //!
 //! Only programs at tc hooks use this: one of them runs to its end before another does on its CPU.
 
-use core::mem::MaybeUninit;
+use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::Global;
+use aya_ebpf::bindings::bpf_sock_tuple as SocketTuple;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use fairlead_abi::{Asked, Flow, FlowKey};
@@ -23,6 +24,7 @@ struct Lent {
     key: MaybeUninit<FlowKey>,
     value: MaybeUninit<Flow>,
     asked: MaybeUninit<Asked>,
+    sockets: MaybeUninit<SocketTuple>,
 }
 
 /// Whether nothing has to be copied.
@@ -49,6 +51,14 @@ pub(crate) fn asked(asked: &Asked) -> Option<&Asked> {
     lend(asked, |room| &raw mut room.asked)
 }
 
+/// Room for the tuple that a socket is looked up by, until the next one is: on the stack it would be too much.
+#[inline(always)]
+pub(crate) fn sockets() -> Option<*mut SocketTuple> {
+    let room = LENT.get_ptr_mut(0)?;
+    // SAFETY: the element is this CPU's own.
+    Some(unsafe { (&raw mut (*room).sockets).cast() })
+}
+
 #[inline(always)]
 fn lend<T: Copy>(lent: &T, place: fn(&mut Lent) -> *mut MaybeUninit<T>) -> Option<&T> {
     if needs_no_copy() {
@@ -56,6 +66,14 @@ fn lend<T: Copy>(lent: &T, place: fn(&mut Lent) -> *mut MaybeUninit<T>) -> Optio
     }
     // There always is an element; the verifier does not know.
     let room = LENT.get_ptr_mut(0)?;
-    // SAFETY: the element is this CPU's own, and nobody else holds what was lent before.
-    Some(unsafe { (*place(&mut *room)).write(*lent) })
+    // SAFETY: the element is this CPU's own, and nobody else holds what was lent before. What is lent consists of whole
+    // words. Copied at once, it would be copied by a function, for which there is no stack left.
+    unsafe {
+        let copy = (*place(&mut *room)).as_mut_ptr();
+        let (from, to) = (core::ptr::from_ref(lent).cast::<u32>(), copy.cast::<u32>());
+        for word in 0..size_of::<T>() / size_of::<u32>() {
+            to.add(word).write_volatile(from.add(word).read_volatile());
+        }
+        Some(&*copy)
+    }
 }

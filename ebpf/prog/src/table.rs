@@ -158,7 +158,7 @@ extern "C" fn fairlead_claim(reply: *const FlowKey, back: *const Flow, which: u3
 
 /// Whether the flow whose reply entry `held` is at `reply` may be taken over: then its forward entry is removed, so
 /// that its client, should it speak again, is balanced anew. One that leads elsewhere by now is left alone.
-#[inline(never)]
+#[inline(always)]
 fn gives_up(reply: &FlowKey, held: &Flow, now: u64) -> bool {
     if !life::may_take_over(held, reply.protocol, now) {
         return false;
