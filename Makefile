@@ -1,5 +1,5 @@
 # Thin names over `cargo xtask`, which says what each does.
-.PHONY: setup build image lint test soak demo demo-down bench kind
+.PHONY: setup build image lint test soak demo demo-down bench kind kernels
 
 # Cargo itself needs a linker before it can run anything of ours.
 setup:
@@ -33,3 +33,7 @@ bench: setup
 
 kind: setup
 	@cargo xtask kind $(if $(KEEP),--keep)
+
+# Not part of the tests: it fetches kernels and emulates machines for them, which takes an hour.
+kernels: setup
+	@cargo xtask kernels $(ARGS)

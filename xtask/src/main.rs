@@ -6,6 +6,7 @@ mod build;
 mod check;
 mod command;
 mod image;
+mod kernels;
 mod kind;
 mod setup;
 mod test;
@@ -70,6 +71,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Boot Debian's kernels in an emulator, and see what Fairlead does on each; takes long
+    Kernels {
+        /// Only kernels whose release begins with this, such as 6.1
+        #[arg(long, value_name = "RELEASE")]
+        only: Vec<String>,
+        /// Leave out the demo, which takes longest
+        #[arg(long)]
+        no_demo: bool,
+    },
     /// Measure against plain kernel routing; further arguments go to the benchmark
     Bench {
         /// Passed on
@@ -90,6 +100,7 @@ fn main() -> Result<()> {
         Task::Demo { keep } => build::demo(keep),
         Task::DemoDown => build::demo_down(),
         Task::Soak { arguments } => build::soak(&arguments),
+        Task::Kernels { only, no_demo } => kernels::run(&only, !no_demo),
         Task::Bench { arguments } => build::bench(&arguments),
     }
 }

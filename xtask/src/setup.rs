@@ -47,8 +47,13 @@ pub(crate) fn install() -> Result<()> {
 }
 
 fn install_packages() -> Result<()> {
+    install_commands(COMMANDS)
+}
+
+/// Installs the packages of those commands that are missing.
+pub(crate) fn install_commands(commands: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<_> =
-        COMMANDS.iter().filter(|(command, _)| !exists(command)).map(|(_, package)| *package).collect();
+        commands.iter().filter(|(command, _)| !exists(command)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -135,12 +140,12 @@ fn debian_rust_src(toolchain: &Toolchain, suite: &str, scratch: &Path) -> Result
 }
 
 /// apt, looking at one suite only, with lists of its own.
-struct Apt {
+pub(crate) struct Apt {
     options: Vec<String>,
 }
 
 impl Apt {
-    fn new(suite: &str, scratch: &Path) -> Result<Self> {
+    pub(crate) fn new(suite: &str, scratch: &Path) -> Result<Self> {
         let archives =
             output(Command::new("apt-get").args(["indextargets", "--format", "$(SITE) $(CODENAME)"]))?;
         let archive = archives
@@ -164,13 +169,13 @@ impl Apt {
         Ok(Self { options: options.iter().flat_map(|option| ["-o".to_owned(), option.clone()]).collect() })
     }
 
-    fn get(&self) -> Command {
+    pub(crate) fn get(&self) -> Command {
         let mut command = Command::new("apt-get");
         command.args(&self.options);
         command
     }
 
-    fn cache(&self) -> Command {
+    pub(crate) fn cache(&self) -> Command {
         let mut command = Command::new("apt-cache");
         command.args(&self.options);
         command

@@ -7,6 +7,7 @@
 
 mod add;
 mod check;
+mod cleanup;
 mod condition;
 mod daemon;
 mod delete;
@@ -42,6 +43,8 @@ struct Arguments {
 enum Command {
     /// Prepare this node for the plugin and keep the routes to the other nodes' pods.
     Node(daemon::Options),
+    /// Take away what the plugin and the daemon have made on this node, and say what it was.
+    Cleanup(cleanup::Options),
 }
 
 fn main() -> ExitCode {
@@ -50,9 +53,16 @@ fn main() -> ExitCode {
         log::start_for_command("warn");
         return verbs::run();
     }
-    let Command::Node(options) = Arguments::parse().command;
-    log::start(&options.log);
-    match daemon::run(options) {
+    let command = Arguments::parse().command;
+    match &command {
+        Command::Node(options) => log::start(&options.log),
+        Command::Cleanup(_) => log::start_for_command("info"),
+    }
+    let done = match command {
+        Command::Node(options) => daemon::run(options),
+        Command::Cleanup(options) => cleanup::run(&options),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");

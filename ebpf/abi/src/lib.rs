@@ -141,6 +141,8 @@ pub mod maps {
 
 /// Program names, as they stand in the object file.
 pub mod programs {
+    /// What the names of all programs begin with.
+    pub const PREFIX: &str = "fairlead_";
     /// tc ingress on the host side of a pod's veth: packets that the pod sends.
     pub const FROM_POD: &str = "fairlead_frpod";
     /// tc egress on the host side of a pod's veth: packets that the node's own stack sends to the pod.
@@ -177,6 +179,12 @@ pub mod programs {
 pub mod globals {
     /// A byte: not 0 for the variant that stands before another generation's programs.
     pub const HANDOVER: &str = "HANDOVER";
+    /// A byte, 1 unless it is set at load: whether the hooks of sockets say why they refuse a call, by
+    /// `bpf_set_retval` (kernel 5.18), or leave it at EPERM.
+    pub const SAYS_WHY: &str = "SAYS_WHY";
+    /// A byte, 1 unless it is set at load: whether maps take keys and values from any memory
+    /// (kernel 6.2), or they are to be copied first.
+    pub const ANY_MEMORY: &str = "ANY_MEMORY";
 }
 
 /// Asserts a layout's size at compile time, and, for user space, makes it a value that maps may hold, and describes it:

@@ -1,11 +1,11 @@
 //! NodePorts are protected from the node's own processes: a socket that is bound to one would never be reached.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
+use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::programs::SockContext;
 use fairlead_abi::{Address, Counter, FrontendKey, Port, frontend_flags};
 
-use crate::sock::{Family, read_address};
+use crate::sock::{Family, read_address, say_why};
 use crate::{config, observe, service};
 
 const REFUSE: i32 = 0;
@@ -45,7 +45,6 @@ pub(crate) fn guard(ctx: &SockContext, family: Family) -> i32 {
         return ALLOW;
     }
     observe::count(Counter::BindRefused);
-    // SAFETY: the helper takes a number (kernel 5.18).
-    unsafe { bpf_set_retval(-EADDRINUSE) };
+    say_why(EADDRINUSE);
     REFUSE
 }

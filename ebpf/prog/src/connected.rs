@@ -5,13 +5,11 @@
 //! which admit them from one of their ends only: which end has a listener tells who began. Of datagrams, a socket that is
 //! connected tells that its owner is a client, if no other at its port hears everybody.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::bindings::{__sk_buff, bpf_sock_tuple as SocketTuple};
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 use fairlead_abi::{Address, FlowKey, protocol};
 
-use crate::endpoint;
+use crate::{endpoint, lent};
 
 /// Of no socket.
 const NONE: u32 = 0;
@@ -150,8 +148,9 @@ fn state(skb: *mut __sk_buff, netns: u32, tuple: &FlowKey, from: From) -> u32 {
     if netns == 0 {
         return NONE;
     }
-    let mut room = MaybeUninit::<SocketTuple>::uninit();
-    let wanted = room.as_mut_ptr();
+    let Some(wanted) = lent::sockets() else {
+        return NONE;
+    };
     let size = if tuple.source.is_v4() { V4 } else { V6 };
     let is_known = from == From::Source;
     // SAFETY: the fields lie within the struct, and those of the family that counts are all written.

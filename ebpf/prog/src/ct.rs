@@ -144,7 +144,7 @@ extern "C" fn fairlead_begin(
     let (Some(packet), Some(findings)) = (unsafe { packet.as_ref() }, unsafe { findings.as_mut() }) else {
         return Outcome::from(Reason::Malformed).0;
     };
-    let Findings { flow, choice, trial } = findings;
+    let Findings { flow, choice, trial, .. } = findings;
     let is_another = may & may::ANOTHER != 0;
     let mut chosen = if is_another { Outcome::NOTHING } else { choose(packet, may, choice) };
     if chosen == Outcome::from(Reason::StaleService) {
@@ -349,7 +349,7 @@ extern "C" fn fairlead_open(
     let (Some(packet), Some(findings)) = (unsafe { packet.as_ref() }, unsafe { findings.as_mut() }) else {
         return Outcome::from(Reason::Malformed).0;
     };
-    let Findings { flow, choice, trial } = findings;
+    let Findings { flow, choice, trial, reply } = findings;
     // SAFETY: whoever has chosen has filled it in.
     let choice = unsafe { choice.assume_init_ref() };
     if how != open::ANEW {
@@ -363,7 +363,7 @@ extern "C" fn fairlead_open(
     let key = if is_answer { &trial.tuple } else { &packet.tuple };
     // The client of a flow that is under way has the port that it has. An echo's identifier stands for one.
     let is_fixed = passes || !is_of_ports(key.protocol) && key.source_port.wire() == 0;
-    let opened = enter(skb, key, choice, flow, is_fixed);
+    let opened = enter(skb, key, choice, (flow, reply), is_fixed);
     if opened.is_ok() {
         if packet.fragment == Fragment::First && !passes {
             fragment::remember(packet, flow);
@@ -509,7 +509,7 @@ fn enter(
     skb: *mut __sk_buff,
     key: &FlowKey,
     choice: &Choice,
-    flow: &mut Flow,
+    (flow, reply): (&mut Flow, &mut FlowKey),
     is_fixed: bool,
 ) -> Result<(), Reason> {
     let config = config::get()?;
@@ -520,14 +520,12 @@ fn enter(
     let is_plain = choice.id == service::NO_BACKEND;
     let is_hairpin = !is_plain && backend == key.source;
     let masquerade = is_hairpin || choice.masquerade && !config::is_node_address(backend);
-    let mut reply = FlowKey {
-        source: backend,
-        destination: key.source,
-        source_port: choice.backend.port,
-        destination_port: key.source_port,
-        protocol: key.protocol,
-        reserved: [0; 3],
-    };
+    reply.source = backend;
+    reply.destination = key.source;
+    reply.source_port = choice.backend.port;
+    reply.destination_port = key.source_port;
+    reply.protocol = key.protocol;
+    reply.reserved = [0; 3];
     if masquerade {
         reply.destination = config::node_address(config, key.source)?;
     }
@@ -544,13 +542,13 @@ fn enter(
     flow.flags |= flow_flags::REPLY;
     // A client that keeps its address keeps its port too, unless another flow of its own has it: to another frontend
     // of the same backend, or plainly to the backend itself.
-    let plainly = || !is_plain && connected::has(skb, &reply);
+    let plainly = || !is_plain && connected::has(skb, reply);
     let may_keep = if masquerade { is_fixed } else { !plainly() };
-    let kept = may_keep && table::claim(&reply, flow, Claim::Left);
+    let kept = may_keep && table::claim(reply, flow, Claim::Left);
     if !kept && is_fixed {
         return Err(if masquerade { Reason::NoSnatPort } else { Reason::FlowTableFull });
     }
-    if !kept && !table::claim_port(skb, &mut reply, flow, masquerade)? {
+    if !kept && !table::claim_port(skb, reply, flow, masquerade)? {
         return Err(Reason::NoSnatPort);
     }
     flow.source = reply.destination;
@@ -559,7 +557,7 @@ fn enter(
     flow.destination_port = reply.source_port;
     flow.flags &= !flow_flags::REPLY;
     if !table::enter(key, flow) {
-        table::remove(&reply);
+        table::remove(reply);
         return Err(Reason::FlowTableFull);
     }
     mark(flow, &key.source);

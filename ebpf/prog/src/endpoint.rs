@@ -5,6 +5,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use fairlead_abi::{Address, Endpoint, marks};
 
+use crate::lent;
+
 #[map]
 static ENDPOINTS: HashMap<Address, Endpoint> = HashMap::pinned(1024, BPF_F_NO_PREALLOC);
 
@@ -14,6 +16,13 @@ static MARKS: Array<u32> = Array::pinned(1024, 0);
 /// The local pod with this address.
 #[inline(always)]
 pub(crate) fn find(address: &Address) -> Option<&'static Endpoint> {
+    let copy;
+    let address = if lent::needs_no_copy() {
+        address
+    } else {
+        copy = *address;
+        &copy
+    };
     // SAFETY: the element may be given to another pod while it is read, when its own has gone: a packet under way
     // to a pod that is deleted then meets what a route to it would. All fields are integers, so none is invalid.
     unsafe { ENDPOINTS.get(address) }

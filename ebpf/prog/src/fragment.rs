@@ -5,6 +5,7 @@ use aya_ebpf::maps::LruHashMap;
 use fairlead_abi::{Flow, FragmentKey};
 
 use crate::clock::{self, SECOND};
+use crate::lent;
 use crate::packet::Packet;
 
 /// How long fragments may follow their first: as long as the kernel waits for them (ipfrag_time).
@@ -18,7 +19,9 @@ static FRAGMENTS: LruHashMap<FragmentKey, Flow> = LruHashMap::pinned(8_192, 0);
 #[inline(never)]
 pub(crate) fn remember(packet: &Packet, flow: &Flow) {
     // Refused, the later fragments pass untranslated, or not at all, and the datagram is lost, as datagrams may be.
-    let _ = FRAGMENTS.insert(&key(packet), flow, 0);
+    if let Some(flow) = lent::value(flow) {
+        let _ = FRAGMENTS.insert(&key(packet), flow, 0);
+    }
 }
 
 /// Gives the flow of a later fragment, if its first has passed.

@@ -34,6 +34,7 @@ mod handover;
 mod header;
 mod icmp;
 mod lb;
+mod lent;
 mod may;
 mod nat;
 mod observe;

@@ -20,7 +20,7 @@ use fairlead_flow::life;
 use crate::clock::{self, SECOND};
 use crate::packet::{Fragment, Packet};
 use crate::verdict::Outcome;
-use crate::{endpoint, events, observe, table};
+use crate::{endpoint, events, lent, observe, table};
 
 #[map]
 static ISOLATION: Array<Isolation> = Array::pinned(1024, 0);
@@ -324,7 +324,7 @@ impl Admitted {
     /// The peer's identity, as far as it is noted: [`identities::OWN_NODE`] or none; if the answer still holds.
     #[inline(always)]
     fn find(asked: &Asked, revision: u32) -> Option<u32> {
-        let noted = ADMITTED.get_ptr(asked)?;
+        let noted = ADMITTED.get_ptr(lent::asked(asked)?)?;
         // SAFETY: the pointer is to an element's aligned word; another key's shows in the check.
         let noted = unsafe { noted.read_volatile() };
         let (then, rest) = ((noted >> 32) as u32, noted as u32);
@@ -336,12 +336,15 @@ impl Admitted {
     #[inline(always)]
     fn note(asked: &Asked, revision: u32, identity: u32) {
         let noted = u64::from(revision) << 32 | u64::from(identity & Self::OWN_NODE | asked.check());
-        match ADMITTED.get_ptr_mut(asked) {
+        let Some(key) = lent::asked(asked) else {
+            return;
+        };
+        match ADMITTED.get_ptr_mut(key) {
             // SAFETY: as in `find`; written over another key's it is not believed.
             Some(place) => unsafe { place.write_volatile(noted) },
             // Refused, it is asked again.
             None => {
-                let _ = ADMITTED.insert(asked, &noted, 0);
+                let _ = ADMITTED.insert(key, &noted, 0);
             }
         }
     }

@@ -8,7 +8,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
-use fairlead_abi::{DropEvent, Flow, Reason};
+use fairlead_abi::{DropEvent, Flow, FlowKey, Reason};
 
 use crate::lb::Choice;
 use crate::packet::Packet;
@@ -32,6 +32,8 @@ pub(crate) struct Findings {
     pub(crate) choice: MaybeUninit<Choice>,
     /// For what policies say of it.
     pub(crate) trial: DropEvent,
+    /// For the tuple of what answers it.
+    pub(crate) reply: FlowKey,
 }
 
 /// What the last packet of this CPU that was parsed says of itself.

@@ -5,12 +5,12 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, LruHashMap};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
+use aya_ebpf::{EbpfContext, Global};
 use fairlead_abi::{
     Address, Counter, FlowKey, Frontend, Port, Reason, SocketClient, SocketKey, SocketPeer, event_flags,
     frontend_flags, protocol, socket_flags,
@@ -24,6 +24,11 @@ static SOCKETS: LruHashMap<SocketKey, SocketPeer> = LruHashMap::pinned(65_536, 0
 
 #[map]
 static CLIENTS: HashMap<u64, SocketClient> = HashMap::pinned(1024, BPF_F_NO_PREALLOC);
+
+/// Whether the kernel has `bpf_set_retval`. What is not is no part of the programs: the verifier takes a value that is
+/// set at load for a constant.
+#[unsafe(no_mangle)]
+static SAYS_WHY: Global<u8> = Global::new(1);
 
 const REFUSE: i32 = 0;
 const ALLOW: i32 = 1;
@@ -127,9 +132,17 @@ fn refuse(dialled: &FlowKey, reason: Reason) -> i32 {
     observe::drop(reason);
     events::tell_of(dialled, reason, event_flags::SOCKET);
     let error = if let Reason::NoEndpoint = reason { ECONNREFUSED } else { EHOSTUNREACH };
-    // SAFETY: the helper takes a number (kernel 5.18).
-    unsafe { bpf_set_retval(-error) };
+    say_why(error);
     REFUSE
+}
+
+/// Has the call that is refused fail with `error`; on a kernel that does not offer it, it fails with EPERM.
+#[inline(always)]
+pub(crate) fn say_why(error: i32) {
+    if SAYS_WHY.load() != 0 {
+        // SAFETY: the helper takes a number (kernel 5.18).
+        unsafe { bpf_set_retval(-error) };
+    }
 }
 
 #[inline(always)]

@@ -9,7 +9,7 @@ use aya_ebpf::maps::HashMap;
 use fairlead_abi::{Counter, Flow, FlowKey, Reason};
 use fairlead_flow::{life, snat};
 
-use crate::{config, connected, observe};
+use crate::{config, connected, lent, observe};
 
 #[map]
 static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(65_536, 0);
@@ -19,25 +19,32 @@ static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(65_536, 0);
 pub(crate) fn look_up(key: &FlowKey) -> Option<&'static Flow> {
     // SAFETY: the element is live; all fields are integers, so that a racing write, or the element's reuse, can only
     // give a stale value, never an invalid one.
-    unsafe { FLOWS.get(key) }
+    unsafe { FLOWS.get(lent::key(key)?) }
 }
 
 /// The same, to be changed.
 #[inline(always)]
 pub(crate) fn entry(key: &FlowKey) -> Option<*mut Flow> {
-    FLOWS.get_ptr_mut(key)
+    FLOWS.get_ptr_mut(lent::key(key)?)
 }
 
 /// Enters a forward entry, or replaces the one that is there; false if there is no room.
 #[inline(always)]
 pub(crate) fn enter(key: &FlowKey, flow: &Flow) -> bool {
-    FLOWS.insert(key, flow, 0).is_ok()
+    insert(key, flow, 0).is_some()
+}
+
+#[inline(always)]
+fn insert(key: &FlowKey, flow: &Flow, flags: u64) -> Option<()> {
+    FLOWS.insert(lent::key(key)?, lent::value(flow)?, flags).ok()
 }
 
 /// Removes an entry, if it is there.
 #[inline(always)]
 pub(crate) fn remove(key: &FlowKey) {
-    let _ = FLOWS.remove(key);
+    if let Some(key) = lent::key(key) {
+        let _ = FLOWS.remove(key);
+    }
 }
 
 /// The tuple that a flow's packets leave with.
@@ -132,7 +139,7 @@ extern "C" fn fairlead_claim(reply: *const FlowKey, back: *const Flow, which: u3
     let (Some(reply), Some(back)) = (unsafe { reply.as_ref() }, unsafe { back.as_ref() }) else {
         return 0;
     };
-    if FLOWS.insert(reply, back, u64::from(BPF_NOEXIST)).is_ok() {
+    if insert(reply, back, u64::from(BPF_NOEXIST)).is_some() {
         return 1;
     }
     if which == Claim::Free as u32 {
@@ -151,7 +158,7 @@ extern "C" fn fairlead_claim(reply: *const FlowKey, back: *const Flow, which: u3
 
 /// Whether the flow whose reply entry `held` is at `reply` may be taken over: then its forward entry is removed, so
 /// that its client, should it speak again, is balanced anew. One that leads elsewhere by now is left alone.
-#[inline(never)]
+#[inline(always)]
 fn gives_up(reply: &FlowKey, held: &Flow, now: u64) -> bool {
     if !life::may_take_over(held, reply.protocol, now) {
         return false;

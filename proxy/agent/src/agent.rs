@@ -27,6 +27,7 @@ use crate::health::{Answers, stamp};
 use crate::host_ports;
 use crate::in_effect::Turns;
 use crate::inquiry;
+use crate::kernel::KernelView;
 use crate::masquerade::MasqueradeView;
 use crate::pods::{PodApi, PodSockets};
 use crate::policy::{Policies, why};
@@ -54,8 +55,8 @@ pub struct Facts {
     pub cgroup: String,
     /// The sizes of the maps.
     pub sizes: Vec<MapSize>,
-    /// The kernel's release, as uname(2) has it.
-    pub kernel: String,
+    /// What the kernel has of what is asked of it.
+    pub kernel: KernelView,
     /// What an earlier agent left and this one went on with.
     pub adopted: Adopted,
 }
@@ -290,6 +291,7 @@ impl Agent {
             health_checks: self.checks.get(),
             packets: self.packets().into_iter().collect(),
             drops: self.drops().into_iter().collect(),
+            kernel: Some(self.facts.kernel.clone()),
         }
     }
 

@@ -17,6 +17,7 @@
 //! The kernel's half lives on without the agent: what [`run`] finds pinned it adopts.
 
 pub mod agent;
+pub mod cleanup;
 pub mod cli;
 pub mod dataplane;
 pub mod drops;
@@ -28,6 +29,7 @@ pub mod host_ports;
 pub mod in_effect;
 pub mod inquiry;
 pub mod interfaces;
+pub mod kernel;
 pub mod masquerade;
 pub mod measure;
 pub mod metrics;

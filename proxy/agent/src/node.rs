@@ -12,6 +12,9 @@ use aya::maps::{Array, MapData};
 use fairlead_abi::{Address, Config};
 use nix::ifaddrs::getifaddrs;
 
+/// The setting that withholds ports from sockets that ask for any, below the directory of settings.
+pub(crate) const RESERVED_PORTS: &str = "net/ipv4/ip_local_reserved_ports";
+
 /// A range of ports whose length is a power of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRange {
@@ -20,6 +23,9 @@ pub struct PortRange {
 }
 
 impl PortRange {
+    /// The range that is taken unless another one is asked for: 49152-65535.
+    pub const DEFAULT: Self = Self { first: 49_152, count: 16_384 };
+
     /// The first port.
     pub fn first(self) -> u16 {
         self.first
@@ -143,7 +149,7 @@ pub fn memory() -> io::Result<u64> {
 /// # Errors
 /// When the kernel's setting can't be read or written.
 pub fn reserve_ports(proc_sys: &Path, range: PortRange) -> io::Result<()> {
-    let path = proc_sys.join("net/ipv4/ip_local_reserved_ports");
+    let path = proc_sys.join(RESERVED_PORTS);
     let before = fs::read_to_string(&path)?;
     match with_range(before.trim(), range) {
         Some(after) => fs::write(path, after),
@@ -171,7 +177,7 @@ pub fn enable_forwarding(proc_sys: &Path) -> io::Result<()> {
 }
 
 /// The list `before` (`1000,2000-2010`) with the range added, or `None` if it holds it already.
-fn with_range(before: &str, range: PortRange) -> Option<String> {
+pub(crate) fn with_range(before: &str, range: PortRange) -> Option<String> {
     let parse = |part: &str| -> Option<(u16, u16)> {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         Some((first.trim().parse().ok()?, last.trim().parse().ok()?))

@@ -25,18 +25,20 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::{Adopted, Agent, Facts};
+use crate::cleanup::reserved;
 use crate::cli::{Established, Run, SocketLb, Tell};
 use crate::dataplane::clients::Clients;
 use crate::dataplane::endpoints::Endpoints;
 use crate::dataplane::events::DropEvents;
 use crate::dataplane::generations::Others;
 use crate::dataplane::generations::description::Description;
-use crate::dataplane::generations::handover::{Means, Takeover};
-use crate::dataplane::links::{self, Links};
+use crate::dataplane::generations::handover::{Handover, Means};
+use crate::dataplane::links::{Datapath, Links};
 use crate::dataplane::program_log::ProgramLog;
 use crate::dataplane::services::KernelMaps;
 use crate::dataplane::{Pins, load};
 use crate::in_effect::Turns;
+use crate::kernel::{Kernel, Site};
 use crate::masquerade::Masquerade;
 use crate::pods::{PodApi, PodSockets};
 use crate::policy::{Policies, PolicyLoop};
@@ -59,9 +61,6 @@ const PATROL: Duration = Duration::from_secs(30);
 /// # Errors
 /// When something is missing that it can't do without; whatever ran before goes on.
 pub async fn run(options: Run) -> Result<()> {
-    if options.cleanup {
-        return Ok(links::cleanup(&options.bpffs)?);
-    }
     let settings = settings(&options)?;
     let _lock = lock(&options.state_dir)?;
     let node_name = node_name(&options)?;
@@ -69,15 +68,21 @@ pub async fn run(options: Run) -> Result<()> {
     let client = servers.client.clone();
     let healthz = options.healthz_bind_address.bind().await?;
     let metrics = options.metrics_bind_address.bind().await?;
-    let cgroup = match &options.cgroup {
-        Some(cgroup) => cgroup.clone(),
-        None => cgroup_root()?,
+    let cgroup = options.cgroup.clone().or_else(|| cgroup_root().ok());
+    let site = Site {
+        bpffs: &options.bpffs,
+        proc_sys: &options.proc_sys,
+        cgroup: cgroup.as_deref(),
+        ports: options.snat_ports,
+        without: &options.without_kernel_feature,
     };
+    let kernel = Kernel::examine(fairlead_object::OBJECT, &site);
+    kernel.accept()?;
 
     let api = PodApi::new(client.clone());
     let (updates, received) = mpsc::channel();
     let Parts { agent, uplinks, services, masquerade, events } =
-        program(&options, &node_name, &cgroup, settings, (api, servers.view()), updates.clone())?;
+        program(&options, &node_name, (&kernel, cgroup.as_deref()), settings, (api, servers.view()), updates.clone())?;
     let listener = socket::listen(&options.socket())
         .with_context(|| format!("listen at {}", options.socket().display()))?;
     let agent = Arc::new(agent);
@@ -180,7 +185,7 @@ struct Parts {
 fn program(
     options: &Run,
     node_name: &str,
-    cgroup: &Path,
+    (kernel, cgroup): (&Kernel, Option<&Path>),
     settings: Settings,
     (api, servers): (PodApi, fairlead_api::View),
     updates: mpsc::Sender<Update>,
@@ -188,9 +193,11 @@ fn program(
     let pods = (options.socket_lb == SocketLb::All).then(|| PodSockets::new(api.clone()));
     let pins = Pins::new(&options.bpffs);
     load::mount_bpffs(&options.bpffs)?;
+    let offers = kernel.offers();
     let memory = node::memory().context("read how much memory there is")?;
     let others = Others::find(&options.bpffs, &pins)?;
-    let loaded = load::load(fairlead_object::OBJECT, &pins, &options.sizes(memory), &others.sizes())?;
+    let object = fairlead_object::OBJECT;
+    let loaded = load::load(object, &pins, &options.sizes(memory), &others.sizes(), offers)?;
     for size in loaded.sizes.iter().filter(|size| size.capacity != size.wanted) {
         tracing::warn!(
             map = size.name,
@@ -205,10 +212,12 @@ fn program(
     if let Some(log) = log {
         tokio::spawn(follow_log(log));
     }
-    let mut links = Links::new(programs, &pins, options.datapath)?;
+    let datapath =
+        if options.datapath == Datapath::Auto && !offers.tcx { Datapath::Clsact } else { options.datapath };
+    let mut links = Links::new(programs, &pins, datapath)?;
 
     node::enable_forwarding(&options.proc_sys).context("switch forwarding on (see --proc-sys)")?;
-    node::reserve_ports(&options.proc_sys, options.snat_ports)
+    reserved::reserve(&options.proc_sys, options.snat_ports, &options.state_dir)
         .context("reserve the ports for masquerading (see --proc-sys)")?;
     let host_netns = netns::current_cookie().context("read the network namespace's cookie")?;
 
@@ -218,7 +227,10 @@ fn program(
     let means = Means { object, pins: &pins, sizes: &sizes, links: &links, cgroup, ports };
     let takeover = Takeover::begin(others, &means)?;
     let adopted = links.adopt()?;
-    links.attach_sockets(cgroup)?;
+    match cgroup {
+        Some(cgroup) => links.attach_sockets(cgroup)?,
+        None => links.detach_sockets()?,
+    }
     let attachment = links.attachment().to_string();
     let (links, clients) = (Arc::new(Mutex::new(links)), Arc::new(Mutex::new(maps.clients)));
     let directory = options.state_dir.join("endpoints");
@@ -258,11 +270,11 @@ fn program(
     };
     let former = node::addresses_in(&maps.config);
     let mut uplinks = Uplinks::new(maps.config, Arc::clone(&clients), Arc::clone(&links), fixed);
-    if takeover.is_in_place() {
+    if handover.is_in_place() {
         // The API may be a while, and until then others' programs would go on there, with maps of their own.
         uplinks.apply(&former);
     }
-    takeover.finish(&pins, options.snat_ports)?;
+    handover.finish(&pins, options.snat_ports)?;
     let masquerade = Masquerade::new(Egress::new(node_name, options.kept_sources()), maps.egress);
     let reconciler = Arc::new(Mutex::new(reconciler));
     let host_ports = host_ports::Asker::new(updates, Arc::clone(&reconciler), pins.clone());
@@ -272,9 +284,10 @@ fn program(
             started: SystemTime::now(),
             attachment,
             pins: pins.maps().display().to_string(),
-            cgroup: cgroup.display().to_string(),
+            cgroup: cgroup
+                .map_or("none: no sockets are translated".to_owned(), |path| path.display().to_string()),
             sizes,
-            kernel: node::kernel_release(),
+            kernel: kernel.view(),
             adopted: Adopted { links: adopted, endpoints: endpoints.len() },
         },
         pins,
@@ -409,6 +422,14 @@ async fn serve(listener: TcpListener, router: Router) {
     }
 }
 
+/// The same where there is such a directory, and nothing otherwise.
+///
+/// # Errors
+/// When an agent runs here.
+pub(crate) fn lock_if_there(state_dir: &Path) -> Result<Option<Flock<File>>> {
+    state_dir.exists().then(|| lock(state_dir)).transpose()
+}
+
 /// Makes sure that no other agent has this state directory, for as long as the result lives.
 fn lock(state_dir: &Path) -> Result<Flock<File>> {
     fs::create_dir_all(state_dir).with_context(|| format!("create {}", state_dir.display()))?;
@@ -429,7 +450,10 @@ fn node_name(options: &Run) -> Result<String> {
 }
 
 /// Where the root of the cgroup2 hierarchy is mounted.
-fn cgroup_root() -> Result<PathBuf> {
+///
+/// # Errors
+/// When none is.
+pub(crate) fn cgroup_root() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
     find_cgroup2(&mounts).context("no cgroup2 hierarchy is mounted; see --cgroup")
 }

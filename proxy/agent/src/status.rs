@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataplane::endpoints::EndpointView;
 use crate::dataplane::sizes::MapSize;
+use crate::kernel::KernelView;
 use crate::masquerade::MasqueradeView;
 use crate::policy::PolicyStatus;
 use crate::service_health::CheckView;
@@ -82,6 +83,9 @@ pub struct Status {
     pub packets: BTreeMap<String, u64>,
     /// Packets dropped or refused, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// What the kernel has of what is asked of it.
+    #[serde(default)]
+    pub kernel: Option<KernelView>,
 }
 
 /// Something in an object that was left out.

@@ -1,5 +1,6 @@
 //! Processes of the cluster: started into a log file, signalled, awaited.
 
+use std::env;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -18,9 +19,9 @@ use nix::unistd::Pid;
 /// # Errors
 /// When it was not built.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe().context("find the running executable")?;
+    let own = env::current_exe().context("find the running executable")?;
     let beside = own.parent().context("the running executable has no directory")?;
-    let dir = match std::env::var_os("FAIRLEAD_BIN_DIR") {
+    let dir = match env::var_os("FAIRLEAD_BIN_DIR") {
         Some(dir) => PathBuf::from(dir),
         None if beside.ends_with("deps") => beside.parent().unwrap_or(beside).to_owned(),
         None => beside.to_owned(),
@@ -147,11 +148,16 @@ pub(crate) fn tail(log: &Path, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
+/// Says how many times as long everything may take, on a machine that is only emulated.
+const PATIENCE: &str = "FAIRLEAD_PATIENCE";
+
 /// Asks every few milliseconds until there is an answer.
 ///
 /// # Errors
 /// When asking fails for good, or nothing came within `patience`.
 pub fn wait_for<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let times = env::var(PATIENCE).ok().and_then(|times| times.parse::<u32>().ok()).unwrap_or(1);
+    let patience = patience.saturating_mul(times);
     let deadline = Instant::now() + patience;
     loop {
         if let Some(answer) = ask()? {

@@ -1,20 +1,24 @@
 //! `fairlead-proxy bench-self`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use fairlead_net::agent::{AgentError, Request};
+use fairlead_net::sysctl::PROC_SYS;
 use serde::Serialize;
 
 use super::DEFAULT_BPFFS;
 use super::ask::Ask;
 use super::text::{Cell, Table};
+use crate::dataplane::load::Offers;
 use crate::errors::chain;
 use crate::inquiry::times::{Percentiles, Times};
+use crate::kernel::{Kernel, Site};
 use crate::measure::Cost;
 use crate::measure::connect::{self, Connects, Run};
 use crate::measure::programs::{self, MOST_ROUNDS};
+use crate::node::PortRange;
 use crate::status::Status;
 
 /// Options of `bench-self`.
@@ -56,7 +60,7 @@ struct Measured {
 
 impl BenchSelf {
     pub(super) fn perform(self) -> Result<()> {
-        let (packets, no_packets) = match programs::measure(&self.bpffs, self.rounds) {
+        let (packets, no_packets) = match programs::measure(&self.bpffs, self.rounds, self.offers()) {
             Ok(costs) => (costs, None),
             Err(e) => (Vec::new(), Some(chain(&e))),
         };
@@ -68,6 +72,18 @@ impl BenchSelf {
             Err(e) => (None, Some(chain(&e))),
         };
         self.ask.show(&Measured { packets, no_packets, connects, agent, no_agent }, show)
+    }
+
+    /// What the kernel offers programs that are attached nowhere: sockets are none of them.
+    fn offers(&self) -> Offers {
+        let site = Site {
+            bpffs: &self.bpffs,
+            proc_sys: Path::new(PROC_SYS),
+            cgroup: None,
+            ports: PortRange::DEFAULT,
+            without: &[],
+        };
+        Kernel::examine(fairlead_object::OBJECT, &site).offers()
     }
 }
 

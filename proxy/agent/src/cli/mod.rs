@@ -4,7 +4,8 @@
 pub mod ask;
 mod backends;
 mod bench_self;
-mod cleanup;
+pub mod check;
+pub mod cleanup;
 mod completion;
 mod endpoints;
 mod flow_table;
@@ -69,7 +70,9 @@ pub enum Command {
     Wait(wait::Wait),
     /// Print a script that completes these commands in a shell.
     Completion(completion::Completion),
-    /// Detach every program and remove every map of this node; connections through Services end.
+    /// Say whether Fairlead can run on this kernel, and what it would lack; changes nothing and needs no agent.
+    Check(check::Check),
+    /// Take away all that agents have left on this node, and say what it was; connections through Services end.
     Cleanup(cleanup::Cleanup),
 }
 
@@ -92,6 +95,7 @@ impl Command {
             Self::Why(options) => options.perform(),
             Self::BenchSelf(options) => options.perform(),
             Self::Completion(options) => options.perform(),
+            Self::Check(options) => options.perform(),
             Self::Cleanup(options) => options.perform(),
         }
         .map(|()| ExitCode::SUCCESS)

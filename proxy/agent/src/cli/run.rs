@@ -140,6 +140,9 @@ pub struct Run {
     /// Do what the cleanup command does, and end.
     #[arg(long)]
     pub cleanup: bool,
+    /// Take a feature of the kernel for missing: for tests of what the agent does without it.
+    #[arg(long, value_name = "FEATURE", hide = true)]
+    pub without_kernel_feature: Vec<String>,
 }
 
 /// Whose sockets are translated.

@@ -12,6 +12,7 @@ use super::ask::{Ask, NO_AGENT};
 use super::text::{BAD, Cell, GOOD, ODD, PLAIN, Table, ago, bar, clock, count, list, styled};
 use crate::dataplane::Pins;
 use crate::dataplane::sizes::MapSize;
+use crate::kernel::KernelView;
 use crate::masquerade::MasqueradeView;
 use crate::policy::PolicyStatus;
 use crate::status::{self, MapView, ProgramView, faults};
@@ -126,6 +127,10 @@ fn facts(status: &status::Status) -> String {
     let MasqueradeView { outside, inside, .. } = masquerade;
     let leaves = if *outside { "with the node's address, but to" } else { "with the pod's address," };
     lines.push(("pods leave", format!("{leaves} {inside} ranges of the cluster")));
+    if let Some(kernel) = &status.kernel {
+        let features = format!("{}, {} of {} features", kernel.release, kernel.found(), kernel.features.len());
+        lines.push(("kernel", features));
+    }
     let lacking = lacks(status);
     if !lacking.is_empty() {
         lines.push(("lacks", lacking.join("; ")));
@@ -159,6 +164,8 @@ fn lacks(status: &status::Status) -> Vec<String> {
             "tcx (kernel 6.6, or --datapath clsact was asked for): filters of clsact in its place".to_owned(),
         );
     }
+    let missing = status.kernel.iter().flat_map(KernelView::missing).filter(|feature| feature.name != "tcx");
+    lacks.extend(missing.map(|feature| format!("{}: {}", feature.name, feature.without)));
     lacks
 }
 

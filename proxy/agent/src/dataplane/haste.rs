@@ -12,6 +12,7 @@
 //! write, so that what an agent has left that was killed meanwhile is known, and switched off by the next.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// The kernel's setting, for the whole machine.
@@ -39,6 +40,16 @@ impl Haste {
         let changed = is_ours && fs::write(setting, ON).is_ok();
         Self { changed: changed.then(|| setting.to_owned()) }
     }
+}
+
+/// Whether an agent that was killed meanwhile has left it on.
+pub(crate) fn is_left_on() -> bool {
+    fs::read_to_string(SETTING).is_ok_and(|text| text.trim_end() == ON)
+}
+
+/// Switches off what was left on.
+pub(crate) fn undo() -> io::Result<()> {
+    fs::write(SETTING, "0")
 }
 
 impl Drop for Haste {

@@ -18,7 +18,7 @@ use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandl
 use aya_obj::generated::bpf_attach_type;
 use clap::ValueEnum;
 use fairlead_abi::programs;
-use nix::net::if_::{if_indextoname, if_nameindex};
+use nix::net::if_::if_indextoname;
 
 use super::haste::Haste;
 use super::load::Programs;
@@ -319,6 +319,14 @@ impl Links {
         Ok(())
     }
 
+    /// Detaches the socket hooks of an earlier agent: their program would go on with what nobody keeps any more.
+    ///
+    /// # Errors
+    /// When a pin can't be removed.
+    pub fn detach_sockets(&self) -> Result<(), DataplaneError> {
+        SOCKET_HOOKS.iter().try_for_each(|(name, _)| remove(&self.directory.join(format!("cgroup-{name}"))))
+    }
+
     /// Removes pins of links whose interface is gone, and returns how many.
     ///
     /// # Errors
@@ -419,41 +427,6 @@ impl Links {
     }
 }
 
-/// Detaches all that any agent attached and pinned below `bpffs`, and removes the pins of maps: the end of every flow.
-///
-/// # Errors
-/// When a pin can't be removed.
-pub fn cleanup(bpffs: &Path) -> Result<(), DataplaneError> {
-    let layouts = match fs::read_dir(bpffs) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(failed("list", bpffs, e)),
-    };
-    for entry in layouts {
-        let layout = entry.map_err(|e| failed("list", bpffs, e))?.path();
-        let name = layout.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.strip_prefix('v').is_none_or(|version| version.parse::<u32>().is_err()) {
-            continue;
-        }
-        // Links first: no program must run on maps that are half gone.
-        for links in [layout.join("handover"), layout.join("links")] {
-            if links.exists() {
-                fs::remove_dir_all(&links).map_err(|e| failed("remove", &links, e))?;
-            }
-        }
-        fs::remove_dir_all(&layout).map_err(|e| failed("remove", &layout, e))?;
-    }
-    let interfaces = if_nameindex().map_err(|e| DataplaneError::new("list", "interfaces", e))?;
-    for interface in &interfaces {
-        for place in Place::ALL {
-            for direction in Direction::BOTH {
-                detach_clsact(interface.index(), direction, place.program(direction));
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Removes the filter of that name from the interface, if both are there.
 fn detach_clsact(ifindex: u32, direction: Direction, program: &str) {
     if let Ok(interface) = name_of(ifindex)
@@ -465,7 +438,7 @@ fn detach_clsact(ifindex: u32, direction: Direction, program: &str) {
 
 /// Whether the kernel knows tcx: asked for a link to an interface that can't be, it then misses the
 /// interface, while an older one does not know what is asked.
-fn has_tcx(program: BorrowedFd<'_>) -> bool {
+pub(super) fn has_tcx(program: BorrowedFd<'_>) -> bool {
     let refused = sys::link_interface(program, i32::MAX as u32, bpf_attach_type::BPF_TCX_INGRESS);
     refused.is_err_and(|e| e.raw_os_error() == Some(libc::ENODEV))
 }

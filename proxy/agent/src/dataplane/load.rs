@@ -103,6 +103,34 @@ pub struct ProgramFacts {
     pub nanoseconds: u64,
 }
 
+/// What the kernel offers beyond what is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offers {
+    /// Links at interfaces.
+    pub tcx: bool,
+    /// All that the hooks of sockets need: without it their programs are not loaded.
+    pub sockets: bool,
+    /// That hooks of sockets say why they refuse.
+    pub errors: bool,
+    /// That maps take keys and values from any memory.
+    pub any_memory: bool,
+}
+
+impl Offers {
+    /// Everything.
+    pub const ALL: Self = Self { tcx: true, sockets: true, errors: true, any_memory: true };
+
+    /// Has the programs make do without what the kernel lacks.
+    fn tell(self, loader: &mut EbpfLoader<'_>) {
+        if !self.errors {
+            loader.override_global(globals::SAYS_WHY, &0_u8, true);
+        }
+        if !self.any_memory {
+            loader.override_global(globals::ANY_MEMORY, &0_u8, true);
+        }
+    }
+}
+
 /// What [`load`] put into the kernel, or found there.
 pub struct Loaded {
     /// The maps.
@@ -142,7 +170,8 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
 }
 
 /// Loads `object`: maps are created and pinned, or adopted where a pin is; every program passes the verifier. Maps that are
-/// created get the sizes that were `inherited`, by name, or else those that are wanted.
+/// created get the sizes that were `inherited`, by name, or else those that are wanted. What the kernel does not offer the
+/// programs do without.
 ///
 /// # Errors
 /// When the object is empty (built without the eBPF toolchain), a pinned map has another layout, or the
@@ -152,6 +181,7 @@ pub fn load(
     pins: &Pins,
     sizes: &Sizes,
     inherited: &BTreeMap<String, u32>,
+    offers: Offers,
 ) -> Result<Loaded, DataplaneError> {
     if object.is_empty() {
         let why = "this binary was built without eBPF programs: run make setup and build again";
@@ -161,7 +191,7 @@ pub fn load(
     fs::create_dir_all(&links)
         .map_err(|e| DataplaneError::new("create directory", links.display().to_string(), e))?;
     let before = pinned_maps(pins)?;
-    load_at(object, pins, sizes, inherited).inspect_err(|_| {
+    load_at(object, pins, sizes, inherited, offers).inspect_err(|_| {
         for made in pinned_maps(pins).unwrap_or_default() {
             if !before.contains(&made) {
                 fs::remove_file(&made).unwrap_or_else(|e| tracing::warn!("remove {}: {e}", made.display()));
@@ -182,9 +212,12 @@ pub(super) fn load_handover(
     object: &[u8],
     pins: &Pins,
     sizes: &[MapSize],
+    offers: Offers,
 ) -> Result<Programs, DataplaneError> {
     let mut loader = EbpfLoader::new();
     loader.default_map_pin_directory(pins.maps()).override_global(globals::HANDOVER, &1_u8, true);
+    offers.tell(&mut loader);
+    program_log::set(&mut loader, false);
     for size in sizes {
         loader.map_max_entries(&size.name, size.capacity);
     }
@@ -194,7 +227,7 @@ pub(super) fn load_handover(
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
             Program::SchedClassifier(program) => program.load(),
-            Program::CgroupSockAddr(program) if names_peers.contains(&name) => program.load(),
+            Program::CgroupSockAddr(program) if offers.sockets && names_peers.contains(&name) => program.load(),
             _ => Ok(()),
         };
         loaded.map_err(|e| refused(name, e))?;
@@ -237,6 +270,7 @@ fn load_at(
     pins: &Pins,
     sizes: &Sizes,
     inherited: &BTreeMap<String, u32>,
+    offers: Offers,
 ) -> Result<Loaded, DataplaneError> {
     let parsed = Object::parse(object).map_err(|e| DataplaneError::new("parse", "object", e))?;
     let wanted = BTreeMap::from(sizes.wanted());
@@ -262,12 +296,14 @@ fn load_at(
     }
     // Only the other variant of the programs uses it.
     loader.map_max_entries(maps::LEFT, 1);
+    offers.tell(&mut loader);
     let is_log_wanted = program_log::is_wanted();
     program_log::set(&mut loader, is_log_wanted);
     let mut ebpf = loader.load(object).map_err(|e| DataplaneError::new("load", "maps", e))?;
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
             Program::SchedClassifier(program) => program.load(),
+            Program::CgroupSockAddr(_) | Program::CgroupSock(_) if !offers.sockets => continue,
             Program::CgroupSockAddr(program) => program.load(),
             Program::CgroupSock(program) => program.load(),
             _ => Err(ProgramError::UnexpectedProgramType),

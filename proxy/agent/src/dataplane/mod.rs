@@ -23,6 +23,7 @@
 //! | [`egress`] | with whose address pods' packets leave |
 //! | [`flows`] | the sweep of the flow table |
 //! | [`counters`] | what the programs counted |
+//! | `trial` | small loads that ask the kernel what it can do |
 //!
 //! Nothing here is undone when the agent ends: packets keep flowing by what is pinned.
 
@@ -33,7 +34,7 @@ pub mod endpoints;
 pub mod events;
 pub mod flows;
 pub mod generations;
-mod haste;
+pub(crate) mod haste;
 pub mod links;
 pub mod load;
 pub mod policies;
@@ -41,7 +42,8 @@ pub mod program_log;
 mod raw;
 pub mod services;
 pub mod sizes;
-mod sys;
+pub(crate) mod sys;
+pub(crate) mod trial;
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! The system calls that aya has no safe form of: map batches, links of every kind by one route, the
 //! programs' clock, and what the process asks of its allocator and scheduler. Every function takes and returns owned or borrowed descriptors.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -10,8 +10,11 @@ use std::path::Path;
 
 use aya::Pod;
 use aya_obj::generated::{
-    BPF_F_BEFORE, bpf_attach_type, bpf_cmd, bpf_link_info, bpf_link_type, bpf_prog_info,
+    BPF_F_BEFORE, bpf_attach_type, bpf_cmd, bpf_link_info, bpf_link_type, bpf_map_type, bpf_prog_info,
+    bpf_prog_type,
 };
+
+use super::trial::Instruction;
 
 /// The front part of `union bpf_attr` for a batch command.
 #[repr(C)]
@@ -66,9 +69,48 @@ struct Info {
     info: u64,
 }
 
+/// The same for loading a program, without a log.
+#[repr(C)]
+#[derive(Default)]
+struct Load {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    licence: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    device: u32,
+    attach_type: u32,
+}
+
+/// The same for walking through a map's keys.
+#[repr(C)]
+struct NextKey {
+    map: u32,
+    reserved: u32,
+    key: u64,
+    next: u64,
+}
+
+/// The same for making a map.
+#[repr(C)]
+#[derive(Default)]
+struct Create {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+    flags: u32,
+    reserved: u32,
+}
+
 /// What a link is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LinkTarget {
+pub(crate) enum LinkTarget {
     /// A network interface, by index.
     Interface(u32),
     /// A cgroup, by id.
@@ -95,7 +137,7 @@ pub(super) fn owned(fd: RawFd) -> OwnedFd {
 }
 
 /// Writes all `values` at their `keys` in one call. Kernel 5.6.
-pub(super) fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+pub(crate) fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
     assert_eq!(keys.len(), values.len(), "a value for each key");
     let mut attr = Batch {
         keys: keys.as_ptr() as u64,
@@ -109,7 +151,7 @@ pub(super) fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], valu
 }
 
 /// Reads a whole hash or array map. Kernel 5.6.
-pub(super) fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+pub(crate) fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut entries = Vec::new();
     read_chunks(map, 4096, |keys: &[K], values: &[V]| {
         entries.extend(keys.iter().copied().zip(values.iter().copied()));
@@ -118,7 +160,7 @@ pub(super) fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K
 }
 
 /// Reads a whole hash or array map, about `chunk` entries at a time. Kernel 5.6.
-pub(super) fn read_chunks<K: Pod, V: Pod>(
+pub(crate) fn read_chunks<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     mut chunk: usize,
     mut take: impl FnMut(&[K], &[V]),
@@ -161,7 +203,7 @@ pub(super) fn read_chunks<K: Pod, V: Pod>(
 }
 
 /// Reads `len` consecutive values of an array map of numbers. Kernel 5.6.
-pub(super) fn read_run(map: BorrowedFd<'_>, base: u32, len: u32) -> io::Result<Vec<u32>> {
+pub(crate) fn read_run(map: BorrowedFd<'_>, base: u32, len: u32) -> io::Result<Vec<u32>> {
     let before = base.checked_sub(1);
     let mut next = 0_u32;
     let mut keys = vec![0_u32; len as usize];
@@ -185,7 +227,7 @@ pub(super) fn read_run(map: BorrowedFd<'_>, base: u32, len: u32) -> io::Result<V
 }
 
 /// Attaches `program` to the interface by a tcx link. Kernel 6.6.
-pub(super) fn link_interface(
+pub(crate) fn link_interface(
     program: BorrowedFd<'_>,
     ifindex: u32,
     attach_type: bpf_attach_type,
@@ -203,7 +245,7 @@ pub(super) fn link_interface_first(
 }
 
 /// Attaches `program` to the cgroup by a link.
-pub(super) fn link_cgroup(
+pub(crate) fn link_cgroup(
     program: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
     attach_type: bpf_attach_type,
@@ -229,7 +271,7 @@ fn create_link(
 }
 
 /// Makes `link` run `program` from its next packet on; none passes in between.
-pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkUpdate {
         link: link.as_raw_fd() as u32,
         program: program.as_raw_fd() as u32,
@@ -246,8 +288,7 @@ pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }.map(drop)
 }
 
-/// What `link` is attached to.
-pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
+fn link_info(link: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
     // SAFETY: all zero is a value of this structure of integers.
     let mut info: bpf_link_info = unsafe { zeroed() };
     let mut attr = Info {
@@ -257,6 +298,12 @@ pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     };
     // SAFETY: the kernel writes at most `len` bytes at `info`.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info)
+}
+
+/// What `link` is attached to.
+pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
+    let info = link_info(link)?;
     if info.type_ == bpf_link_type::BPF_LINK_TYPE_CGROUP as u32 {
         // SAFETY: the link's type says that this member of the union was written.
         let id = unsafe { info.__bindgen_anon_1.cgroup.cgroup_id };
@@ -270,6 +317,10 @@ pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
 /// How often `program` has run, and for how many nanoseconds in all, as far as the kernel has counted
 /// (`sysctl kernel.bpf_stats_enabled`; kernel 5.1).
 pub(super) fn program_runs(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    program_info(program).map(|info| (info.run_cnt, info.run_time_ns))
+}
+
+fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
     // SAFETY: all zero is a value of this structure of integers.
     let mut info: bpf_prog_info = unsafe { zeroed() };
     let mut attr = Info {
@@ -279,11 +330,78 @@ pub(super) fn program_runs(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     };
     // SAFETY: the kernel writes at most `len` bytes at `info`, and follows no address in it, since all are zero.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
-    Ok((info.run_cnt, info.run_time_ns))
+    Ok(info)
+}
+
+/// Has the kernel verify a program of nobody's, to be attached there. Kernel 4.17.
+pub(crate) fn load_program(
+    kind: bpf_prog_type,
+    attach_type: bpf_attach_type,
+    instructions: &[Instruction],
+    licence: &CStr,
+) -> io::Result<OwnedFd> {
+    let mut attr = Load {
+        kind: kind as u32,
+        instruction_count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        instructions: instructions.as_ptr() as u64,
+        licence: licence.as_ptr() as u64,
+        attach_type: attach_type as u32,
+        ..Load::default()
+    };
+    // SAFETY: the kernel reads as many instructions as it is told of, which the slice holds, and a terminated string.
+    unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) }.map(owned)
+}
+
+/// Asks for a link of `program` to a cgroup that can't be.
+pub(crate) fn link_nowhere(program: BorrowedFd<'_>, attach_type: bpf_attach_type) -> io::Result<()> {
+    create_link(program, u32::MAX, attach_type).map(drop)
+}
+
+/// Makes a map of nobody's, of keys and values of these sizes.
+pub(crate) fn create_map(
+    kind: bpf_map_type,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = Create { kind: kind as u32, key_size, value_size, entries, ..Create::default() };
+    // SAFETY: the command follows no address in its attribute.
+    unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr) }.map(owned)
+}
+
+/// How many instructions the kernel has verified of `program`; 0 where it does not say. Kernel 5.16.
+pub(crate) fn verified_instructions(program: BorrowedFd<'_>) -> io::Result<u32> {
+    program_info(program).map(|info| info.verified_insns)
+}
+
+/// The number of the program that `link` runs.
+pub(crate) fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
+    link_info(link).map(|info| info.prog_id)
+}
+
+/// How many keys a map has, whose keys have that many bytes. It may change meanwhile.
+pub(crate) fn count_keys(map: BorrowedFd<'_>, key_size: usize) -> io::Result<u64> {
+    let (mut key, mut next) = (vec![0_u8; key_size], vec![0_u8; key_size]);
+    let mut count = 0;
+    loop {
+        let mut attr = NextKey {
+            map: map.as_raw_fd() as u32,
+            reserved: 0,
+            key: if count == 0 { 0 } else { key.as_ptr() as u64 },
+            next: next.as_mut_ptr() as u64,
+        };
+        // SAFETY: the kernel reads one key and writes one, for which both vectors have room.
+        match unsafe { bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) } {
+            Ok(_) => count += 1,
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(count),
+            Err(e) => return Err(e),
+        }
+        std::mem::swap(&mut key, &mut next);
+    }
 }
 
 /// Pins an object at `path`, which must be on a bpf filesystem.
-pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = Pin { path: path.as_ptr() as u64, fd: object.as_raw_fd() as u32, flags: 0 };
     // SAFETY: `path` is a terminated string that outlives the call.
@@ -291,7 +409,7 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 }
 
 /// Opens the object pinned at `path`.
-pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = Pin { path: path.as_ptr() as u64, ..Pin::default() };
     // SAFETY: `path` is a terminated string that outlives the call.
@@ -299,7 +417,7 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// The value that these bytes are, if they are as many as it has.
-pub(super) fn value_of<T: Pod>(bytes: &[u8]) -> Option<T> {
+pub(crate) fn value_of<T: Pod>(bytes: &[u8]) -> Option<T> {
     // SAFETY: the bytes are there, and any bit pattern is a value of a `Pod`; the read needs no alignment.
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
@@ -311,7 +429,7 @@ pub(super) fn bytes_of<T: Pod>(value: &T) -> &[u8] {
 }
 
 /// Nanoseconds of the clock that the programs read: monotonic, to the last tick.
-pub(super) fn coarse_clock() -> u64 {
+pub(crate) fn coarse_clock() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel writes one timespec.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
@@ -319,13 +437,13 @@ pub(super) fn coarse_clock() -> u64 {
 }
 
 /// Has the calling thread give way to others.
-pub(super) fn lower_priority() {
+pub(crate) fn lower_priority() {
     // SAFETY: takes numbers; 0 is the calling thread, on Linux. Refused, it changes nothing.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
 }
 
 /// Gives memory that was freed back to the system.
-pub(super) fn trim_memory() {
+pub(crate) fn trim_memory() {
     // SAFETY: takes a number, and may be called at any time from any thread.
     #[cfg(target_env = "gnu")]
     unsafe {

@@ -9,6 +9,7 @@
 //! The maps are small, made anew, and pinned for as long as loading takes in a directory of their own; no program is
 //! attached, and what a program decides is not carried out.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ use fairlead_core::dataplane::{PolicyMaps as _, ServiceMaps as _};
 use fairlead_core::model::{Protocol, frontend_key};
 
 use super::Cost;
-use crate::dataplane::load::{self, Loaded};
+use crate::dataplane::load::{self, Loaded, Offers};
 use crate::dataplane::sizes::Sizes;
 use crate::dataplane::{DataplaneError, Pins};
 
@@ -62,13 +63,13 @@ impl Drop for Private {
 ///
 /// # Errors
 /// When there is no bpf filesystem, or the kernel refuses a map, a program or a run.
-pub fn measure(bpffs: &Path, rounds: usize) -> Result<Vec<Cost>, DataplaneError> {
+pub fn measure(bpffs: &Path, rounds: usize, offers: Offers) -> Result<Vec<Cost>, DataplaneError> {
     let object = bpffs.display().to_string();
     if !load::is_bpffs(bpffs).map_err(|e| DataplaneError::new("examine", object.clone(), e))? {
         return Err(DataplaneError::new("use", object, "it is on no bpf filesystem: see --bpffs"));
     }
     let private = Private(bpffs.join(format!("bench-self-{}", std::process::id())));
-    let mut loaded = load::load(fairlead_object::OBJECT, &Pins::new(&private.0), &small())?;
+    let mut loaded = load::load(fairlead_object::OBJECT, &Pins::new(&private.0), &small(), &BTreeMap::new(), offers)?;
     // From here on the maps live by their descriptors alone.
     drop(private);
     furnish(&mut loaded)?;

@@ -5,16 +5,17 @@ use std::time::SystemTime;
 use fairlead_daemon::exposition::Page;
 
 use crate::agent::{Agent, Facts, lock};
+use crate::kernel;
 
 pub(super) fn write(agent: &Agent, page: &mut Page) {
-    let Facts { attachment, kernel, programs, adopted, .. } = &agent.facts;
+    let Facts { attachment, kernel, adopted, .. } = &agent.facts;
     let progress = agent.progress();
     let layout = fairlead_abi::LAYOUT_VERSION.to_string();
     let version = ("version", env!("CARGO_PKG_VERSION"));
     page.gauge("fairlead_build_info", "Which build this is; always 1.")
         .sample(&[version, ("layout", &layout)], 1);
     page.gauge("fairlead_node_info", "What it runs on, and how programs are attached there; always 1.")
-        .sample(&[("kernel", kernel), ("attachment", attachment)], 1);
+        .sample(&[("kernel", &kernel.release), ("attachment", attachment)], 1);
     page.gauge("fairlead_ready", "Whether the maps have held everything once.")
         .sample(&[], u8::from(progress.first_programmed.is_some()));
     page.gauge("fairlead_adopted_objects", "What an earlier agent left and this one went on with.")
@@ -24,9 +25,12 @@ pub(super) fn write(agent: &Agent, page: &mut Page) {
         "fairlead_program_verified_instructions",
         "Instructions that the verifier walked for each program.",
     );
-    for (program, count) in programs {
-        page.sample(&[("program", program)], count);
+    for (program, facts) in lock(&agent.links).programs().facts() {
+        if let Some(count) = facts.verified {
+            page.sample(&[("program", &program)], count);
+        }
     }
+    kernel::metrics(kernel, page);
     page.gauge("fairlead_endpoints", "Local pods.").sample(&[], lock(&agent.endpoints).len());
     page.gauge("fairlead_socket_clients", "Network namespaces whose sockets are translated.")
         .sample(&[], lock(&agent.clients).len());

@@ -23,10 +23,13 @@ use fairlead_abi::{
 use fairlead_core::dataplane::{RangeKey, ServiceMaps, SourceRangeKey};
 use fairlead_net::agent::{PodRef, PortMapping, Registration};
 use fairlead_net::netns::{NamedNetns, current_cookie};
+use fairlead_proxy::cleanup;
+use fairlead_proxy::cli::Output;
+use fairlead_proxy::cli::cleanup::Cleanup;
 use fairlead_proxy::dataplane::Pins;
 use fairlead_proxy::dataplane::clients::Clients;
 use fairlead_proxy::dataplane::endpoints::{Endpoints, Guard};
-use fairlead_proxy::dataplane::links::{Attachment, Datapath, Links, Place, cleanup};
+use fairlead_proxy::dataplane::links::{Attachment, Datapath, Links, Place};
 use fairlead_proxy::dataplane::load::{Loaded, load, mount_bpffs};
 use fairlead_proxy::dataplane::services::KernelMaps;
 use fairlead_proxy::dataplane::sizes::Sizes;
@@ -48,6 +51,21 @@ const SIZES: Sizes = Sizes {
     rows: 64,
     peers: 64,
 };
+
+/// Takes away all that there is on that bpf filesystem, and in the caller's network namespace.
+fn cleanup(bpffs: &Path) -> anyhow::Result<cleanup::Report> {
+    let nowhere = bpffs.with_file_name("nowhere");
+    cleanup::cleanup(&Cleanup {
+        bpffs: bpffs.to_owned(),
+        state_dir: nowhere.clone(),
+        socket: nowhere.join("agent.sock"),
+        api_servers_file: nowhere.join("api-servers.json"),
+        proc_sys: nowhere,
+        dry_run: false,
+        force: false,
+        output: Output::Text,
+    })
+}
 
 /// A bpf filesystem that goes with the test.
 struct Room {

@@ -41,7 +41,7 @@ use crate::dataplane::haste::Haste;
 use crate::dataplane::links::{
     Attachment, Direction, Links, Place, SOCKET_HOOKS, failed, parse, remove, socket_pin_name,
 };
-use crate::dataplane::load::{self, Programs};
+use crate::dataplane::load::{self, Offers, Programs};
 use crate::dataplane::raw::RawMap;
 use crate::dataplane::sizes::MapSize;
 use crate::dataplane::sys::{self, LinkTarget};
@@ -56,7 +56,7 @@ const UNDER_WAY: Duration = Duration::from_millis(5);
 const NAME_PEERS: [&str; 4] =
     [programs::RECVMSG4, programs::RECVMSG6, programs::GETPEERNAME4, programs::GETPEERNAME6];
 
-/// What a takeover is made with.
+/// What a handover is made with.
 pub struct Means<'a> {
     /// The object that the programs are in.
     pub object: &'a [u8],
@@ -66,15 +66,17 @@ pub struct Means<'a> {
     pub sizes: &'a [MapSize],
     /// The own programs, and how they are attached.
     pub links: &'a Links,
-    /// The cgroup whose sockets are translated.
-    pub cgroup: &'a Path,
+    /// The cgroup whose sockets are translated; none if none are.
+    pub cgroup: Option<&'a Path>,
     /// The ports that masqueraded flows leave with.
     pub ports: PortRange,
+    /// What the kernel offers.
+    pub offers: Offers,
 }
 
-/// A takeover under way: the own programs are at every hook, and what others have is about to be removed.
+/// A handover under way: the own programs are at every hook, and what others have is about to be removed.
 #[derive(Default)]
-pub struct Takeover {
+pub struct Handover {
     others: Others,
     carries: Vec<Carry>,
     begun: Option<Instant>,
@@ -83,7 +85,7 @@ pub struct Takeover {
     is_in_place: bool,
 }
 
-impl Takeover {
+impl Handover {
     /// Takes over from the others, if there are any; [`finish`](Self::finish) ends it.
     ///
     /// # Errors
@@ -95,7 +97,7 @@ impl Takeover {
         }
         let begun = Instant::now();
         // First of all, since it may be refused.
-        let variant = load::load_handover(means.object, means.pins, means.sizes).inspect_err(|_| {
+        let variant = load::load_handover(means.object, means.pins, means.sizes, means.offers).inspect_err(|_| {
             if others.is_new
                 && let Err(e) = look(means.pins.clone()).and_then(|own| own.remove())
             {
@@ -104,8 +106,8 @@ impl Takeover {
         })?;
         let mut config = config_of(means.pins)?;
         let is_in_place = means.links.attachment() == Attachment::Clsact;
-        let mut takeover = Self { others, begun: Some(begun), is_in_place, ..Self::default() };
-        let Self { others, carries, carried, attached, .. } = &mut takeover;
+        let mut handover = Self { others, begun: Some(begun), is_in_place, ..Self::default() };
+        let Self { others, carries, carried, attached, .. } = &mut handover;
         for other in &others.in_charge {
             carries.extend(prepare(other, means.pins)?);
         }
@@ -150,7 +152,7 @@ impl Takeover {
             }
             other.fronts.iter().try_for_each(|link| detach(link))?;
         }
-        Ok(takeover)
+        Ok(handover)
     }
 
     /// Whether programs at interfaces are yet to be replaced in place, by whoever attaches them.
@@ -328,7 +330,9 @@ fn sockets(
     fronts: &Fronts<'_>,
     means: &Means<'_>,
 ) -> Result<(), DataplaneError> {
-    let directory = File::open(means.cgroup).map_err(|e| failed("open cgroup", means.cgroup, e))?;
+    // Where no sockets are translated any more, theirs are removed with what else is theirs.
+    let Some(cgroup) = means.cgroup else { return Ok(()) };
+    let directory = File::open(cgroup).map_err(|e| failed("open cgroup", cgroup, e))?;
     let names_peers = |name: &str| NAME_PEERS.contains(&name);
     for (name, attach_type) in SOCKET_HOOKS.into_iter().filter(|(name, _)| names_peers(name)) {
         fronts.attach_socket(name, attach_type, directory.as_fd())?;
