@@ -18,9 +18,15 @@ pub struct Config {
     pub snat_count: u16,
     /// How many elements [`crate::maps::PLACES`] has: how many connections there may be. A power of two.
     pub places: u32,
-    /// What holds for the time being: bits that only the agent sets, and clears.
+    /// What holds for the time being: [`config_flags`], which only the agent sets, and clears.
     pub flags: u32,
     /// Zero.
     pub reserved: u32,
 }
 layout!(Config, 56);
+
+/// Bits of [`Config::flags`].
+pub mod config_flags {
+    /// Connection tracking still has connections to Services: what is in no flow and begins none is left to the stack.
+    pub const DRAINING: u32 = 1;
+}
