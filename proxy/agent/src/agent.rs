@@ -28,6 +28,7 @@ use crate::service_health::CheckViews;
 use crate::socket::Answer;
 use crate::status::{MapView, ProblemView, Status};
 use crate::sweep::Sweeps;
+use crate::takeover::{self, drain::Drain};
 use crate::uplinks::NodeView;
 use crate::watch::Watches;
 
@@ -86,6 +87,8 @@ pub struct Agent {
     pub counters: Counters,
     /// How full the flow table is.
     pub sweeps: Arc<Mutex<Sweeps>>,
+    /// Connections that kube-proxy's rules have translated.
+    pub drain: Drain,
     /// How often health was asked for.
     pub answers: Answers,
 }
@@ -116,6 +119,10 @@ impl Answer for Agent {
             Request::Policies => serde_json::to_value(self.policies.views()).map_err(|e| e.to_string()),
             Request::Drops { after } => {
                 serde_json::to_value(self.drops.since(after)).map_err(|e| e.to_string())
+            }
+            Request::Takeover { dry_run } => {
+                let report = takeover::perform(self, dry_run)?;
+                serde_json::to_value(report).map_err(|e| e.to_string())
             }
             Request::Why(question) => {
                 let answer = why::answer(self, &question)?;
@@ -220,6 +227,7 @@ impl Agent {
             cgroup,
             node: lock(&self.node).clone(),
             masquerade: lock(&self.masquerade).clone(),
+            drain: self.drain.view(),
             watches: self.watches.states(),
             services,
             policies: self.policies.status(),
@@ -291,6 +299,11 @@ impl Agent {
         )
         .sample(&[("state", "listening")], checks.iter().filter(|check| check.error.is_none()).count())
         .sample(&[("state", "failed")], checks.iter().filter(|check| check.error.is_some()).count());
+        page.gauge(
+            "fairlead_drain_connections",
+            "Connections through Services that connection tracking still has, from before.",
+        )
+        .sample(&[], self.drain.view().left);
         self.flow_metrics(page);
         self.policy_metrics(page);
         let watches = self.watches.states();

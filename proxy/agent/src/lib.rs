@@ -10,7 +10,8 @@
 //!                   └──► pods ┼ what is translated                                                   │
 //!  CNI plugin ──► socket ──► agent ──────────────► dataplane::endpoints, clients ────────────────────┤
 //!                             │                    sweep (thread) ──► dataplane::flows ──────────────┤
-//!                             │                    policy::drops ◄─── dataplane::events ◄────────────┘
+//!                             │                    policy::drops ◄─── dataplane::events ◄────────────┤
+//!  connection tracking ──► takeover (thread) ────► dataplane::tracked ◄──────────────────────────────┘
 //!  kubelet, Prometheus, people ──► health, metrics, status, policy::why
 //! ```
 //!
@@ -37,5 +38,6 @@ pub mod socket;
 pub mod status;
 pub mod sweep;
 pub mod sync;
+pub mod takeover;
 pub mod uplinks;
 pub mod watch;

@@ -8,13 +8,14 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use fairlead_net::agent::{Question, Request, ask};
 use fairlead_net::names;
-use fairlead_proxy::cli::{Ask, Cli, Command, Flows, Output, Why};
+use fairlead_proxy::cli::{Ask, Cleanup, Cli, Command, Flows, Output, Takeover, Why};
 use fairlead_proxy::dataplane::links;
 use fairlead_proxy::errors::chain;
 use fairlead_proxy::policy::drops::Drop;
 use fairlead_proxy::policy::why::Answer;
 use fairlead_proxy::run;
 use fairlead_proxy::status::{Policies, Services, Status};
+use fairlead_proxy::takeover::{Report, hand_over};
 use tracing_subscriber::EnvFilter;
 
 /// How long the running agent may take to answer.
@@ -65,7 +66,8 @@ fn perform(command: Command) -> Result<()> {
             show(&ask, &why, || Ok(serde_json::from_value::<Answer>(why.clone())?.to_string()))
         }
         Command::Flows(options) => flows(&options),
-        Command::Cleanup(options) => Ok(links::cleanup(&options.bpffs)?),
+        Command::Takeover(options) => takeover(&options),
+        Command::Cleanup(options) => cleanup(&options),
     }
 }
 
@@ -87,6 +89,38 @@ fn flows(options: &Flows) -> Result<()> {
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// Has kube-proxy's rules removed, and counts the connections that are left, if it is to wait for them.
+fn takeover(options: &Takeover) -> Result<()> {
+    let asked = Request::Takeover { dry_run: options.dry_run };
+    let mut report = answer(&options.ask, &asked)?;
+    let mut left = None;
+    loop {
+        let read: Report = serde_json::from_value(report.clone())?;
+        if left.is_none() {
+            show(&options.ask, &report, || Ok(read.to_string()))?;
+        } else if left != Some(read.left) {
+            eprintln!("{} connections left", read.left);
+        }
+        left = Some(read.left);
+        if !options.wait || read.left == 0 {
+            return Ok(());
+        }
+        std::thread::sleep(POLL);
+        report = answer(&options.ask, &Request::Takeover { dry_run: true })?;
+    }
+}
+
+/// Detaches everything, after what the kernel can go on with has been handed over, if that is asked for.
+fn cleanup(options: &Cleanup) -> Result<()> {
+    let Cleanup { bpffs, hand_over } = options;
+    if !hand_over.hand_over {
+        return Ok(links::cleanup(bpffs)?);
+    }
+    let handed = hand_over::perform(bpffs, hand_over.wait, hand_over.force)?;
+    println!("handed over to connection tracking: {} flows, {} refused", handed.flows, handed.refused);
+    Ok(())
 }
 
 fn answer(options: &Ask, request: &Request) -> Result<serde_json::Value> {

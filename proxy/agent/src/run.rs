@@ -37,6 +37,7 @@ use crate::policy::{Policies, PolicyLoop, drops};
 use crate::progress::Progress;
 use crate::service_health::{CheckViews, Checks};
 use crate::sync::Sync;
+use crate::takeover::drain::{self, Drain};
 use crate::uplinks::{Fixed, Uplinks};
 use crate::watch::{PolicyUpdate, Update, Watches};
 use crate::{
@@ -232,7 +233,15 @@ fn program(
         places: maps.flows.places(),
         host_netns,
     };
-    let uplinks = Uplinks::new(maps.config, Arc::clone(&clients), links, fixed);
+    let progress: Arc<Mutex<Progress>> = Arc::default();
+    let programmed = Arc::clone(&progress);
+    let is_programmed = move || {
+        programmed.lock().unwrap_or_else(PoisonError::into_inner).first_programmed.is_some()
+    };
+    let flags = drain::Flags::default();
+    // Before any frontend is written: what connection tracking has stays there.
+    let drain = Drain::start(&pins, Arc::clone(&flags), is_programmed)?;
+    let uplinks = Uplinks::new(maps.config, Arc::clone(&clients), links, fixed, flags);
     let masquerade = Masquerade::new(Egress::new(node_name, options.kept_sources()), maps.egress);
     let reconciler = Arc::new(Mutex::new(reconciler));
     let host_ports = host_ports::Asker::new(updates, Arc::clone(&reconciler), pins.clone());
@@ -248,7 +257,7 @@ fn program(
         },
         pins,
         reconciler,
-        progress: Arc::new(Mutex::new(Progress::default())),
+        progress,
         node: uplinks.view(),
         masquerade: masquerade.view(),
         watches: Arc::new(Watches::default()),
@@ -262,6 +271,7 @@ fn program(
         checks: CheckViews::default(),
         counters: maps.counters,
         sweeps: sweep::start(maps.flows).context("start to sweep the flow table")?,
+        drain,
         answers: health::Answers::default(),
     };
     Ok(Parts { agent, uplinks, services: maps.services, masquerade, events: maps.events })

@@ -11,6 +11,7 @@ use crate::dataplane::sizes::MapSize;
 use crate::masquerade::MasqueradeView;
 use crate::policy::PolicyStatus;
 use crate::service_health::CheckView;
+use crate::takeover::drain::DrainView;
 use crate::uplinks::NodeView;
 use crate::watch::WatchState;
 
@@ -39,6 +40,9 @@ pub struct Status {
     /// With whose address pods' packets leave.
     #[serde(default)]
     pub masquerade: MasqueradeView,
+    /// Connections that kube-proxy's rules have translated.
+    #[serde(default)]
+    pub drain: DrainView,
     /// The watches by kind.
     pub watches: BTreeMap<String, WatchState>,
     /// How many Services are the agent's business.
@@ -105,6 +109,10 @@ impl Display for Status {
         let MasqueradeView { outside, inside, errors } = &self.masquerade;
         let leaves = if *outside { "with the node's address, but to" } else { "with the pod's address," };
         writeln!(f, "  pods leave   {leaves} {inside} ranges of the cluster")?;
+        if self.drain.draining {
+            let rules = if self.drain.rules { ", and its rules are there: see fairlead-proxy takeover" } else { "" };
+            writeln!(f, "  kube-proxy   {} connections of before are left{rules}", self.drain.left)?;
+        }
         writeln!(f, "  pins         {}", self.pins)?;
         writeln!(f, "  cgroup       {}", self.cgroup)?;
         writeln!(f, "  services     {}, {} pending", self.services, pending.len())?;
@@ -151,7 +159,7 @@ impl Display for Status {
         table(f, ["PACKETS", "COUNT"], counts)?;
         let drops = self.drops.iter().filter(|(_, count)| **count > 0);
         table(f, ["DROPPED", "COUNT"], drops.map(|(reason, count)| [reason.clone(), count.to_string()]))?;
-        for error in node.errors.iter().chain(errors) {
+        for error in node.errors.iter().chain(errors).chain(&self.drain.error) {
             writeln!(f, "error: {error}")?;
         }
         for waiting in pending {

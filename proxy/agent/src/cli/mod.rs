@@ -1,5 +1,6 @@
 //! The command line of `fairlead-proxy`.
 
+mod takeover;
 mod values;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use crate::dataplane::links::Datapath;
 use crate::dataplane::sizes::{self, Sizes};
 use crate::node::PortRange;
 
+pub use takeover::{HandOver, Takeover};
 pub use values::{Listen, NodePortAddress};
 
 /// An eBPF service proxy: what clients send to a Kubernetes Service reaches one of its endpoints.
@@ -37,6 +39,8 @@ pub enum Command {
     Why(Why),
     /// Show packets that policies dropped.
     Flows(Flows),
+    /// Remove the rules that kube-proxy has left on this node; connections that they have translated go on.
+    Takeover(Takeover),
     /// Detach every program and remove every map of this node; connections through Services end.
     Cleanup(Cleanup),
 }
@@ -308,6 +312,9 @@ pub struct Cleanup {
     /// Where maps and links are pinned.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
     pub bpffs: PathBuf,
+    /// The way back to kube-proxy.
+    #[command(flatten)]
+    pub hand_over: HandOver,
 }
 
 /// How an answer is printed.

@@ -18,6 +18,7 @@
 //! | [`events`] | what the programs tell of drops |
 //! | [`egress`] | with whose address pods' packets leave |
 //! | [`flows`] | the sweep of the flow table |
+//! | [`tracked`] | flows that connection tracking has |
 //! | [`counters`] | what the programs counted |
 //!
 //! Nothing here is undone when the agent ends: packets keep flowing by what is pinned.
@@ -35,6 +36,7 @@ pub mod policies;
 pub mod services;
 pub mod sizes;
 mod sys;
+pub mod tracked;
 
 use std::path::{Path, PathBuf};
 
