@@ -12,6 +12,7 @@ pub mod bridge;
 pub mod crowd;
 pub mod flood;
 pub mod kube_proxy;
+mod kube_proxy_nft;
 pub mod manifests;
 pub mod maps;
 pub mod matrix;
@@ -20,6 +21,7 @@ pub mod objects;
 pub mod paths;
 pub mod policy;
 pub mod scene;
+pub mod takeover;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
