@@ -145,6 +145,11 @@ pub enum Request {
         /// Only events with a greater number; 0 for all.
         after: u64,
     },
+    /// Remove what kube-proxy has left on the node; its connections go on.
+    Takeover {
+        /// Only say what is there.
+        dry_run: bool,
+    },
     /// What becomes of a packet, and why, as `fairlead-proxy why -o json` prints it.
     Why(Question),
     /// Whether the maps hold what an object says: answered when they do, or when the time is over; as

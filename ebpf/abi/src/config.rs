@@ -18,7 +18,7 @@ pub struct Config {
     pub snat_count: u16,
     /// How many elements [`crate::maps::PLACES`] has: how many connections there may be. A power of two.
     pub places: u32,
-    /// What holds for the time being: bits that only the agent sets, and clears.
+    /// What holds for the time being: [`config_flags`], which only the agent sets, and clears.
     pub flags: u32,
     /// Zero.
     pub reserved: u32,
@@ -27,6 +27,8 @@ layout!(Config, 56 { node_v4, node_v6, host_netns, snat_first, snat_count, place
 
 /// Bits of [`Config::flags`].
 pub mod config_flags {
+    /// Connection tracking still has connections to Services: what is in no flow and begins none is left to the stack.
+    pub const DRAINING: u32 = 1;
     /// How far the handover from another generation of maps has come, for the programs that stand before the other's:
     /// nothing is theirs yet.
     pub const HANDOVER: u32 = 3 << 30;

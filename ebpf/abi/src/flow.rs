@@ -101,8 +101,11 @@ pub mod flow_flags {
     pub const CONFIRMED: u32 = 64;
     /// The node's own stack began it: no policy has a say in it.
     pub const NODE: u32 = 128;
-    /// The node's own stack forwarded its first packet to a pod, perhaps translated by others: answers go the same way.
+    /// The node's own stack has it, perhaps translated by others: its packets are left to the stack, in both directions.
     pub const STACK: u32 = 256;
+    /// The kernel's connection tracking translates it. The agent has entered it, under the tuples that packets arrive with,
+    /// and removes it when connection tracking does; it has no place.
+    pub const TRACKED: u32 = 512;
 }
 
 /// The fragments of one datagram (RFC 791, section 3.2; RFC 8200, section 4.5). 40 bytes.

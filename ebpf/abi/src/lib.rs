@@ -13,7 +13,7 @@
 //! | [`maps::BACKENDS`] | array | backend id → [`Backend`] | agent |
 //! | [`maps::ENDPOINTS`] | hash | [`Address`] → [`Endpoint`] | agent, at CNI ADD and DEL |
 //! | [`maps::MARKS`] | array | endpoint index → [`marks`] | programs; cleared by the agent |
-//! | [`maps::FLOWS`] | hash | [`FlowKey`] → [`Flow`] | programs; expired ones also removed by the agent |
+//! | [`maps::FLOWS`] | hash | [`FlowKey`] → [`Flow`] | programs; expired ones also removed by the agent, which enters those of connection tracking |
 //! | [`maps::PLACES`] | array | place → forward [`FlowKey`] | programs |
 //! | [`maps::FRAGMENTS`] | LRU hash | [`FragmentKey`] → [`Flow`] of the first fragment | programs |
 //! | [`maps::SOCKETS`] | LRU hash | [`SocketKey`] → [`SocketPeer`] | programs |

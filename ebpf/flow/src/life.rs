@@ -78,7 +78,13 @@ pub const fn span(flow: &Flow, ip_protocol: u8) -> u64 {
 /// are over is the connection.
 #[inline(always)]
 pub const fn is_over(flow: &Flow, ip_protocol: u8, now: u64) -> bool {
-    now.saturating_sub(flow.last_seen) > span(flow, ip_protocol)
+    !is_tracked(flow) && now.saturating_sub(flow.last_seen) > span(flow, ip_protocol)
+}
+
+/// Whether it is connection tracking that says when the flow is over.
+#[inline(always)]
+pub const fn is_tracked(flow: &Flow) -> bool {
+    flow.flags & flow_flags::TRACKED != 0
 }
 
 /// Whether the entry may be removed to make way for another, when room is scarce.
@@ -87,7 +93,7 @@ pub const fn may_make_way(flow: &Flow, ip_protocol: u8, now: u64) -> bool {
     let idle = now.saturating_sub(flow.last_seen);
     let ended = flow.flags & (flow_flags::RESET | flow_flags::CLOSED) != 0;
     let confirmed = flow.flags & flow_flags::CONFIRMED != 0;
-    is_over(flow, ip_protocol, now) || (ended || !confirmed) && idle > IF_SCARCE
+    !is_tracked(flow) && (is_over(flow, ip_protocol, now) || (ended || !confirmed) && idle > IF_SCARCE)
 }
 
 /// Whether the entry's port may be given to another flow at `now`, when none is free.
@@ -96,7 +102,8 @@ pub const fn may_take_over(flow: &Flow, ip_protocol: u8, now: u64) -> bool {
     let idle = now.saturating_sub(flow.last_seen);
     let ended = flow.flags & (flow_flags::RESET | flow_flags::CLOSED) != 0;
     let closing = flow.flags & flow_flags::CLOSING != 0;
-    may_make_way(flow, ip_protocol, now) || ended && idle > ENDED_REST || closing && idle > CLOSING_REST
+    let rested = ended && idle > ENDED_REST || closing && idle > CLOSING_REST;
+    !is_tracked(flow) && (may_make_way(flow, ip_protocol, now) || rested)
 }
 
 #[cfg(test)]
@@ -156,6 +163,14 @@ mod tests {
         }
         for flags in [OPEN, OPEN | flow_flags::CLOSING] {
             assert!(!may_make_way(&idle(100, flags), protocol::TCP, NOW));
+        }
+    }
+
+    #[test]
+    fn what_connection_tracking_has_is_over_only_when_that_says_so() {
+        let tracked = idle(1_000_000, OPEN | flow_flags::TRACKED | flow_flags::RESET);
+        for ip_protocol in [protocol::TCP, protocol::UDP] {
+            assert!(!is_over(&tracked, ip_protocol, NOW) && !may_take_over(&tracked, ip_protocol, NOW));
         }
     }
 

@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Address, DropEvent, FlowKey, Reason};
+use fairlead_abi::{Address, DropEvent, FlowKey, Reason, flow_flags};
 
 use crate::packet::{Fragment, Ipv4, Ipv6, Packet, is_extension};
 use crate::policy::{self, reading};
@@ -70,6 +70,9 @@ fn ask(packet: &Packet, key: &FlowKey, trial: &mut DropEvent, may: u32) -> Resul
         return Ok(About::NOTHING);
     }
     if let Some(flow) = table::look_up(key) {
+        if flow.flags & flow_flags::TRACKED != 0 {
+            return Ok(About::NOTHING);
+        }
         let is_plain = table::is_plain(key, flow);
         if is_plain && !(is_judged && is_sincere) {
             return Ok(About::NOTHING);

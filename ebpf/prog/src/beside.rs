@@ -4,12 +4,12 @@
 //! the cluster; what is for no Service is the business of their CNI, and left to the stack.
 
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::Reason;
+use fairlead_abi::{Counter, Reason, flow_flags};
 
 use crate::refuse::{self, Back};
 use crate::room::{self, Room};
 use crate::verdict::Verdict;
-use crate::{config, ct, endpoint, forward, may, nat, packet, policy, quoted, wire};
+use crate::{config, ct, endpoint, forward, may, nat, observe, packet, policy, quoted, wire};
 
 /// From parse to verdict.
 #[inline(always)]
@@ -37,6 +37,10 @@ pub(crate) fn from_pods(ctx: &TcContext) -> Result<Verdict, Reason> {
         return forward::send(ctx, packet);
     }
     match ct::flow_of(ctx, packet, may, findings) {
+        Ok(Some(flow)) if flow.flags & flow_flags::STACK != 0 => {
+            observe::count(Counter::ToStack);
+            Ok(Verdict::Stack)
+        }
         Ok(Some(flow)) => {
             nat::follow(ctx, packet, flow)?;
             forward::send(ctx, packet)

@@ -29,6 +29,12 @@ pub(crate) fn is_node_address(address: Address) -> bool {
     !address.is_unspecified() && CONFIG.get(0).is_some_and(is_configured)
 }
 
+/// Whether the agent has set this bit of [`fairlead_abi::config_flags`].
+#[inline(always)]
+pub(crate) fn has(flag: u32) -> bool {
+    CONFIG.get(0).is_some_and(|config| config.flags & flag != 0)
+}
+
 /// Whether this is the cookie of the host's network namespace.
 #[inline(always)]
 pub(crate) fn is_host(netns: u64) -> bool {

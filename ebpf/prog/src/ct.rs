@@ -13,7 +13,8 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::{
-    Address, Backend, Counter, DropEvent, Flow, FlowKey, Reason, event_flags, flow_flags, identities,
+    Address, Backend, Counter, DropEvent, Flow, FlowKey, Reason, config_flags, event_flags, flow_flags,
+    identities,
 };
 use fairlead_flow::life;
 
@@ -54,6 +55,10 @@ pub(crate) fn flow_of<'room>(
             let _ = fairlead_open(skb, packet, findings, how);
             return Ok(None);
         }
+        if begun == LEFT {
+            findings.flow.flags = flow_flags::STACK;
+            return Ok(Some(&findings.flow));
+        }
         if !begun.is_something()? {
             return Ok(None);
         }
@@ -69,6 +74,9 @@ const ANSWER: Outcome = Outcome(2);
 
 /// What it says of a packet that passes by itself, but is to be remembered as the first of a flow if there is room.
 const REMEMBERED: Outcome = Outcome(3);
+
+/// What it says of a packet that belongs to a connection of the stack's.
+const LEFT: Outcome = Outcome(4);
 
 /// How [`fairlead_open`] is to enter a flow.
 mod open {
@@ -384,11 +392,20 @@ fn choose(packet: &Packet, may: u32, choice: &mut MaybeUninit<Choice>) -> Outcom
     if may & (may::BEGIN_INSIDE | may::BEGIN_OUTSIDE | may::BEGIN_AWAY) == 0 {
         return Outcome::NOTHING;
     }
+    if is_under_way(packet) && config::has(config_flags::DRAINING) && service::is_dialled(&packet.tuple) {
+        return LEFT;
+    }
     match lb::pick(packet, client, choice) {
         Ok(true) => Outcome::SOMETHING,
         Ok(false) => Outcome::NOTHING,
         Err(reason) => Outcome::from(reason),
     }
+}
+
+/// Whether the packet is of a connection that has begun before.
+#[inline(always)]
+fn is_under_way(packet: &Packet) -> bool {
+    packet.has_ports() && life::is_of_connections(packet.tuple.protocol) && !packet.tcp.opens()
 }
 
 /// Fills in the flow that this packet belongs to, and notes it as seen. A later fragment belongs to the flow of
@@ -483,7 +500,8 @@ fn is_stale(packet: &Packet, flow: &Flow, is_due: bool) -> bool {
         return true;
     }
     if flow.backend == service::NO_BACKEND {
-        return (is_due || opens) && service::is_dialled(&packet.tuple);
+        let is_plain = flow.flags & flow_flags::TRACKED == 0;
+        return is_plain && (is_due || opens) && service::is_dialled(&packet.tuple);
     }
     service::generation(flow.backend) != flow.generation
 }
@@ -574,7 +592,8 @@ fn keep_apart(packet: &Packet, choice: &mut MaybeUninit<Choice>) -> Outcome {
         return Outcome::NOTHING;
     }
     let answer = packet.tuple.reversed();
-    if table::look_up(&answer).is_none_or(|held| held.flags & flow_flags::REPLY == 0) {
+    let apart = flow_flags::REPLY | flow_flags::TRACKED;
+    if table::look_up(&answer).is_none_or(|held| held.flags & apart != flow_flags::REPLY) {
         return Outcome::NOTHING;
     }
     itself(&packet.tuple, choice);

@@ -96,8 +96,8 @@ pub(crate) fn to_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
         return forward::emit(ctx, packet);
     }
     let flow = match ct::flow_of(ctx, packet, may, findings) {
-        Ok(Some(flow)) => flow,
-        Ok(None) => return Ok(Verdict::Stack),
+        Ok(Some(flow)) if flow.flags & flow_flags::STACK == 0 => flow,
+        Ok(_) => return Ok(Verdict::Stack),
         Err(reason) => return refuse::refuse(ctx, packet, reason, Back::Up),
     };
     nat::follow(ctx, packet, flow)?;

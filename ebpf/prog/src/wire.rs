@@ -1,13 +1,13 @@
 //! Packets that arrive from outside the node.
 
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::Reason;
+use fairlead_abi::{Counter, Reason, flow_flags};
 
 use crate::packet;
 use crate::refuse::{self, Back};
 use crate::room::{self, Room};
 use crate::verdict::Verdict;
-use crate::{config, ct, endpoint, forward, may, nat, outside, policy, quoted};
+use crate::{config, ct, endpoint, forward, may, nat, observe, outside, policy, quoted};
 
 /// `PACKET_OTHERHOST` of if_packet.h: a frame for another machine, which the switch has flooded. One with a VLAN's tag is
 /// for another interface.
@@ -48,6 +48,10 @@ pub(crate) fn from_wire(ctx: &TcContext) -> Result<Verdict, Reason> {
         return forward::send(ctx, packet);
     }
     match ct::flow_of(ctx, packet, may, findings) {
+        Ok(Some(flow)) if flow.flags & flow_flags::STACK != 0 => {
+            observe::count(Counter::ToStack);
+            Ok(Verdict::Stack)
+        }
         Ok(Some(flow)) => {
             nat::follow(ctx, packet, flow)?;
             forward::send(ctx, packet)

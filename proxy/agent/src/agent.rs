@@ -37,6 +37,7 @@ use crate::service_health::CheckViews;
 use crate::socket::Answer;
 use crate::status::{FlowTableStatus, MapView, ProblemView, ProgramView, Status};
 use crate::sweep::Sweeps;
+use crate::takeover::{self, drain::Drain};
 use crate::uplinks::NodeView;
 use crate::watch::Watches;
 
@@ -108,6 +109,8 @@ pub struct Agent {
     pub counters: Counters,
     /// How full the flow table is.
     pub sweeps: Arc<Mutex<Sweeps>>,
+    /// Connections that kube-proxy's rules have translated.
+    pub drain: Drain,
     /// How often health was asked for.
     pub answers: Answers,
     /// What was asked over the socket.
@@ -170,6 +173,10 @@ impl Agent {
             Request::Policies => serde_json::to_value(self.policies.views()).map_err(|e| e.to_string()),
             Request::Drops { after } => {
                 serde_json::to_value(self.drops.since(after)).map_err(|e| e.to_string())
+            }
+            Request::Takeover { dry_run } => {
+                let report = takeover::perform(self, dry_run)?;
+                serde_json::to_value(report).map_err(|e| e.to_string())
             }
             Request::Why(question) => {
                 let answer = why::answer(self, &question)?;
@@ -277,6 +284,7 @@ impl Agent {
             cgroup,
             node: lock(&self.node).clone(),
             masquerade: lock(&self.masquerade).clone(),
+            drain: self.drain.view(),
             watches: self.watches.states(),
             services,
             policies: self.policies.status(),

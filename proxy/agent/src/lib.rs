@@ -10,7 +10,8 @@
 //!                   └──► pods ┼ what is translated                                                   │
 //!  CNI plugin ──► socket ──► agent ──────────────► dataplane::endpoints, clients ────────────────────┤
 //!                             │                    sweep (thread) ──► dataplane::flows ──────────────┤
-//!                             │                    drops ◄─────────── dataplane::events ◄────────────┘
+//!                             │                    drops ◄─────────── dataplane::events ◄────────────┤
+//!  connection tracking ──► takeover (thread) ────► dataplane::tracked ◄──────────────────────────────┘
 //!  kubelet, Prometheus, people ──► health, metrics, in_effect, status, inquiry, policy::why; cli     events ──► API
 //! ```
 //!
@@ -45,5 +46,6 @@ pub mod socket;
 pub mod status;
 pub mod sweep;
 pub mod sync;
+pub mod takeover;
 pub mod uplinks;
 pub mod watch;

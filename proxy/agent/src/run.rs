@@ -46,6 +46,7 @@ use crate::progress::Progress;
 use crate::requests::Requests;
 use crate::service_health::{CheckViews, Checks};
 use crate::sync::Sync;
+use crate::takeover::drain::{self, Drain};
 use crate::uplinks::{Fixed, Uplinks};
 use crate::watch::{PolicyUpdate, Update, Watches};
 use crate::{
@@ -268,8 +269,16 @@ fn program(
         places: maps.flows.places(),
         host_netns,
     };
+    let progress: Arc<Mutex<Progress>> = Arc::default();
+    let programmed = Arc::clone(&progress);
+    let is_programmed = move || {
+        programmed.lock().unwrap_or_else(PoisonError::into_inner).first_programmed.is_some()
+    };
+    let flags = drain::Flags::default();
+    // Before any frontend is written: what connection tracking has stays there.
+    let drain = Drain::start(&pins, Arc::clone(&flags), is_programmed)?;
     let former = node::addresses_in(&maps.config);
-    let mut uplinks = Uplinks::new(maps.config, Arc::clone(&clients), Arc::clone(&links), fixed);
+    let mut uplinks = Uplinks::new(maps.config, Arc::clone(&clients), Arc::clone(&links), fixed, flags);
     if handover.is_in_place() {
         // The API may be a while, and until then others' programs would go on there, with maps of their own.
         uplinks.apply(&former);
@@ -293,7 +302,7 @@ fn program(
         pins,
         links: Arc::clone(&links),
         reconciler,
-        progress: Arc::new(Mutex::new(Progress::default())),
+        progress,
         node: uplinks.view(),
         masquerade: masquerade.view(),
         watches: Arc::new(Watches::default()),
@@ -307,6 +316,7 @@ fn program(
         checks: CheckViews::default(),
         counters: maps.counters,
         sweeps: sweep::start(maps.flows).context("start to sweep the flow table")?,
+        drain,
         answers: health::Answers::default(),
         requests: Requests::default(),
         turns,

@@ -12,6 +12,7 @@ use crate::masquerade::MasqueradeView;
 use crate::policy::PolicyStatus;
 use crate::service_health::CheckView;
 use crate::sweep::Sweeps;
+use crate::takeover::drain::DrainView;
 use crate::uplinks::NodeView;
 use crate::watch::WatchState;
 
@@ -52,6 +53,9 @@ pub struct Status {
     /// With whose address pods' packets leave.
     #[serde(default)]
     pub masquerade: MasqueradeView,
+    /// Connections that kube-proxy's rules have translated.
+    #[serde(default)]
+    pub drain: DrainView,
     /// The watches by kind.
     pub watches: BTreeMap<String, WatchState>,
     /// How many Services are the agent's business.
@@ -168,7 +172,7 @@ pub fn faults(status: &Status) -> Vec<String> {
         faults.push(format!("the watch of {kind} is not connected, what is programmed stays: {why}"));
     }
     faults.extend(pending.iter().map(|waiting| format!("pending: {waiting}")));
-    faults.extend(node.errors.iter().chain(&masquerade.errors).cloned());
+    faults.extend(node.errors.iter().chain(&masquerade.errors).chain(&status.drain.error).cloned());
     if node.addresses.is_empty() && status.ready {
         faults.push(format!("the API has no Node {}: its addresses are not known", status.node_name));
     }

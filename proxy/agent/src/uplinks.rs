@@ -14,6 +14,7 @@ use crate::dataplane::links::{Links, Place};
 use crate::errors::chain;
 use crate::interfaces;
 use crate::node::{self, PortRange};
+use crate::takeover::drain::Flags;
 
 /// The node as the agent has it, for the status.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,7 @@ pub struct Uplinks {
     clients: Arc<Mutex<Clients>>,
     links: Arc<Mutex<Links>>,
     fixed: Fixed,
+    flags: Flags,
     view: Arc<Mutex<NodeView>>,
 }
 
@@ -61,8 +63,9 @@ impl Uplinks {
         clients: Arc<Mutex<Clients>>,
         links: Arc<Mutex<Links>>,
         fixed: Fixed,
+        flags: Flags,
     ) -> Self {
-        Self { config, clients, links, fixed, view: Arc::default() }
+        Self { config, clients, links, fixed, flags, view: Arc::default() }
     }
 
     /// Where the state is shown.
@@ -102,7 +105,9 @@ impl Uplinks {
             view.errors.push(chain(&e));
         }
         drop(clients);
-        let wanted = node::config(addresses, ports, host_netns, places);
+        // Held until they are written: another may change them.
+        let flags = self.flags.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = Config { flags: *flags, ..node::config(addresses, ports, host_netns, places) };
         if self.config.get(&0, 0).is_ok_and(|config| config == wanted) {
             return;
         }

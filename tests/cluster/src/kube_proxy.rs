@@ -1,6 +1,7 @@
-//! What kube-proxy does in iptables mode, for one Service: the rules that it would write into a node's namespace.
+//! What kube-proxy does for a few Services: the rules that it would write into a node's namespace, in each of its modes.
 //!
-//! The chains and their order are kube-proxy's (`pkg/proxy/iptables/proxier.go`, release 1.31), with shorter names.
+//! The chains and their order are kube-proxy's (`pkg/proxy/iptables/proxier.go`, release 1.36), with shorter names, and some
+//! of the kubelet's beside them. Its table in nftables mode has a module of its own.
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -9,6 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use fairlead_harness::{Cluster, Place, Protocol};
 
+use crate::kube_proxy_nft::{self, ServicePort};
 use crate::{POD_PORT, SERVICE_PORT};
 
 /// All pods, IPv4 and IPv6, as `--cluster-cidr` names them.
@@ -16,11 +18,39 @@ const CLUSTER_CIDRS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
 /// The protocols that rules are written for.
 pub const PROTOCOLS: [Protocol; 2] = Protocol::SOCKETS;
 
-/// Why these rules can't be had here; none if they can.
+/// How kube-proxy writes its rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// By iptables, over nftables where that is the system's.
+    Iptables,
+    /// By the iptables of before.
+    Legacy,
+    /// By nft.
+    Nftables,
+}
+
+impl Mode {
+    fn program(self, v4: bool) -> &'static str {
+        match (self, v4) {
+            (Self::Iptables, true) => "iptables-restore",
+            (Self::Iptables, false) => "ip6tables-restore",
+            (Self::Legacy, true) => "iptables-legacy-restore",
+            (Self::Legacy, false) => "ip6tables-legacy-restore",
+            (Self::Nftables, _) => "nft",
+        }
+    }
+
+    /// Why such rules can't be had here; none if they can.
+    pub fn missing(self) -> Option<String> {
+        let absent = |name: &&str| Command::new(*name).arg("--version").output().is_err();
+        let name = [true, false].map(|v4| self.program(v4)).into_iter().find(absent)?;
+        Some(format!("there is no {name}: cargo xtask setup installs it"))
+    }
+}
+
+/// Why rules of iptables can't be had here; none if they can.
 pub fn missing() -> Option<String> {
-    let absent = |name: &&str| Command::new(*name).arg("--version").output().is_err();
-    let name = ["iptables-restore", "ip6tables-restore"].into_iter().find(absent)?;
-    Some(format!("there is no {name}: cargo xtask setup installs it"))
+    Mode::Iptables.missing()
 }
 
 /// Writes, in each of these places, the rules for Services that have ClusterIPs and NodePorts, each with its endpoints'
@@ -29,8 +59,22 @@ pub fn missing() -> Option<String> {
 /// # Errors
 /// When a Service is not in the API, or the command fails.
 pub fn program(cluster: &Cluster, places: &[&Place], services: &[(&str, &[IpAddr])]) -> Result<()> {
+    program_by(Mode::Iptables, cluster, places, services)
+}
+
+/// The same in that mode. In nftables mode NodePorts are served at the nodes' own addresses, in the order of the places.
+///
+/// # Errors
+/// As [`program`].
+pub fn program_by(
+    mode: Mode,
+    cluster: &Cluster,
+    places: &[&Place],
+    services: &[(&str, &[IpAddr])],
+) -> Result<()> {
     for (v4, cluster_cidr) in [true, false].into_iter().zip(CLUSTER_CIDRS) {
         let mut rules = Rules::new();
+        let mut ports = Vec::new();
         for &(name, endpoints) in services {
             let mut of_family = cluster.cluster_ips(name)?.into_iter().filter(|ip| ip.is_ipv4() == v4);
             let cluster_ip = of_family.next().with_context(|| format!("{name} has one family"))?;
@@ -38,16 +82,28 @@ pub fn program(cluster: &Cluster, places: &[&Place], services: &[(&str, &[IpAddr
             for protocol in PROTOCOLS {
                 let node_port = cluster.node_port(name, &protocol.to_string())?;
                 rules.add(name, protocol, cluster_cidr, cluster_ip, node_port, &endpoints);
+                let endpoints = endpoints.clone();
+                ports.push(ServicePort { name, protocol, cluster_ip, node_port, endpoints, is_local: false });
             }
         }
-        let (text, program) = (rules.text(), if v4 { "iptables-restore" } else { "ip6tables-restore" });
-        places.iter().try_for_each(|place| restore(place, program, &text))?;
+        let text = rules.text(v4);
+        for (node, place) in cluster.nodes().iter().zip(places) {
+            let node = if v4 { node.layout().ipv4 } else { node.layout().ipv6 };
+            match mode {
+                Mode::Nftables => {
+                    let text = kube_proxy_nft::table(v4, cluster_cidr, node, &ports);
+                    restore(place, mode.program(v4), &["-f", "-"], &text)?;
+                }
+                _ => restore(place, mode.program(v4), &[], &text)?,
+            }
+        }
     }
     Ok(())
 }
 
-fn restore(place: &Place, program: &str, text: &str) -> Result<()> {
+fn restore(place: &Place, program: &str, arguments: &[&str], text: &str) -> Result<()> {
     let mut command = place.command(program)?;
+    command.args(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("run {program}"))?;
     child.stdin.take().context("its input")?.write_all(text.as_bytes())?;
@@ -115,11 +171,43 @@ impl Rules {
         self.chains.extend([service, external]);
     }
 
-    fn text(self) -> String {
+    fn text(self, v4: bool) -> String {
         let chains = self.chains.iter().map(|chain| format!(":{chain} - [0:0]\n"));
         let rules = self.rules.iter().map(|rule| format!("-A {rule}\n"));
         let last = "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\n".to_owned();
         let body: String = chains.chain(rules).chain([last]).collect();
-        format!("*nat\n{body}COMMIT\n")
+        let filter = if v4 { FILTER.concat() } else { FILTER[0].to_owned() };
+        format!("*mangle\n{MANGLE}COMMIT\n*filter\n{filter}COMMIT\n*nat\n{body}COMMIT\n")
     }
 }
+
+/// Chains that tell kube-proxy and the kubelet whether their rules are still there.
+const MANGLE: &str = ":KUBE-PROXY-CANARY - [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\n:KUBE-IPTABLES-HINT - [0:0]\n";
+
+/// The table `filter`: what kube-proxy has, and what the kubelet has for IPv4.
+const FILTER: [&str; 2] = [
+    ":KUBE-SERVICES - [0:0]
+:KUBE-EXTERNAL-SERVICES - [0:0]
+:KUBE-FORWARD - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-PROXY-FIREWALL - [0:0]
+:KUBE-PROXY-CANARY - [0:0]
+-A INPUT -m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL
+-A INPUT -j KUBE-NODEPORTS
+-A INPUT -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES
+-A FORWARD -m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL
+-A FORWARD -j KUBE-FORWARD
+-A FORWARD -m conntrack --ctstate NEW -j KUBE-SERVICES
+-A FORWARD -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES
+-A OUTPUT -m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL
+-A OUTPUT -m conntrack --ctstate NEW -j KUBE-SERVICES
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+-A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+",
+    ":KUBE-FIREWALL - [0:0]
+-A INPUT -j KUBE-FIREWALL
+-A OUTPUT -j KUBE-FIREWALL
+-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP
+",
+];

@@ -16,6 +16,7 @@ pub mod crowd;
 pub mod flood;
 pub mod inventory;
 pub mod kube_proxy;
+mod kube_proxy_nft;
 pub mod manifests;
 pub mod maps;
 pub mod matrix;
@@ -27,6 +28,7 @@ pub mod policy;
 pub mod promtool;
 pub mod scene;
 pub mod soak;
+pub mod takeover;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -475,6 +475,15 @@ impl Node {
         map.get(&(pod as u32), 0).expect("read a mark") & marks::TRANSLATED != 0
     }
 
+    /// Marks the pod as part of a translated flow, as the agent does for one that it enters.
+    ///
+    /// # Panics
+    /// When the map refuses.
+    pub fn mark(&mut self, pod: Pod) {
+        let mark = marks::TRANSLATED;
+        array(&mut self.ebpf, maps::MARKS).set(pod as u32, mark, 0).expect("write a mark");
+    }
+
     /// Every flow entry.
     ///
     /// # Panics

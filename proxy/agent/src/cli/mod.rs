@@ -15,6 +15,7 @@ mod policies;
 mod run;
 mod services;
 mod status;
+mod takeover;
 pub mod text;
 mod values;
 mod wait;
@@ -72,6 +73,8 @@ pub enum Command {
     Completion(completion::Completion),
     /// Say whether Fairlead can run on this kernel, and what it would lack; changes nothing and needs no agent.
     Check(check::Check),
+    /// Remove the rules that kube-proxy has left on this node; connections that they have translated go on.
+    Takeover(takeover::Takeover),
     /// Take away all that agents have left on this node, and say what it was; connections through Services end.
     Cleanup(cleanup::Cleanup),
 }
@@ -96,6 +99,7 @@ impl Command {
             Self::BenchSelf(options) => options.perform(),
             Self::Completion(options) => options.perform(),
             Self::Check(options) => options.perform(),
+            Self::Takeover(options) => options.perform(),
             Self::Cleanup(options) => options.perform(),
         }
         .map(|()| ExitCode::SUCCESS)

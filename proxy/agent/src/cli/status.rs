@@ -16,6 +16,7 @@ use crate::kernel::KernelView;
 use crate::masquerade::MasqueradeView;
 use crate::policy::PolicyStatus;
 use crate::status::{self, MapView, ProgramView, faults};
+use crate::takeover::drain::DrainView;
 
 /// How many of the things that are wrong are shown in full.
 const SHOWN: usize = 20;
@@ -127,6 +128,11 @@ fn facts(status: &status::Status) -> String {
     let MasqueradeView { outside, inside, .. } = masquerade;
     let leaves = if *outside { "with the node's address, but to" } else { "with the pod's address," };
     lines.push(("pods leave", format!("{leaves} {inside} ranges of the cluster")));
+    let DrainView { draining, rules, left, .. } = &status.drain;
+    if *draining {
+        let rules = if *rules { ", and its rules are there: see fairlead-proxy takeover" } else { "" };
+        lines.push(("kube-proxy", format!("{left} connections of before are left{rules}")));
+    }
     if let Some(kernel) = &status.kernel {
         let features = format!("{}, {} of {} features", kernel.release, kernel.found(), kernel.features.len());
         lines.push(("kernel", features));

@@ -69,7 +69,7 @@ impl FlowTable {
                     continue;
                 }
                 census.entries += 1;
-                if flow.flags & flow_flags::REPLY == 0 {
+                if flow.flags & (flow_flags::REPLY | flow_flags::TRACKED) == 0 {
                     *census.connections.entry((protocol_of(key), state_of(flow))).or_default() += 1;
                 }
             }

@@ -22,6 +22,7 @@
 //! | [`events`] | what the programs tell of drops |
 //! | [`egress`] | with whose address pods' packets leave |
 //! | [`flows`] | the sweep of the flow table |
+//! | [`tracked`] | flows that connection tracking has |
 //! | [`counters`] | what the programs counted |
 //! | `trial` | small loads that ask the kernel what it can do |
 //!
@@ -43,6 +44,7 @@ mod raw;
 pub mod services;
 pub mod sizes;
 pub(crate) mod sys;
+pub mod tracked;
 pub(crate) mod trial;
 
 use std::path::{Path, PathBuf};

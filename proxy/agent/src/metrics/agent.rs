@@ -44,6 +44,11 @@ pub(super) fn write(agent: &Agent, page: &mut Page) {
     }
     page.gauge("fairlead_waiting_clients", "Who waits for an object to be in effect.")
         .sample(&[], agent.turns.waiting());
+    page.gauge(
+        "fairlead_drain_connections",
+        "Connections through Services that connection tracking still has, from before.",
+    )
+    .sample(&[], agent.drain.view().left);
     page.gauge("fairlead_services_pending", "Services that are not as their objects ask.")
         .sample(&[], progress.pending);
     let waited = progress.queued_since.and_then(|since| SystemTime::now().duration_since(since).ok());

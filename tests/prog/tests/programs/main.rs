@@ -31,6 +31,7 @@ mod services;
 mod shaped;
 mod table;
 mod too_big;
+mod tracked;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,0 +1,87 @@
+//! What of a connection of connection tracking's is entered in the flow table: pure.
+//!
+//! Under the tuples that its packets have where programs meet them first, each leaving as it came: the client's, and
+//! the backend's.
+
+use fairlead_abi::{Flow, FlowKey, flow_flags};
+
+use super::conntrack::Connection;
+
+/// No place among those of connections that the programs enter.
+const NO_PLACE: u32 = u32::MAX;
+
+/// A backend that the agent has given a number, and its generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbered {
+    /// Its id; 0 if it has none.
+    pub id: u32,
+    /// Its generation.
+    pub generation: u32,
+}
+
+/// The two entries, at `now`. A datagram of the client finds out by the backend's number that it is gone.
+pub fn of(connection: &Connection, backend: Numbered, now: u64) -> [(FlowKey, Flow); 2] {
+    let Connection { original, reply, is_closing, .. } = connection;
+    let closing = if *is_closing { flow_flags::CLOSING } else { 0 };
+    // No policy has a say in it, and it is neither new nor forged.
+    let flags = flow_flags::STACK
+        | flow_flags::TRACKED
+        | flow_flags::NODE
+        | flow_flags::ANSWERED
+        | flow_flags::CONFIRMED
+        | closing;
+    let entry = |key: &FlowKey, Numbered { id, generation }, flags| {
+        let flow = Flow {
+            last_seen: now,
+            source: key.source,
+            destination: key.destination,
+            source_port: key.source_port,
+            destination_port: key.destination_port,
+            backend: id,
+            generation,
+            flags,
+            place: NO_PLACE,
+            ..Flow::default()
+        };
+        (*key, flow)
+    };
+    [entry(original, backend, flags), entry(reply, Numbered::default(), flags | flow_flags::REPLY)]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use fairlead_abi::{Address, Port, protocol};
+
+    use super::*;
+
+    #[test]
+    fn both_directions_leave_as_they_came_and_are_the_stacks() {
+        let address = |last| Address::from(Ipv4Addr::new(10, 0, 0, last));
+        let key = |source, destination| FlowKey {
+            source: address(source),
+            destination: address(destination),
+            source_port: Port::new(40_000),
+            destination_port: Port::new(80),
+            protocol: protocol::UDP,
+            reserved: [0; 3],
+        };
+        let connection = Connection {
+            original: key(1, 2),
+            reply: key(3, 4),
+            is_translated: true,
+            is_closing: false,
+            is_over: false,
+        };
+        let backend = Numbered { id: 7, generation: 3 };
+        let [(there, forward), (back, reply)] = of(&connection, backend, 5);
+        assert_eq!((there, back), (connection.original, connection.reply));
+        assert_eq!((forward.destination, reply.destination), (address(2), address(4)));
+        assert_eq!((forward.backend, forward.generation, reply.backend), (7, 3, 0));
+        assert_eq!((forward.flags & flow_flags::REPLY, reply.flags & flow_flags::REPLY), (0, flow_flags::REPLY));
+        for flow in [forward, reply] {
+            assert_eq!(flow.flags & (flow_flags::STACK | flow_flags::TRACKED), 768);
+        }
+    }
+}
