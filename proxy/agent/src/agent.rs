@@ -259,6 +259,8 @@ impl Agent {
 
     /// The agent's state. Reads counters, so not for an asynchronous thread.
     pub fn status(&self) -> Status {
+        // A lock that is taken below holds to the end.
+        let (programs, flow_table) = (self.programs(), FlowTableStatus::from(&*lock(&self.sweeps)));
         let progress = self.progress();
         let Facts { node_name, started, attachment, pins, cgroup, .. } = self.facts.clone();
         let reconciler = lock(&self.reconciler);
@@ -292,9 +294,9 @@ impl Agent {
             problems: problems.into_iter().map(ProblemView::from).collect(),
             writes: progress.writes,
             failed_writes: progress.failed_writes,
-            programs: self.programs(),
+            programs,
             maps: self.maps(),
-            flow_table: FlowTableStatus::from(&*lock(&self.sweeps)),
+            flow_table,
             endpoints: lock(&self.endpoints).views(),
             health_checks: self.checks.get(),
             packets: self.packets().into_iter().collect(),
