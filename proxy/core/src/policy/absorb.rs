@@ -10,9 +10,9 @@ use fairlead_abi::Isolation;
 
 use super::Engine;
 use super::census::{Member, Network};
-use super::compiled::{Compiled, Handle, Key, Loaded};
+use super::compiled::{Compiled, Key, Loaded};
 use super::endpoints::{Endpoint, Subject, Under, Unknown};
-use super::model::{Direction, NamedPort, Namespace, PolicyName};
+use super::model::{Direction, Handle, NamedPort, Namespace, PolicyName};
 use super::objects::Dirty;
 use super::program::Program;
 use super::select::{ports_asked_for, sources};
@@ -22,9 +22,6 @@ use crate::model::ObjectName;
 
 /// Which part of the map of peers ranges may take: one in so many entries.
 const RANGES_SHARE: usize = 2;
-
-/// Both directions.
-pub(super) const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
 /// What nodes and this node's interfaces were when they were last absorbed.
 #[derive(Debug, Default)]
@@ -137,7 +134,8 @@ impl Engine {
             (None, _) => unknown(Unknown::Pod),
             (_, None) => unknown(Unknown::Namespace),
             (Some(Subject { labels, ports }), Some(namespace)) => {
-                let under = DIRECTIONS.map(|direction| self.under(direction, &namespace, &labels, &ports));
+                let under =
+                    Direction::BOTH.map(|direction| self.under(direction, &namespace, &labels, &ports));
                 (under[0], under[1])
             }
         };

@@ -8,9 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use fairlead_abi::{Isolation, policies, verdicts};
 
 use super::Engine;
-use super::absorb::DIRECTIONS;
-use super::compiled::{Compiled, Handle, Key, Loaded, Stale};
-use super::model::Direction;
+use super::compiled::{Compiled, Key, Loaded, Stale};
+use super::model::{Direction, Handle};
 use crate::dataplane::{MapError, PolicyMaps};
 
 /// Compiled policies of an earlier run.
@@ -88,7 +87,7 @@ impl Engine {
     fn claims(&self, left: &BTreeSet<u32>) -> BTreeMap<u32, Handle> {
         let mut heirs: BTreeMap<u32, BTreeSet<Option<Handle>>> = BTreeMap::new();
         for (index, Isolation { ingress, egress }) in &self.ledger.isolation {
-            for (direction, id) in DIRECTIONS.into_iter().zip([*ingress, *egress]) {
+            for (direction, id) in Direction::BOTH.into_iter().zip([*ingress, *egress]) {
                 let is_heir = |compiled: &&Compiled| {
                     compiled.key.direction == direction && compiled.endpoints.contains(index)
                 };

@@ -17,12 +17,11 @@ use std::time::Instant;
 use fairlead_abi::{CellKey, Isolation, PolicyState, identities, policies, rows, state_flags, verdicts};
 
 use super::Engine;
-use super::absorb::DIRECTIONS;
-use super::compiled::{Compiled, Handle, Stale, Wanted};
+use super::compiled::{Compiled, Stale, Wanted};
 use super::endpoints::Under;
 use super::ledger::Ledger;
-use super::model::Direction;
-use super::places::Prefix;
+use super::model::{Direction, Handle};
+use super::prefix::Prefix;
 use super::row::Row;
 use super::view::{Applied, Capacity, Failure, Report};
 use crate::dataplane::{MapAction, MapCause, MapError, PolicyMaps};
@@ -323,7 +322,7 @@ impl Engine {
     /// What the endpoint at `index` should be under, given what is in the maps.
     pub(super) fn wanted_isolation(&self, index: u32) -> Isolation {
         let Some(endpoint) = self.endpoints.get(index) else { return Isolation::default() };
-        let [ingress, egress] = DIRECTIONS.map(|direction: Direction| match endpoint.under(direction) {
+        let [ingress, egress] = Direction::BOTH.map(|direction: Direction| match endpoint.under(direction) {
             Under::Open => policies::OPEN,
             Under::Closed(_) => policies::CLOSED,
             Under::Policy(handle) => {

@@ -8,8 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::compiled::Handle;
-use super::model::{NamedPort, Namespace, Peer, PodPeer, PolicyNode, Scope};
+use super::model::{Handle, NamedPort, Namespace, Peer, PodPeer, PolicyNode, Scope};
 use super::selector::{Labels, Selector};
 use crate::model::ObjectName;
 

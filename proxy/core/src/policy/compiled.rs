@@ -14,9 +14,6 @@ use super::row::Row;
 use crate::dataplane::MapError;
 use crate::tables::QUARANTINE;
 
-/// Names a compiled policy for as long as the engine knows it; never given out twice.
-pub(super) type Handle = u64;
-
 /// What pods have in common that are under one compiled policy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Key {

@@ -4,10 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::compiled::Handle;
-use super::model::{Direction, NamedPort, Pod};
+use super::model::{Direction, Handle, NamedPort, Pod, PodId};
 use super::selector::Labels;
-use super::view::PodId;
 use crate::model::ObjectName;
 
 /// The endpoints of the node, by index.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use fairlead_abi::identities;
 
 use super::census::ElementId;
-use super::places::Prefix;
+use super::prefix::Prefix;
 
 /// The elements that an address is, in order.
 pub(super) type Signature = Arc<[ElementId]>;

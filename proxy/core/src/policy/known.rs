@@ -2,7 +2,6 @@
 
 use fairlead_abi::maps;
 
-use super::model::Pod;
 use super::{EndpointState, Engine, PodId};
 use crate::model::ObjectName;
 
@@ -37,12 +36,5 @@ impl Engine {
             true => EndpointState::Programmed,
             false => EndpointState::NamespaceUnknown,
         }
-    }
-}
-
-impl PodId {
-    /// Whether it is this Pod, and not another one of its name.
-    pub(super) fn is(&self, pod: &Pod) -> bool {
-        self.uid.is_empty() || *self.uid == *pod.uid || pod.config_hash.as_deref() == Some(self.uid.as_str())
     }
 }

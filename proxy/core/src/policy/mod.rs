@@ -30,6 +30,7 @@ mod ledger;
 pub mod model;
 mod objects;
 mod places;
+mod prefix;
 mod program;
 mod row;
 mod select;
@@ -51,17 +52,18 @@ use adopt::Leftovers;
 use api::ClusterNetworkPolicy;
 use apply::Pass;
 use census::Census;
-use compiled::{Compiled, Handle, Key, Loaded, PolicyIds};
+use compiled::{Compiled, Key, Loaded, PolicyIds};
 use endpoints::{Endpoint, Endpoints};
 use identity::Identities;
 use ledger::Ledger;
+use model::Handle;
 use objects::Objects;
 use places::Places;
 
 pub use explain::{Explanation, Party, PartyView, Side};
-pub use model::{Direction, PolicyName};
+pub use model::{Direction, PodId, PolicyName};
 pub use view::{
-    Applied, Capacity, CompiledView, EndpointState, Failure, PeerView, PodId, PolicyView, Report, RuleView,
+    Applied, Capacity, CompiledView, EndpointState, Failure, PeerView, PolicyView, Report, RuleView,
 };
 
 /// The first pause before a failed write is tried again.

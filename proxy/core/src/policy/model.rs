@@ -23,6 +23,11 @@ pub enum Direction {
     Egress,
 }
 
+impl Direction {
+    /// Both.
+    pub(super) const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+}
+
 impl fmt::Display for Direction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -313,5 +318,26 @@ impl fmt::Display for PolicyName {
             Self::Network(name) => write!(f, "{} {name}", self.kind()),
             Self::Cluster(name) => write!(f, "{} {name}", self.kind()),
         }
+    }
+}
+
+/// Names a compiled policy for as long as the engine knows it; never given out twice.
+pub(super) type Handle = u64;
+
+/// The pod that an endpoint belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodId {
+    /// metadata.namespace.
+    pub namespace: String,
+    /// metadata.name; empty: no Pod of the API, which nothing selects.
+    pub name: String,
+    /// metadata.uid; empty: the name decides.
+    pub uid: String,
+}
+
+impl PodId {
+    /// Whether it is this Pod, and not another one of its name.
+    pub(super) fn is(&self, pod: &Pod) -> bool {
+        self.uid.is_empty() || *self.uid == *pod.uid || pod.config_hash.as_deref() == Some(self.uid.as_str())
     }
 }

@@ -9,128 +9,17 @@
 //! A range's peers hold for all in it down to the next longer prefix, because every exception is a prefix too.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use fairlead_abi::identities;
-use ipnet::IpNet;
 
 use super::census::{Census, ElementId};
 use super::identity::{Change, Identities, Move, Signature};
 use super::model::Peer;
+use super::prefix::{Prefix, Tree};
 use crate::dataplane::RangeKey;
 use crate::model::ObjectName;
-
-/// Bits of a mapped address.
-const ADDRESS_BITS: u8 = 128;
-/// Bits before the IPv4 address in a mapped one.
-const MAPPED_BITS: u8 = 96;
-
-/// A range of mapped addresses. Ranges come before those that lie in them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Prefix {
-    first: u128,
-    len: u8,
-}
-
-impl Prefix {
-    /// All IPv4 addresses, to which no IPv6 range applies.
-    const V4: Self = Self { first: 0xffff << 32, len: MAPPED_BITS };
-
-    fn new(address: u128, len: u8) -> Self {
-        let mask = u128::MAX.checked_shl(u32::from(ADDRESS_BITS - len)).unwrap_or(0);
-        Self { first: address & mask, len }
-    }
-
-    fn last(self) -> u128 {
-        self.first | u128::MAX.checked_shr(u32::from(self.len)).unwrap_or(0)
-    }
-
-    /// Whether the other range lies in this one, or is it.
-    pub(super) fn covers(self, other: Self) -> bool {
-        self.len <= other.len && Self::new(other.first, self.len) == self
-    }
-
-    /// The key in the map.
-    pub(super) fn key(self) -> RangeKey {
-        RangeKey {
-            prefix_len: u32::from(self.len),
-            address: IpAddr::V6(Ipv6Addr::from_bits(self.first)).into(),
-        }
-    }
-}
-
-impl From<IpAddr> for Prefix {
-    fn from(address: IpAddr) -> Self {
-        Self { first: bits(address), len: ADDRESS_BITS }
-    }
-}
-
-impl From<IpNet> for Prefix {
-    fn from(range: IpNet) -> Self {
-        let skipped = if range.addr().is_ipv4() { MAPPED_BITS } else { 0 };
-        Self::new(bits(range.addr()), skipped + range.prefix_len())
-    }
-}
-
-impl From<RangeKey> for Prefix {
-    fn from(key: RangeKey) -> Self {
-        Self::new(bits(key.address.into()), key.prefix_len.min(u32::from(ADDRESS_BITS)) as u8)
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.key().fmt(f)
-    }
-}
-
-fn bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(v6) => v6.to_bits(),
-    }
-}
-
-/// Prefixes with values, and how long those are that there are.
-#[derive(Clone, Debug)]
-struct Tree<T> {
-    entries: BTreeMap<Prefix, T>,
-    lens: [usize; ADDRESS_BITS as usize + 1],
-}
-
-impl<T> Default for Tree<T> {
-    fn default() -> Self {
-        Self { entries: BTreeMap::new(), lens: [0; ADDRESS_BITS as usize + 1] }
-    }
-}
-
-impl<T> Tree<T> {
-    fn insert(&mut self, prefix: Prefix, value: T) {
-        if self.entries.insert(prefix, value).is_none() {
-            self.lens[usize::from(prefix.len)] += 1;
-        }
-    }
-
-    fn remove(&mut self, prefix: Prefix) {
-        if self.entries.remove(&prefix).is_some() {
-            self.lens[usize::from(prefix.len)] -= 1;
-        }
-    }
-
-    /// The longest prefix around `prefix` that has a value, of those of at most `longest` bits.
-    fn around(&self, prefix: Prefix, longest: u8) -> Option<(Prefix, &T)> {
-        (0..=longest).rev().filter(|len| self.lens[usize::from(*len)] > 0).find_map(|len| {
-            let around = Prefix::new(prefix.first, len);
-            self.entries.get(&around).map(|value| (around, value))
-        })
-    }
-
-    fn parent(&self, prefix: Prefix) -> Option<(Prefix, &T)> {
-        self.around(prefix, prefix.len.checked_sub(1)?)
-    }
-}
 
 /// An address or range that something is known of.
 #[derive(Debug, Default)]
@@ -267,7 +156,7 @@ impl Places {
     /// Takes every place for what the map says it is.
     pub(super) fn assume(&mut self, numbers: &mut Identities) {
         for (prefix, place) in &mut self.places.entries {
-            place.number = self.actual.around(*prefix, prefix.len).map_or(0, |(_, value)| number(*value));
+            place.number = self.actual.at(*prefix).map_or(0, |(_, value)| number(*value));
             numbers.assume(place.number);
         }
         let is_stray = |prefix: &&Prefix| !self.places.entries.contains_key(prefix);
@@ -320,8 +209,8 @@ impl Places {
             .map(|prefix| (*prefix, wanted(prefix)))
             .partition(|(_, value)| value.is_some());
         let is_other = |value: &Option<u32>| value.is_some_and(|value| value & identities::OWN_NODE == 0);
-        upserts.sort_by_key(|(prefix, value)| (std::cmp::Reverse(prefix.len), is_other(value)));
-        removals.sort_by_key(|(prefix, _)| prefix.len);
+        upserts.sort_by_key(|(prefix, value)| (std::cmp::Reverse(prefix.bits()), is_other(value)));
+        removals.sort_by_key(|(prefix, _)| prefix.bits());
         upserts.extend(removals);
         upserts
     }
@@ -343,9 +232,8 @@ impl Places {
     /// Pairs of values that the map gives, and should give, to addresses that it does not do right by.
     pub(super) fn mistaken(&self) -> BTreeSet<(u32, u32)> {
         let pair = |prefix: &Prefix| {
-            let actual =
-                self.actual.around(*prefix, prefix.len).map_or(identities::UNKNOWN, |(_, value)| *value);
-            let wanted = self.places.around(*prefix, prefix.len).map_or(identities::UNKNOWN, |(_, place)| {
+            let actual = self.actual.at(*prefix).map_or(identities::UNKNOWN, |(_, value)| *value);
+            let wanted = self.places.at(*prefix).map_or(identities::UNKNOWN, |(_, place)| {
                 place.number | if place.own { identities::OWN_NODE } else { 0 }
             });
             (actual, wanted)
@@ -386,7 +274,7 @@ impl Places {
     }
 
     fn actual_number(&self, prefix: Prefix) -> u32 {
-        self.actual.around(prefix, prefix.len).map_or(identities::UNKNOWN, |(_, value)| number(*value))
+        self.actual.at(prefix).map_or(identities::UNKNOWN, |(_, value)| number(*value))
     }
 
     fn change(&mut self, prefix: Prefix, change: impl FnOnce(&mut Place)) {
@@ -404,10 +292,10 @@ impl Places {
 
     /// Keeps IPv6 ranges from holding for the IPv4 addresses that are mapped into them.
     fn set_border(&mut self, changed: Prefix) {
-        if changed.len >= MAPPED_BITS {
+        if !changed.may_hold_v4() {
             return;
         }
-        let needed = self.places.lens[..usize::from(MAPPED_BITS)].iter().any(|count| *count > 0);
+        let needed = self.places.has_any_that_may_hold_v4();
         let is_there = self.places.entries.get(&Prefix::V4).is_some_and(|place| place.border);
         if needed != is_there {
             self.change(Prefix::V4, |place| place.border = needed);
@@ -462,12 +350,7 @@ impl Places {
 
     /// Marks all that lies in `prefix`.
     fn touch_within(&mut self, prefix: Prefix) {
-        if prefix.len == ADDRESS_BITS {
-            return;
-        }
-        let end = Prefix { first: prefix.last(), len: ADDRESS_BITS };
-        let within = self.places.entries.range(prefix..=end).map(|(other, _)| *other);
-        self.dirty.extend(within.filter(|other| *other != prefix));
+        self.dirty.extend(self.places.within(prefix));
     }
 }
 

@@ -7,7 +7,6 @@ use fairlead_abi::Isolation;
 use serde::Serialize;
 
 use super::Engine;
-use super::absorb::DIRECTIONS;
 use super::endpoints::{Under, Unknown};
 use super::model::{Action, Direction, PolicyName, Rule, Tier};
 use crate::dataplane::MapError;
@@ -23,17 +22,6 @@ pub struct Capacity {
     pub rows: u32,
     /// Entries of [`fairlead_abi::maps::PEERS`].
     pub peers: u32,
-}
-
-/// The pod that an endpoint belongs to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PodId {
-    /// metadata.namespace.
-    pub namespace: String,
-    /// metadata.name; empty: no Pod of the API, which nothing selects.
-    pub name: String,
-    /// metadata.uid; empty: the name decides.
-    pub uid: String,
 }
 
 /// What one call of [`super::Engine::reconcile`] did.
@@ -190,7 +178,7 @@ impl Engine {
         if !self.synced {
             return EndpointState::NotSynced;
         }
-        for direction in DIRECTIONS {
+        for direction in Direction::BOTH {
             let handle = match endpoint.under(direction) {
                 Under::Open => continue,
                 Under::Closed(Unknown::Pod) => return EndpointState::PodUnknown,

@@ -2,6 +2,8 @@
 //!
 //! Pure; called by [`crate::reconcile`] for each Service that changed.
 
+mod of_pods;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
