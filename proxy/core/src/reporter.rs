@@ -9,8 +9,7 @@ use crate::digest::digest;
 /// The node that tells of `object`; none if there is no node.
 pub fn reporter<'a>(nodes: impl IntoIterator<Item = &'a str>, object: &str) -> Option<&'a str> {
     // The name decides between equal digests.
-    let rank = |node: &&str| (digest(format!("{node}\0{object}").as_bytes()), node.to_owned().to_owned());
-    nodes.into_iter().max_by_key(rank)
+    nodes.into_iter().max_by_key(|node| (digest(format!("{node}\0{object}").as_bytes()), *node))
 }
 
 #[cfg(test)]
