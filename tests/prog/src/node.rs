@@ -1,5 +1,6 @@
 //! The loaded programs, their maps, and a way to hand them a packet.
 
+use std::env;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -152,6 +153,47 @@ impl Drop for Mounted {
     }
 }
 
+/// Asks for the programs that copy keys before they look them up.
+const COPIED_KEYS: &str = "FAIRLEAD_COPIED_KEYS";
+
+fn load(handover: u8, any_memory: bool) -> Result<Ebpf> {
+    // The maps' pins are of no use here; they go, and the maps stay as long as the object.
+    let pins = Mounted::new()?;
+    let mut loader = EbpfLoader::new();
+    let any_memory = u8::from(any_memory);
+    loader.override_global(globals::ANY_MEMORY, &any_memory, true);
+    loader.override_global(globals::HANDOVER, &handover, true);
+    // As in an agent whose log is not at debug.
+    loader.override_global("AYA_LOG_LEVEL", &0_u8, true).map_max_entries("AYA_LOGS", 4096);
+    for map in [
+        maps::FRONTENDS,
+        maps::SLOTS,
+        maps::BACKENDS,
+        maps::FRAGMENTS,
+        maps::SOCKETS,
+        maps::AFFINITY,
+        maps::SOURCE_RANGES,
+        maps::SERVICE_CIDRS,
+        maps::EGRESS,
+        maps::PEERS,
+        maps::CELLS,
+        maps::ROWS,
+    ] {
+        loader.map_max_entries(map, CAPACITY);
+    }
+    loader.map_max_entries(maps::PLACES, PLACES);
+    loader.map_max_entries(maps::FLOWS, 2 * PLACES);
+    let mut ebpf = loader
+        .default_map_pin_directory(pins.path())
+        .load(fairlead_object::OBJECT)
+        .context("load the object (built without eBPF programs? make setup)")?;
+    for name in CLASSIFIERS {
+        let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
+        program.load().with_context(|| format!("load {name}"))?;
+    }
+    Ok(ebpf)
+}
+
 impl Node {
     /// The node as a new one: its own addresses, its two pods, one port to masquerade with, so that tests know
     /// which; no Services, no flows, nothing counted.
@@ -182,40 +224,14 @@ impl Node {
         node
     }
 
+    /// As the kernel takes them, or as one does that wants keys copied (before 6.2), which can also be asked for.
     fn load(handover: u8) -> Result<Self> {
-        // The maps' pins are of no use here; they go, and the maps stay as long as the object.
-        let pins = Mounted::new()?;
         let netns = place::build()?;
-        let mut loader = EbpfLoader::new();
-        for map in [
-            maps::FRONTENDS,
-            maps::SLOTS,
-            maps::BACKENDS,
-            maps::FRAGMENTS,
-            maps::SOCKETS,
-            maps::AFFINITY,
-            maps::SOURCE_RANGES,
-            maps::SERVICE_CIDRS,
-            maps::EGRESS,
-            maps::PEERS,
-            maps::CELLS,
-            maps::ROWS,
-        ] {
-            loader.map_max_entries(map, CAPACITY);
-        }
-        loader.override_global(globals::HANDOVER, &handover, true);
-        // As in an agent whose log is not at debug.
-        loader.override_global("AYA_LOG_LEVEL", &0_u8, true).map_max_entries("AYA_LOGS", 4096);
-        loader.map_max_entries(maps::PLACES, PLACES);
-        loader.map_max_entries(maps::FLOWS, 2 * PLACES);
-        let mut ebpf = loader
-            .default_map_pin_directory(pins.path())
-            .load(fairlead_object::OBJECT)
-            .context("load the object (built without eBPF programs? make setup)")?;
-        for name in CLASSIFIERS {
-            let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
-            program.load().with_context(|| format!("load {name}"))?;
-        }
+        let as_it_is = match env::var_os(COPIED_KEYS) {
+            None => load(handover, true),
+            Some(_) => load(handover, false),
+        };
+        let ebpf = as_it_is.or_else(|error| load(handover, false).map_err(|_| error))?;
         Ok(Self { ebpf, netns, next_slot: 0 })
     }
 
