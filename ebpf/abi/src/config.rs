@@ -29,4 +29,6 @@ layout!(Config, 56);
 pub mod config_flags {
     /// Connection tracking still has connections to Services: what is in no flow and begins none is left to the stack.
     pub const DRAINING: u32 = 1;
+    /// Fairlead is about to go: what begins is left to the stack, where rules of others are.
+    pub const LEAVING: u32 = 2;
 }

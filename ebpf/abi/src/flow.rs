@@ -63,8 +63,9 @@ pub struct Flow {
     pub place: u32,
     /// [`PolicyState::revision`](crate::PolicyState::revision) when policies last admitted it.
     pub revision: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Of a datagram flow that connection tracking has ([`flow_flags::TRACKED`]): until when it does, if nothing more comes,
+    /// in seconds of the monotonic clock. Else 0.
+    pub deadline: u32,
 }
 layout!(Flow, 72);
 

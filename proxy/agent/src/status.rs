@@ -110,7 +110,8 @@ impl Display for Status {
         let leaves = if *outside { "with the node's address, but to" } else { "with the pod's address," };
         writeln!(f, "  pods leave   {leaves} {inside} ranges of the cluster")?;
         if self.drain.draining {
-            let rules = if self.drain.rules { ", and its rules are there: see fairlead-proxy takeover" } else { "" };
+            let rules =
+                if self.drain.rules { ", and its rules are there: see fairlead-proxy takeover" } else { "" };
             writeln!(f, "  kube-proxy   {} connections of before are left{rules}", self.drain.left)?;
         }
         writeln!(f, "  pins         {}", self.pins)?;
