@@ -29,6 +29,8 @@ layout!(Config, 56 { node_v4, node_v6, host_netns, snat_first, snat_count, place
 pub mod config_flags {
     /// Connection tracking still has connections to Services: what is in no flow and begins none is left to the stack.
     pub const DRAINING: u32 = 1;
+    /// Fairlead is about to go: what begins is left to the stack, where rules of others are.
+    pub const LEAVING: u32 = 2;
     /// How far the handover from another generation of maps has come, for the programs that stand before the other's:
     /// nothing is theirs yet.
     pub const HANDOVER: u32 = 3 << 30;

@@ -64,8 +64,11 @@ pub struct Flow {
     pub place: u32,
     /// [`PolicyState::revision`](crate::PolicyState::revision) when policies last admitted it.
     pub revision: u32,
+    /// Of a datagram flow that connection tracking has ([`flow_flags::TRACKED`]): until when it does, if nothing more comes,
+    /// in seconds of the monotonic clock. Else 0.
+    pub deadline: u32,
     /// Zero.
-    pub reserved: [u32; 2],
+    pub reserved: u32,
     /// When a packet last matched, in nanoseconds of the monotonic clock, to half a second.
     #[cfg(feature = "next-layout")]
     pub last_seen: u64,
@@ -75,11 +78,11 @@ pub struct Flow {
 }
 #[cfg(not(feature = "next-layout"))]
 layout!(Flow, 72 {
-    last_seen, source, destination, source_port, destination_port, backend, generation, flags, place, revision, reserved,
+    last_seen, source, destination, source_port, destination_port, backend, generation, flags, place, revision, deadline, reserved,
 });
 #[cfg(feature = "next-layout")]
 layout!(Flow, 80 {
-    source, destination, source_port, destination_port, backend, generation, flags, place, revision, reserved, last_seen,
+    source, destination, source_port, destination_port, backend, generation, flags, place, revision, deadline, reserved, last_seen,
     added,
 });
 

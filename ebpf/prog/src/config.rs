@@ -29,10 +29,10 @@ pub(crate) fn is_node_address(address: Address) -> bool {
     !address.is_unspecified() && CONFIG.get(0).is_some_and(is_configured)
 }
 
-/// Whether the agent has set this bit of [`fairlead_abi::config_flags`].
+/// Whether one of these bits of [`fairlead_abi::config_flags`] is set.
 #[inline(always)]
-pub(crate) fn has(flag: u32) -> bool {
-    CONFIG.get(0).is_some_and(|config| config.flags & flag != 0)
+pub(crate) fn has(flags: u32) -> bool {
+    CONFIG.get(0).is_some_and(|config| config.flags & flags != 0)
 }
 
 /// Whether this is the cookie of the host's network namespace.

@@ -392,7 +392,7 @@ fn choose(packet: &Packet, may: u32, choice: &mut MaybeUninit<Choice>) -> Outcom
     if may & (may::BEGIN_INSIDE | may::BEGIN_OUTSIDE | may::BEGIN_AWAY) == 0 {
         return Outcome::NOTHING;
     }
-    if is_under_way(packet) && config::has(config_flags::DRAINING) && service::is_dialled(&packet.tuple) {
+    if is_others(packet) && service::is_dialled(&packet.tuple) {
         return LEFT;
     }
     match lb::pick(packet, client, choice) {
@@ -402,10 +402,14 @@ fn choose(packet: &Packet, may: u32, choice: &mut MaybeUninit<Choice>) -> Outcom
     }
 }
 
-/// Whether the packet is of a connection that has begun before.
+/// Whether the packet, which is in no flow, is for others to translate, if it dials a frontend: that of a connection which
+/// has begun before, while they have some; any packet, when they are to have all.
 #[inline(always)]
-fn is_under_way(packet: &Packet) -> bool {
-    packet.has_ports() && life::is_of_connections(packet.tuple.protocol) && !packet.tcp.opens()
+fn is_others(packet: &Packet) -> bool {
+    let is_under_way = life::is_of_connections(packet.tuple.protocol) && !packet.tcp.opens();
+    let flag =
+        if is_under_way { config_flags::DRAINING | config_flags::LEAVING } else { config_flags::LEAVING };
+    packet.has_ports() && config::has(flag)
 }
 
 /// Fills in the flow that this packet belongs to, and notes it as seen. A later fragment belongs to the flow of
@@ -430,7 +434,7 @@ fn find(packet: &Packet, flow: &mut Flow, may: u32) -> Found {
     let seen = clock::now();
     let is_due = seen.wrapping_sub(flow.last_seen) > REFRESH;
     if flow.flags & flow_flags::REPLY == 0 {
-        if is_stale(packet, flow, is_due) {
+        if is_stale(packet, flow, is_due, seen) {
             return Found::Stale;
         }
     } else if flow.backend == service::NO_BACKEND && packet.tcp.opens() {
@@ -491,12 +495,16 @@ fn progress(packet: &Packet, before: u32, is_due: bool) -> u32 {
 /// with the backend that knows it, to the end, and only a new one may take its place. Nor does a datagram go on to a
 /// plain address that has become a Service's, but for half a second.
 #[inline(always)]
-fn is_stale(packet: &Packet, flow: &Flow, is_due: bool) -> bool {
+fn is_stale(packet: &Packet, flow: &Flow, is_due: bool, now: u64) -> bool {
     let opens = packet.tcp.opens();
     if life::is_of_connections(packet.tuple.protocol) && !opens {
         return false;
     }
     if flow.flags & (flow_flags::CLOSING | flow_flags::RESET) != 0 {
+        return true;
+    }
+    // Connection tracking has forgotten it, and the stack would not know where it goes.
+    if flow.deadline != 0 && now > u64::from(flow.deadline) * 1_000_000_000 {
         return true;
     }
     if flow.backend == service::NO_BACKEND {

@@ -271,9 +271,8 @@ fn program(
     };
     let progress: Arc<Mutex<Progress>> = Arc::default();
     let programmed = Arc::clone(&progress);
-    let is_programmed = move || {
-        programmed.lock().unwrap_or_else(PoisonError::into_inner).first_programmed.is_some()
-    };
+    let is_programmed =
+        move || programmed.lock().unwrap_or_else(PoisonError::into_inner).first_programmed.is_some();
     let flags = drain::Flags::default();
     // Before any frontend is written: what connection tracking has stays there.
     let drain = Drain::start(&pins, Arc::clone(&flags), is_programmed)?;

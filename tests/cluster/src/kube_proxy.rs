@@ -182,7 +182,8 @@ impl Rules {
 }
 
 /// Chains that tell kube-proxy and the kubelet whether their rules are still there.
-const MANGLE: &str = ":KUBE-PROXY-CANARY - [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\n:KUBE-IPTABLES-HINT - [0:0]\n";
+const MANGLE: &str =
+    ":KUBE-PROXY-CANARY - [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\n:KUBE-IPTABLES-HINT - [0:0]\n";
 
 /// The table `filter`: what kube-proxy has, and what the kubelet has for IPv4.
 const FILTER: [&str; 2] = [

@@ -44,8 +44,7 @@ pub(crate) fn table(v4: bool, cluster_cidr: &str, node: IpAddr, ports: &[Service
         write!(
             chains,
             "chain external-{base} {{ {mark} goto service-{base}; }}
-             chain service-{base} {{ meta l4proto {protocol} dnat {ip} addr . port to
-                numgen random mod {} map {{ {} }}; }}\n",
+             chain service-{base} {{ meta l4proto {protocol} dnat {ip} addr . port to numgen random mod {} map {{ {} }}; }}\n",
             endpoints.len(),
             backends.join(", ")
         )

@@ -17,6 +17,9 @@ use crate::{service, with_cluster_of};
 
 /// The nodes of the cluster.
 pub const NODES: [&str; 2] = ["node1", "node2"];
+/// How soon connection tracking forgets datagrams: after half a minute and two minutes by itself, and a test waits for it.
+const FORGETS: [(&str, &str); 2] =
+    [("netfilter/nf_conntrack_udp_timeout", "5"), ("netfilter/nf_conntrack_udp_timeout_stream", "10")];
 /// How long a command may take.
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -42,6 +45,11 @@ pub fn with_kube_proxy(mode: Mode, test: impl FnOnce(&mut Cluster, &Scene) -> Re
         }
         let scene = Scene::set(cluster, &service("echo", "echo", "NodePort"))?;
         write_rules(mode, cluster, &scene)?;
+        for place in [&scene.node1, &scene.node2] {
+            for (setting, seconds) in FORGETS {
+                place.set_setting(setting, seconds)?;
+            }
+        }
         test(cluster, &scene)
     });
 }
@@ -121,7 +129,7 @@ pub fn drain(cluster: &Cluster, node: &str) -> Result<Value> {
 /// # Errors
 /// When it fails.
 pub fn rules(place: &Place) -> Result<String> {
-    output(place.command("nft")?.args(["list", "ruleset"]))
+    output(place.command("nft")?.args(["--stateless", "list", "ruleset"]))
 }
 
 /// The names in these rules that are kube-proxy's or ours: none, when all is taken away.

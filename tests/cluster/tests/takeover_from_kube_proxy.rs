@@ -20,7 +20,7 @@ const BOTH: &[&str] = &["near", "far"];
 /// How long the crowd is watched after a step.
 const WHILE: Duration = Duration::from_millis(700);
 /// How long it may take until no connection of before is left: those of short requests wait for their end.
-const DRAINED: Duration = Duration::from_secs(20);
+const DRAINED: Duration = Duration::from_secs(30);
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
@@ -41,7 +41,10 @@ fn there_and_back(mode: Mode, cluster: &mut Cluster, scene: &Scene) -> Result<()
     thread::sleep(WHILE);
     for node in NODES {
         let planned = takeover(cluster, node, &["--dry-run"])?;
-        ensure!(planned["removed"] == false && planned["obstacles"].as_array().is_some_and(Vec::is_empty), "{planned}");
+        ensure!(
+            planned["removed"] == false && planned["obstacles"].as_array().is_some_and(Vec::is_empty),
+            "{planned}"
+        );
         let done = takeover(cluster, node, &[])?;
         ensure!(done["removed"] == true && done["left"].as_u64() > Some(0), "{done}");
         ensure!(done["inventory"] == planned["inventory"], "{done} is not as {planned}");
@@ -67,13 +70,18 @@ fn there_and_back(mode: Mode, cluster: &mut Cluster, scene: &Scene) -> Result<()
     let before = tracked(&scene.node1, &ips)?;
     answered_by(("a pod", &scene.client.place), &of(&PROTOCOLS, &at(&ips)), BOTH)?;
     let after = tracked(&scene.node1, &ips)?;
-    ensure!(after.iter().all(|line| before.iter().any(|old| is_same(old, line))), "{after:?} since {before:?}");
+    ensure!(
+        after.iter().all(|line| before.iter().any(|old| is_same(old, line))),
+        "{after:?} since {before:?}"
+    );
     back(mode, cluster, scene)
 }
 
 /// Whether two lines are about one connection, whatever time it has left.
 fn is_same(one: &str, other: &str) -> bool {
-    let tuple = |line: &str| line.split_whitespace().filter(|word| word.contains('=')).map(str::to_owned).collect::<Vec<_>>();
+    let tuple = |line: &str| {
+        line.split_whitespace().filter(|word| word.contains('=')).map(str::to_owned).collect::<Vec<_>>()
+    };
     tuple(one) == tuple(other)
 }
 

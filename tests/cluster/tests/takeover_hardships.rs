@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 /// How long traffic is watched after a step.
 const WHILE: Duration = Duration::from_millis(700);
 /// How long it may take until the agent has seen a change of connection tracking's.
-const SEEN: Duration = Duration::from_secs(20);
+const SEEN: Duration = Duration::from_secs(30);
 
 fn iptables(place: &Place, arguments: &[&str]) -> Result<String> {
     output(place.command("iptables")?.arg("-w").args(arguments))
@@ -47,11 +47,15 @@ fn a_takeover_is_refused_while_a_kube_proxy_runs_or_the_agent_is_not_ready() {
         let sleep = output(Command::new("which").arg("sleep"))?;
         fs::copy(sleep.trim(), &executable).context("copy sleep")?;
         let mut command = scene.node1.command(&executable)?;
-        let mut process = Process::spawn("kube-proxy", command.arg("600"), &cluster.layout().log("kube-proxy"))?;
+        let mut process =
+            Process::spawn("kube-proxy", command.arg("600"), &cluster.layout().log("kube-proxy"))?;
         let before = rules(&scene.node1)?;
         let planned = takeover(cluster, "node1", &["--dry-run"])?;
         let error = format!("{:#}", takeover(cluster, "node1", &[]).err().context("not refused")?);
-        ensure!(error.contains(&format!("kube-proxy still runs here, as process {}", process.id())), "{error}");
+        ensure!(
+            error.contains(&format!("kube-proxy still runs here, as process {}", process.id())),
+            "{error}"
+        );
         ensure!(planned["obstacles"].as_array().is_some_and(|all| all.len() == 1), "{planned}");
         ensure!(rules(&scene.node1)? == before, "something was changed all the same");
         process.signal(Signal::SIGKILL)?;
@@ -105,8 +109,12 @@ fn what_others_use_stays_and_where_forward_drops_old_connections_are_still_accep
         thread::sleep(WHILE);
         start_agents(cluster)?;
         let report = takeover(cluster, "node1", &[])?;
-        let kept: Vec<String> = report["inventory"]["kept"].as_array().into_iter().flatten()
-            .map(|kept| format!("{} {}", kept["place"]["family"], kept["place"]["chain"])).collect();
+        let kept: Vec<String> = report["inventory"]["kept"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|kept| format!("{} {}", kept["place"]["family"], kept["place"]["chain"]))
+            .collect();
         ensure!(kept.len() == 3, "{kept:?} are kept");
         thread::sleep(WHILE);
         went_on(&crowd.disperse()?)?;

@@ -65,6 +65,8 @@ pub struct Connection {
     pub reply: FlowKey,
     /// Whether the client's packets are given another receiver.
     pub is_translated: bool,
+    /// For how many seconds more it is known if nothing comes; 0 where that is not told.
+    pub seconds: u32,
     /// Whether one end has said goodbye.
     pub is_closing: bool,
     /// Whether both have, or it was reset: its entry only waits for its time to pass.
@@ -219,7 +221,8 @@ fn read(message: &Received<'_>) -> Option<Connection> {
     let original = read_tuple(attribute(all, TUPLE_ORIGINAL)?)?;
     let reply = read_tuple(attribute(all, TUPLE_REPLY)?)?;
     let status = attribute(all, STATUS).and_then(netlink::word).unwrap_or(0);
-    let is_redirected = (reply.source, reply.source_port) != (original.destination, original.destination_port);
+    let is_redirected =
+        (reply.source, reply.source_port) != (original.destination, original.destination_port);
     let state = attribute(all, PROTOCOL_INFO)
         .and_then(|info| attribute(info, INFO_TCP))
         .and_then(|tcp| attribute(tcp, TCP_STATE))
@@ -229,6 +232,7 @@ fn read(message: &Received<'_>) -> Option<Connection> {
         reply,
         // An event of an end has no status.
         is_translated: is_redirected && (status & DESTINATION_TRANSLATED != 0 || status == 0),
+        seconds: attribute(all, TIMEOUT).and_then(netlink::word).unwrap_or(0),
         is_closing: state.is_some_and(|state| state >= FIN_WAIT),
         is_over: state.is_some_and(|state| state >= TIME_WAIT),
     })

@@ -255,9 +255,12 @@ impl Watcher {
             };
             backend = found;
         }
+        // What a connection has left tells of datagrams only.
+        let is_datagram = connection.original.protocol == protocol::UDP;
         let is_same = before.is_some_and(|known| {
             known.connection.reply == connection.reply
                 && known.connection.is_closing == connection.is_closing
+                && !is_datagram
                 && known.backend == backend
         });
         self.known.insert(connection.original, Known { connection: *connection, backend, is_service });
@@ -321,7 +324,11 @@ impl Watcher {
     /// The same for one that connection tracking has without a translation, if it is to a frontend.
     fn release(&mut self, original: &FlowKey) -> Result<(), DataplaneError> {
         let held = self.flows.get(original);
-        if held.is_some_and(|flow| flow.flags & flow_flags::TRACKED != 0) { self.abandon(original) } else { Ok(()) }
+        if held.is_some_and(|flow| flow.flags & flow_flags::TRACKED != 0) {
+            self.abandon(original)
+        } else {
+            Ok(())
+        }
     }
 
     fn forget(&mut self, original: &FlowKey) -> Result<(), DataplaneError> {

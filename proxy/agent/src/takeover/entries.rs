@@ -3,7 +3,7 @@
 //! Under the tuples that its packets have where programs meet them first, each leaving as it came: the client's, and
 //! the backend's.
 
-use fairlead_abi::{Flow, FlowKey, flow_flags};
+use fairlead_abi::{Flow, FlowKey, flow_flags, protocol};
 
 use super::conntrack::Connection;
 
@@ -19,9 +19,13 @@ pub struct Numbered {
     pub generation: u32,
 }
 
-/// The two entries, at `now`. A datagram of the client finds out by the backend's number that it is gone.
+/// The two entries, at `now`. A datagram of the client finds out by the backend's number that it is gone, and by the deadline
+/// that connection tracking has forgotten the flow.
 pub fn of(connection: &Connection, backend: Numbered, now: u64) -> [(FlowKey, Flow); 2] {
-    let Connection { original, reply, is_closing, .. } = connection;
+    let Connection { original, reply, is_closing, seconds, .. } = connection;
+    let is_datagram = original.protocol == protocol::UDP && *seconds != 0;
+    let until = now / 1_000_000_000 + u64::from(*seconds);
+    let deadline = if is_datagram { u32::try_from(until).unwrap_or(u32::MAX) } else { 0 };
     let closing = if *is_closing { flow_flags::CLOSING } else { 0 };
     // No policy has a say in it, and it is neither new nor forged.
     let flags = flow_flags::STACK
@@ -41,6 +45,7 @@ pub fn of(connection: &Connection, backend: Numbered, now: u64) -> [(FlowKey, Fl
             generation,
             flags,
             place: NO_PLACE,
+            deadline,
             ..Flow::default()
         };
         (*key, flow)
@@ -52,7 +57,7 @@ pub fn of(connection: &Connection, backend: Numbered, now: u64) -> [(FlowKey, Fl
 mod tests {
     use std::net::Ipv4Addr;
 
-    use fairlead_abi::{Address, Port, protocol};
+    use fairlead_abi::{Address, Port};
 
     use super::*;
 
@@ -71,15 +76,20 @@ mod tests {
             original: key(1, 2),
             reply: key(3, 4),
             is_translated: true,
+            seconds: 30,
             is_closing: false,
             is_over: false,
         };
         let backend = Numbered { id: 7, generation: 3 };
-        let [(there, forward), (back, reply)] = of(&connection, backend, 5);
+        let [(there, forward), (back, reply)] = of(&connection, backend, 5_000_000_000);
+        assert_eq!(forward.deadline, 35);
         assert_eq!((there, back), (connection.original, connection.reply));
         assert_eq!((forward.destination, reply.destination), (address(2), address(4)));
         assert_eq!((forward.backend, forward.generation, reply.backend), (7, 3, 0));
-        assert_eq!((forward.flags & flow_flags::REPLY, reply.flags & flow_flags::REPLY), (0, flow_flags::REPLY));
+        assert_eq!(
+            (forward.flags & flow_flags::REPLY, reply.flags & flow_flags::REPLY),
+            (0, flow_flags::REPLY)
+        );
         for flow in [forward, reply] {
             assert_eq!(flow.flags & (flow_flags::STACK | flow_flags::TRACKED), 768);
         }

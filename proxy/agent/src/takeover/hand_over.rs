@@ -4,7 +4,8 @@
 //! By the pinned maps, without the agent, which must have ended: it would attach its programs again. Each flow becomes the stack's: first its entry in connection tracking is there,
 //! then a bit in its two entries of the flow table has the programs leave its packets to the stack. Until kube-proxy's
 //! rules are there only what is translated is kept so, by our own table; new flows are Fairlead's. So packets are always
-//! somebody's, and the programs can be detached at any time after. Flows that begin meanwhile are found by looking again.
+//! somebody's. Flows that begin meanwhile are found by looking again; in the end another bit leaves what begins to the
+//! stack as well, and the programs, which do nothing any more, are detached.
 //!
 //! A host's own sockets that were connected straight to a backend need nothing.
 
@@ -93,7 +94,8 @@ impl HandOver {
         let mut since = None;
         loop {
             self.pass()?;
-            let rules = ruleset::read().map_err(|e| DataplaneError::new("read", "the rules of nftables", e))?;
+            let rules =
+                ruleset::read().map_err(|e| DataplaneError::new("read", "the rules of nftables", e))?;
             let there = !Inventory::of(&rules, false).is_empty();
             since = if there { since.or(Some(Instant::now())) } else { None };
             if since.is_some_and(|since| since.elapsed() >= SETTLED) {
@@ -106,13 +108,24 @@ impl HandOver {
         }
     }
 
+    /// Has what begins be left to the stack from now on, and hands over what began until now: then nothing is left that the
+    /// programs do.
+    ///
+    /// # Errors
+    /// As [`Self::pass`].
+    pub fn leave(&mut self) -> Result<(), DataplaneError> {
+        self.flows.set_flag(config_flags::LEAVING, true)?;
+        self.pass()?;
+        // Packets that were under way in a program.
+        std::thread::sleep(PERIOD);
+        self.pass()
+    }
+
     /// Takes back what [`Self::begin`] put there; the rules keep translation going from now on.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn end(mut self) -> Result<HandedOver, DataplaneError> {
-        // What began while the programs were being detached.
-        self.pass()?;
+    pub fn end(self) -> Result<HandedOver, DataplaneError> {
         ruleset::remove_drain().map_err(|e| DataplaneError::new("remove", "our table of nftables", e))?;
         Ok(self.done)
     }
@@ -131,9 +144,11 @@ pub fn perform<T>(
 ) -> Result<(HandedOver, T)> {
     let mut hand_over = HandOver::begin(&Pins::new(bpffs))?;
     if !hand_over.until_rules(patience)? && !force {
-        let why = "no rules of kube-proxy's are here to go on with them: start it, and see --wait and --force";
+        let why =
+            "no rules of kube-proxy's are here to go on with them: start it, and see --wait and --force";
         return Err(DataplaneError::new("hand over", "connections", why).into());
     }
+    hand_over.leave()?;
     let detached = detach()?;
     Ok((hand_over.end()?, detached))
 }
@@ -143,7 +158,11 @@ fn is_due(key: &FlowKey, flow: &Flow, now: u64) -> bool {
     let is_spoken = matches!(key.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
     let is_forward = flow.flags & (flow_flags::REPLY | flow_flags::STACK) == 0;
     let has_ended = flow.flags & (flow_flags::CLOSED | flow_flags::RESET) != 0;
-    is_spoken && is_forward && !has_ended && leaving(key, flow) != *key && !life::is_over(flow, key.protocol, now)
+    is_spoken
+        && is_forward
+        && !has_ended
+        && leaving(key, flow) != *key
+        && !life::is_over(flow, key.protocol, now)
 }
 
 fn stacks(flow: Flow) -> Flow {

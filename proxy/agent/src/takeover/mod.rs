@@ -95,7 +95,9 @@ pub fn perform(agent: &Agent, dry_run: bool) -> Result<Report, String> {
 fn obstacles(agent: &Agent) -> Vec<String> {
     let mut obstacles = Vec::new();
     if agent.progress().first_programmed.is_none() {
-        obstacles.push("the agent is not ready: not everything is programmed yet, see fairlead-proxy status".into());
+        obstacles.push(
+            "the agent is not ready: not everything is programmed yet, see fairlead-proxy status".into(),
+        );
     }
     let node = agent.node.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     obstacles.extend(node.errors.into_iter().map(|error| format!("the agent is not ready: {error}")));

@@ -163,10 +163,16 @@ pub struct Inventory {
 impl Inventory {
     /// What of these rules is kube-proxy's. While connections of before are `draining`, what they need stays.
     pub fn of(rules: &Ruleset, draining: bool) -> Self {
-        let is_table = |(family, name): &&(Family, String)| *family != Family::Inet && name == KUBE_PROXY_TABLE;
+        let is_table =
+            |(family, name): &&(Family, String)| *family != Family::Inet && name == KUBE_PROXY_TABLE;
         let tables = rules.tables.iter().filter(is_table).cloned().collect();
-        let mut chains: BTreeSet<Place> =
-            rules.chains.iter().map(|chain| &chain.place).filter(|place| is_kube_proxys(place)).cloned().collect();
+        let mut chains: BTreeSet<Place> = rules
+            .chains
+            .iter()
+            .map(|chain| &chain.place)
+            .filter(|place| is_kube_proxys(place))
+            .cloned()
+            .collect();
         let kept = kept(rules, &chains, draining);
         for Kept { place, .. } in &kept {
             chains.remove(place);
@@ -175,7 +181,8 @@ impl Inventory {
             let to = Place { chain: jump.to.clone(), ..jump.from.clone() };
             chains.contains(&to) && !chains.contains(&jump.from)
         };
-        let jumps = rules.jumps.iter().filter(leads_there).map(|jump| (jump.from.clone(), jump.handle)).collect();
+        let jumps =
+            rules.jumps.iter().filter(leads_there).map(|jump| (jump.from.clone(), jump.handle)).collect();
         Self { tables, jumps, chains: chains.into_iter().collect(), kept }
     }
 
@@ -201,7 +208,8 @@ impl Inventory {
         let chains = || self.chains.iter().filter(|place| place.family == family);
         let contents = chains().map(|place| in_chain(DELETE_RULE, place));
         // `NFTA_CHAIN_NAME` is 3.
-        let chains = chains().map(|place| message(DELETE_CHAIN).named(1, &place.table).named(3, &place.chain));
+        let chains =
+            chains().map(|place| message(DELETE_CHAIN).named(1, &place.table).named(3, &place.chain));
         tables.chain(jumps).chain(contents).chain(chains).collect()
     }
 }
@@ -217,7 +225,10 @@ impl fmt::Display for Inventory {
                 let count = self.chains.iter().filter(here).count();
                 let jumps = self.jumps.iter().filter(|(place, _)| here(&place)).count();
                 if count > 0 {
-                    writeln!(f, "  table {family} {table}: {count} chains KUBE-*, {jumps} rules that jump there")?;
+                    writeln!(
+                        f,
+                        "  table {family} {table}: {count} chains KUBE-*, {jumps} rules that jump there"
+                    )?;
                 }
             }
         }
@@ -250,7 +261,11 @@ fn kept(rules: &Ruleset, chains: &BTreeSet<Place>, draining: bool) -> Vec<Kept> 
     let forwarding = rules.chains.iter().filter(|chain| chain.place.chain == "FORWARD" && chain.drops);
     for chain in forwarding.filter(|chain| draining && chain.place.table == "filter") {
         let place = Place { chain: FORWARD.to_owned(), ..chain.place.clone() };
-        keep(&mut kept, place, "FORWARD drops what it does not accept, until the last connection has ended".into());
+        keep(
+            &mut kept,
+            place,
+            "FORWARD drops what it does not accept, until the last connection has ended".into(),
+        );
     }
     let mut next = 0;
     while let Some(Kept { place, .. }) = kept.get(next).cloned() {
@@ -275,7 +290,8 @@ mod tests {
     }
 
     fn ruleset(chains: &[(&str, &str)], jumps: &[(&str, &str, &str)]) -> Ruleset {
-        let is_base = |chain: &str| matches!(chain, "PREROUTING" | "OUTPUT" | "POSTROUTING" | "FORWARD" | "INPUT");
+        let is_base =
+            |chain: &str| matches!(chain, "PREROUTING" | "OUTPUT" | "POSTROUTING" | "FORWARD" | "INPUT");
         let chain = |&(table, chain): &(&str, &str)| Chain {
             place: place(table, chain),
             is_base: is_base(chain),
@@ -304,7 +320,8 @@ mod tests {
 
     #[test]
     fn kube_proxys_chains_and_the_rules_that_lead_there_go_and_the_kubelets_stay() {
-        let others = [("nat", "KUBE-MARK-DROP"), ("filter", "KUBE-FIREWALL"), ("mangle", "KUBE-IPTABLES-HINT")];
+        let others =
+            [("nat", "KUBE-MARK-DROP"), ("filter", "KUBE-FIREWALL"), ("mangle", "KUBE-IPTABLES-HINT")];
         let rules = ruleset(
             &[&OURS[..], &others, &[("nat", "KUBE-KUBELET-CANARY"), ("filter", "KUBE-SVC-ABC")]].concat(),
             &[
@@ -337,7 +354,10 @@ mod tests {
 
     #[test]
     fn what_accepts_old_connections_stays_until_they_have_ended() {
-        let rules = ruleset(&[&OURS[..], &[("filter", "FORWARD")]].concat(), &[("filter", "FORWARD", "KUBE-FORWARD")]);
+        let rules = ruleset(
+            &[&OURS[..], &[("filter", "FORWARD")]].concat(),
+            &[("filter", "FORWARD", "KUBE-FORWARD")],
+        );
         let inventory = Inventory::of(&rules, true);
         assert_eq!(inventory.kept.len(), 1, "{inventory}");
         assert_eq!(inventory.jumps, []);

@@ -3,7 +3,9 @@
 
 use std::io;
 
-use super::netlink::{APPEND, CREATE, Message, NFTABLES, Nest, Received, Socket, attribute, attributes, name, word};
+use super::netlink::{
+    APPEND, CREATE, Message, NFTABLES, Nest, Received, Socket, attribute, attributes, name, word,
+};
 use super::rules::{Chain, DRAIN_TABLE, Family, Inventory, Jump, Place, Ruleset};
 
 /// `NFT_MSG_NEW*`, `_GET*` and `_DEL*`.
@@ -57,7 +59,9 @@ pub fn read() -> io::Result<Ruleset> {
     };
     let mut rules = Ruleset::default();
     let listed = socket.dump(&Message::new(NFTABLES, GET_TABLE, 0, 0), |message| {
-        let table = || Some((Family::numbered(message.family)?, name(attribute(message.attributes, TABLE)?)?.to_owned()));
+        let table = || {
+            Some((Family::numbered(message.family)?, name(attribute(message.attributes, TABLE)?)?.to_owned()))
+        };
         rules.tables.extend(table());
     });
     match listed {
@@ -112,11 +116,10 @@ pub fn put_drain() -> io::Result<()> {
     // ct direction original accept: `NFTA_CT_DREG` and `_KEY`, `NFTA_CMP_SREG`, `_OP` and `_DATA`.
     let (register, direction, equal) = (1_u32.to_be_bytes(), 1_u32.to_be_bytes(), 0_u32.to_be_bytes());
     let of_connection = expression("ct", &Nest::default().with(1, &register).with(2, &direction));
-    let original = Nest::default()
-        .with(1, &register)
-        .with(2, &equal)
-        .nest(3, &Nest::default().with(DATA_VALUE, &[0]));
-    let verdict = Nest::default().nest(DATA_VERDICT, &Nest::default().with(VERDICT_CODE, &ACCEPT.to_be_bytes()));
+    let original =
+        Nest::default().with(1, &register).with(2, &equal).nest(3, &Nest::default().with(DATA_VALUE, &[0]));
+    let verdict =
+        Nest::default().nest(DATA_VERDICT, &Nest::default().with(VERDICT_CODE, &ACCEPT.to_be_bytes()));
     let accept = Nest::default().with(IMMEDIATE_REGISTER, &[0; 4]).nest(IMMEDIATE_DATA, &verdict);
     let expressions = Nest::default()
         .nest(ELEMENT, &of_connection)

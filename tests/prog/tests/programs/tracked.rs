@@ -9,11 +9,8 @@ use fairlead_prog_tests::{Case, Hook, Node, Packet, Pod, Then, Transport};
 use crate::{CLIENT_PORT, NODE_PORT, SERVICE_PORT, TARGET_PORT, at, every, later, number, serve};
 
 /// What the agent enters for a connection, beside its tuple.
-const FLAGS: u32 = flow_flags::STACK
-    | flow_flags::TRACKED
-    | flow_flags::NODE
-    | flow_flags::ANSWERED
-    | flow_flags::CONFIRMED;
+const FLAGS: u32 =
+    flow_flags::STACK | flow_flags::TRACKED | flow_flags::NODE | flow_flags::ANSWERED | flow_flags::CONFIRMED;
 
 /// Enters one direction of a connection as the agent does, with the number of its backend.
 fn track(node: &mut Node, transport: Transport, from: SocketAddr, to: SocketAddr, backend: u32, flags: u32) {
@@ -110,6 +107,23 @@ fn a_datagram_whose_backend_is_gone_is_balanced_anew() {
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
+fn a_datagram_that_connection_tracking_has_forgotten_is_balanced_anew() {
+    let mut node = Node::start();
+    for (family, opener) in every().filter(|(_, opener)| matches!(opener, Transport::Udp)) {
+        let (client, service) = (at(family.stranger(), CLIENT_PORT), at(family.cluster_ip(), SERVICE_PORT));
+        let packet = Packet::new(opener, client, service);
+        for (deadline, is_left) in [(0, true), (u32::MAX, true), (1, false)] {
+            serve(&mut node, opener, service, &[at(Pod::B.ip(family), TARGET_PORT)]);
+            track(&mut node, opener, client, service, 0, 0);
+            node.edit_flows(|flow| flow.deadline = deadline);
+            let sent = node.send(Hook::FromPods, &Hook::FromPods.frame(packet.clone()).bytes());
+            assert_eq!(sent.code, if is_left { UNSPEC } else { REDIRECT }, "{family:?} {deadline}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
 fn what_begins_anew_from_the_port_of_a_connection_that_ends_is_ours() {
     let mut node = Node::start();
     for (family, opener) in every().filter(|(_, opener)| !matches!(opener, Transport::Udp)) {
@@ -145,6 +159,14 @@ fn while_there_may_be_some_a_packet_of_no_known_connection_to_a_frontend_is_left
             node.forget_flows();
             assert_eq!(node.send(hook, &later).code, REDIRECT, "{hook:?}: balanced when there are none");
         }
+        // Of what is to be others' altogether, what begins too, but not what goes on.
+        serve(&mut node, opener, service, &[at(Pod::B.ip(family), TARGET_PORT)]);
+        let first = Packet::new(opener, client, service);
+        let begun = Hook::FromPods.frame(first.clone().from(at(client.ip(), CLIENT_PORT + 1))).bytes();
+        assert_eq!(node.send(Hook::FromPods, &begun).code, REDIRECT);
+        node.set_config(Config { flags: config_flags::LEAVING, ..Node::config() });
+        left("what begins", Hook::FromPods, first).check(&node);
+        assert_eq!(node.send(Hook::FromPods, &begun).code, REDIRECT);
         // A pod's own too, which would be routed past the stack.
         serve(&mut node, opener, service, &[at(Pod::B.ip(family), TARGET_PORT)]);
         node.set_config(Config { flags: config_flags::DRAINING, ..Node::config() });
