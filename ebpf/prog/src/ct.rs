@@ -174,6 +174,7 @@ extern "C" fn fairlead_begin(
     }
     let revision = policy::state().revision;
     flow.revision = revision;
+    flow.deadline = 0;
     flow.flags = if may & may::JUDGE == 0 { flow_flags::NODE } else { 0 }
         | if may & may::STACK != 0 { flow_flags::STACK } else { 0 };
     let mut is_entered = may & may::ENTER != 0 && packet.tcp.opens();

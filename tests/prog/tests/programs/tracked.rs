@@ -118,6 +118,8 @@ fn a_datagram_that_connection_tracking_has_forgotten_is_balanced_anew() {
             node.edit_flows(|flow| flow.deadline = deadline);
             let sent = node.send(Hook::FromPods, &Hook::FromPods.frame(packet.clone()).bytes());
             assert_eq!(sent.code, if is_left { UNSPEC } else { REDIRECT }, "{family:?} {deadline}");
+            let kept = if is_left { deadline } else { 0 };
+            assert_eq!(node.flow(&packet).map(|flow| flow.deadline), Some(kept));
         }
     }
 }
