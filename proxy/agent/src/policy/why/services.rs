@@ -100,7 +100,10 @@ fn choice(
     match remembered {
         Ok(Some((backend, ago))) if ago < Duration::from_secs(view.affinity.into()) => {
             let backend = socket_label(backend.address.into(), backend.port.number());
-            format!("{kept}: this one has {backend}, last dialled {} s ago", ago.as_secs())
+            format!(
+                "by what is remembered: this one has {backend}, last dialled {} s ago; {kept}",
+                ago.as_secs()
+            )
         }
         Ok(_) => format!("{drawn}, since this one has none yet; {kept}"),
         Err(e) => format!("{drawn}; {kept}; what it has can't be read: {}", chain(&e)),
