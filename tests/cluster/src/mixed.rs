@@ -7,10 +7,10 @@
 //! ```
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use fairlead_harness::{Cluster, FailureKind, Load, Place, Protocol, Report, Traffic};
+use fairlead_harness::{Cluster, Failure, FailureKind, Load, Place, Protocol, Report, Traffic};
 use serde_json::json;
 
 use crate::ask::{Asker, within};
@@ -191,15 +191,19 @@ impl Under {
     /// Ends it: everybody saw what he shall.
     ///
     /// # Errors
-    /// When somebody did not: who, and what.
-    pub fn end(self) -> Result<Sum> {
+    /// When somebody did not: who, and what, and how long after that moment.
+    pub fn end(self, begun: SystemTime) -> Result<Sum> {
         let (mut sum, mut wrong) = (Sum::default(), Vec::new());
         for (who, wanted, traffic) in self.0 {
             let report = traffic.stop().with_context(|| who.clone())?;
             match check(wanted, &report) {
                 Ok(()) if wanted == Wanted::Silence => sum.denied += report.outcomes.len(),
                 Ok(()) => sum.answered += report.outcomes.len(),
-                Err(error) => wrong.push(format!("{who}: {error}")),
+                Err(error) => {
+                    let after = |failure: &&Failure| failure.at.duration_since(begun).unwrap_or_default();
+                    let times: Vec<_> = report.failures().iter().map(after).collect();
+                    wrong.push(format!("{who}: {error}; after {times:.1?}"));
+                }
             }
         }
         ensure!(wrong.is_empty(), "{} clients: {}", wrong.len(), wrong.join("\n"));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use fairlead_harness::{Cluster, binary};
@@ -117,15 +117,18 @@ pub fn run(cluster: &mut Cluster, seed: u64, lasting: Duration) -> Result<Accoun
         runs: vec![usual.clone(); names.len()],
         pods: Vec::new(),
         count: 0,
+        begun: Instant::now(),
+        begun_at: SystemTime::now(),
         builds: [usual, another, next],
         names,
         account: Account::default(),
     };
-    let begun = Instant::now();
     let traffic = mixed.begin()?;
+    (soak.begun, soak.begun_at) = (Instant::now(), SystemTime::now());
+    let begun = soak.begun;
     let happened = soak.until(cluster, begun + lasting);
     // A lost request says more than an agent that did not come back.
-    let requests = traffic.end();
+    let requests = traffic.end(soak.begun_at);
     soak.account.took = begun.elapsed();
     soak.account.requests = match (requests, happened) {
         (Ok(requests), Ok(())) => requests,
@@ -148,6 +151,8 @@ struct Soak {
     builds: [PathBuf; 3],
     pods: Vec<String>,
     count: usize,
+    begun: Instant,
+    begun_at: SystemTime,
     account: Account,
 }
 
@@ -159,6 +164,8 @@ impl Soak {
             let name = self
                 .happen(cluster, event, at)
                 .with_context(|| format!("{event:?} on {}", self.names[at]))?;
+            let at_last = self.begun.elapsed();
+            println!("{at_last:>12.1?}  {}: {name}", self.names[at]);
             *self.account.events.entry(name).or_default() += 1;
             self.seen[at].add(&Numbers::of(&cluster.nodes()[at])?);
             thread::sleep(Duration::from_millis(self.dice.below(LULL)));

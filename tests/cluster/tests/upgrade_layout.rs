@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, ensure};
 use fairlead_abi::{LAYOUT_VERSION, maps};
@@ -48,7 +48,7 @@ fn agents_that_are_killed_as_they_take_over_lose_nothing() {
         let before = Inventory::of(cluster.node("node1")?)?;
         let mut seen = Numbers::of(cluster.node("node1")?)?;
         let builds = [binary("fairlead-proxy-next")?, binary("fairlead-proxy")?];
-        let traffic = mixed.begin()?;
+        let (traffic, begun) = (mixed.begin()?, SystemTime::now());
         let mut dice = Dice::of(7);
         let node = cluster.node_mut("node1")?;
         node.stop_proxy(Signal::SIGKILL)?;
@@ -68,7 +68,7 @@ fn agents_that_are_killed_as_they_take_over_lose_nothing() {
         node.start_proxy_from(&builds[1])?;
         node.wait_for_proxy()?;
         thread::sleep(WHILE);
-        println!("{:?}", traffic.end()?);
+        println!("{:?}", traffic.end(begun)?);
         let node = cluster.node("node1")?;
         within(PATIENCE, || {
             Inventory::of(node)?.is_as(&before)?;
@@ -164,7 +164,7 @@ fn up_down_and_up(cluster: &mut Cluster) -> Result<()> {
         before.push((Inventory::of(node)?, Numbers::of(node)?, dump(node)?));
     }
     let (usual, next) = (binary("fairlead-proxy")?, binary("fairlead-proxy-next")?);
-    let traffic = mixed.begin()?;
+    let (traffic, begun) = (mixed.begin()?, SystemTime::now());
     thread::sleep(WHILE);
     for (step, build) in [&next, &usual, &next].into_iter().enumerate() {
         for (name, (inventory, numbers, dumped)) in names.iter().zip(&mut before) {
@@ -181,6 +181,6 @@ fn up_down_and_up(cluster: &mut Cluster) -> Result<()> {
             thread::sleep(WHILE);
         }
     }
-    println!("{:?}", traffic.end()?);
+    println!("{:?}", traffic.end(begun)?);
     Ok(())
 }

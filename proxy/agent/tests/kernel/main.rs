@@ -7,6 +7,7 @@ mod policies;
 mod services;
 mod sockets;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
@@ -92,7 +93,7 @@ impl Room {
     }
 
     fn load(&self) -> Loaded {
-        load(fairlead_object::OBJECT, &self.pins(), &SIZES).expect("loaded")
+        load(fairlead_object::OBJECT, &self.pins(), &SIZES, &BTreeMap::new()).expect("loaded")
     }
 
     /// Links and endpoints of an agent that has just started.

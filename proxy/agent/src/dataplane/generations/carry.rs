@@ -258,16 +258,18 @@ fn enter(places: &RawMap, place: u32, key: &[u8]) -> Result<(), DataplaneError> 
     Ok(())
 }
 
-/// What the entry becomes by what the other generation has seen of the same flow since it was carried over; nothing if
-/// that is nothing.
+/// What the entry becomes by what the other generation has seen of the same tuple since it was carried over; nothing if
+/// that is nothing. Of two flows that lead to different ends the one that was at work later is the one that goes on.
 fn merged(own: &Flow, other: &Flow) -> Option<Flow> {
     let leads_alike = own.source == other.source
         && own.destination == other.destination
         && own.source_port == other.source_port
         && own.destination_port == other.destination_port;
-    let is_news = other.last_seen > own.last_seen && other.flags & !own.flags != 0;
+    if other.last_seen <= own.last_seen || leads_alike && other.flags & !own.flags == 0 {
+        return None;
+    }
     let flags = own.flags | other.flags;
-    (leads_alike && is_news).then_some(Flow { flags, last_seen: other.last_seen, ..*own })
+    Some(if leads_alike { Flow { flags, last_seen: other.last_seen, ..*own } } else { *other })
 }
 
 impl Pair {
@@ -327,7 +329,8 @@ mod tests {
         assert_eq!(merged(&own, &Flow { last_seen: 5, ..fin }), None, "older than what is known");
         assert_eq!(merged(&own, &Flow { last_seen: 6, ..own }), None, "nothing new");
         let other = Flow { source_port: fairlead_abi::Port::new(7), ..fin };
-        assert_eq!(merged(&own, &other), None, "another flow");
+        assert_eq!(merged(&own, &other), Some(other), "another flow, begun since");
+        assert_eq!(merged(&own, &Flow { last_seen: 4, ..other }), None, "another flow, of before");
     }
 
     #[test]
