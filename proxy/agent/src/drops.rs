@@ -183,7 +183,7 @@ fn describe(agent: &Agent, time: SystemTime, event: &DropEvent) -> Drop {
         meaning: reason.sentence().trim().to_owned(),
         refused: has(event_flags::REFUSED | event_flags::SOCKET),
         socket: has(event_flags::SOCKET),
-        interface: if_indextoname(event.interface).ok().map(|name| name.to_string_lossy().into_owned()),
+        interface: interface_name(event.interface),
         pod: lock(&agent.endpoints).pod_at(event.interface).map(|pod| format!("Pod {pod}")),
         direction: is_policy.then(|| direction.to_string()),
         tier: tier.map(str::to_owned),
@@ -193,6 +193,12 @@ fn describe(agent: &Agent, time: SystemTime, event: &DropEvent) -> Drop {
         reply: is_policy && has(event_flags::REPLY),
         policies: under.into_iter().filter(|name| is_of_tier(name, tier)).collect(),
     }
+}
+
+/// The name of the interface; none for 0, which is no interface's index.
+fn interface_name(index: u32) -> Option<String> {
+    let name = if_indextoname(index).ok().filter(|_| index != 0)?;
+    Some(name.to_string_lossy().into_owned())
 }
 
 /// Whether a pod's policies dropped it. What is dropped because nobody knows the pod has an interface, what they drop
