@@ -223,10 +223,10 @@ fn program(
     let host_netns = netns::current_cookie().context("read the network namespace's cookie")?;
 
     Description::own().write(&pins)?;
-    let object = fairlead_object::OBJECT;
+    let cgroup = cgroup.filter(|_| offers.sockets);
     let ports = options.snat_ports;
-    let means = Means { object, pins: &pins, sizes: &sizes, links: &links, cgroup, ports };
-    let takeover = Takeover::begin(others, &means)?;
+    let means = Means { object, pins: &pins, sizes: &sizes, links: &links, cgroup, ports, offers };
+    let handover = Handover::begin(others, &means)?;
     let adopted = links.adopt()?;
     match cgroup {
         Some(cgroup) => links.attach_sockets(cgroup)?,

@@ -18,7 +18,7 @@ use fairlead_harness::{Node, Options, binary, output, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-const RESERVED: &str = "net.ipv4.ip_local_reserved_ports";
+const RESERVED: &str = "ipv4/ip_local_reserved_ports";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the two commands are told on that node.

@@ -14,7 +14,6 @@ mod guest;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;

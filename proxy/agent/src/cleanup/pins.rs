@@ -26,7 +26,11 @@ pub(super) fn find(bpffs: &Path) -> Result<Vec<Item>> {
     let (mut known, mut others) = (Vec::new(), false);
     for entry in layouts {
         let path = entry.with_context(|| format!("list {}", bpffs.display()))?.path();
-        if is_layout(&path) { known.push(path) } else { others = true }
+        if is_layout(&path) {
+            known.push(path);
+        } else {
+            others |= !is_kernels(&path);
+        }
     }
     known.sort();
     for layout in known {
@@ -53,6 +57,12 @@ fn is_layout(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let number = ["v", "check-", "bench-self-"].iter().find_map(|kind| name.strip_prefix(kind));
     number.is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+/// Whether the kernel itself has put the path into a new filesystem (CONFIG_BPF_PRELOAD).
+fn is_kernels(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    ["maps.debug", "progs.debug"].contains(&name)
 }
 
 /// All files below the directory, and the directories, those further down first.

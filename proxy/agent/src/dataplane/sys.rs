@@ -354,7 +354,7 @@ pub(crate) fn load_program(
 
 /// Asks for a link of `program` to a cgroup that can't be.
 pub(crate) fn link_nowhere(program: BorrowedFd<'_>, attach_type: bpf_attach_type) -> io::Result<()> {
-    create_link(program, u32::MAX, attach_type).map(drop)
+    create_link(program, u32::MAX, attach_type, 0).map(drop)
 }
 
 /// Makes a map of nobody's, of keys and values of these sizes.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agent, lock};
-use crate::exposition::Histogram;
+use fairlead_daemon::exposition::Histogram;
 
 /// The agent's own times.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
