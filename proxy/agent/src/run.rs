@@ -82,8 +82,14 @@ pub async fn run(options: Run) -> Result<()> {
 
     let api = PodApi::new(client.clone());
     let (updates, received) = mpsc::channel();
-    let Parts { agent, uplinks, services, masquerade, events } =
-        program(&options, &node_name, (&kernel, cgroup.as_deref()), settings, (api, servers.view()), updates.clone())?;
+    let Parts { agent, uplinks, services, masquerade, events } = program(
+        &options,
+        &node_name,
+        (&kernel, cgroup.as_deref()),
+        settings,
+        (api, servers.view()),
+        updates.clone(),
+    )?;
     let listener = socket::listen(&options.socket())
         .with_context(|| format!("listen at {}", options.socket().display()))?;
     let agent = Arc::new(agent);

@@ -15,7 +15,7 @@ mod policies;
 mod run;
 mod services;
 mod status;
-mod takeover;
+pub mod takeover;
 pub mod text;
 mod values;
 mod wait;

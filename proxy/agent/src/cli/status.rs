@@ -134,7 +134,8 @@ fn facts(status: &status::Status) -> String {
         lines.push(("kube-proxy", format!("{left} connections of before are left{rules}")));
     }
     if let Some(kernel) = &status.kernel {
-        let features = format!("{}, {} of {} features", kernel.release, kernel.found(), kernel.features.len());
+        let features =
+            format!("{}, {} of {} features", kernel.release, kernel.found(), kernel.features.len());
         lines.push(("kernel", features));
     }
     let lacking = lacks(status);

@@ -60,7 +60,8 @@ impl Wait {
     /// What is printed for people.
     fn told(&self, view: &View) -> String {
         let View { object, resource_version, missing, left_out, note, .. } = view;
-        let version = resource_version.as_ref().map_or(String::new(), |version| format!(" at version {version}"));
+        let version =
+            resource_version.as_ref().map_or(String::new(), |version| format!(" at version {version}"));
         let mut text = match (missing, self.deleted) {
             (None, false) => format!("{object} is in effect{version}\n"),
             (None, true) => format!("{object} is gone\n"),

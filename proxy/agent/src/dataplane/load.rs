@@ -227,7 +227,9 @@ pub(super) fn load_handover(
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
             Program::SchedClassifier(program) => program.load(),
-            Program::CgroupSockAddr(program) if offers.sockets && names_peers.contains(&name) => program.load(),
+            Program::CgroupSockAddr(program) if offers.sockets && names_peers.contains(&name) => {
+                program.load()
+            }
             _ => Ok(()),
         };
         loaded.map_err(|e| refused(name, e))?;

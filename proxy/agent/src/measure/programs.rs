@@ -69,7 +69,8 @@ pub fn measure(bpffs: &Path, rounds: usize, offers: Offers) -> Result<Vec<Cost>,
         return Err(DataplaneError::new("use", object, "it is on no bpf filesystem: see --bpffs"));
     }
     let private = Private(bpffs.join(format!("bench-self-{}", std::process::id())));
-    let mut loaded = load::load(fairlead_object::OBJECT, &Pins::new(&private.0), &small(), &BTreeMap::new(), offers)?;
+    let mut loaded =
+        load::load(fairlead_object::OBJECT, &Pins::new(&private.0), &small(), &BTreeMap::new(), offers)?;
     // From here on the maps live by their descriptors alone.
     drop(private);
     furnish(&mut loaded)?;

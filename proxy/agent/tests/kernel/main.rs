@@ -25,13 +25,14 @@ use fairlead_core::dataplane::{RangeKey, ServiceMaps, SourceRangeKey};
 use fairlead_net::agent::{PodRef, PortMapping, Registration};
 use fairlead_net::netns::{NamedNetns, current_cookie};
 use fairlead_proxy::cleanup;
-use fairlead_proxy::cli::Output;
+use fairlead_proxy::cli::ask::Output;
 use fairlead_proxy::cli::cleanup::Cleanup;
+use fairlead_proxy::cli::takeover::HandOver;
 use fairlead_proxy::dataplane::Pins;
 use fairlead_proxy::dataplane::clients::Clients;
 use fairlead_proxy::dataplane::endpoints::{Endpoints, Guard};
 use fairlead_proxy::dataplane::links::{Attachment, Datapath, Links, Place};
-use fairlead_proxy::dataplane::load::{Loaded, load, mount_bpffs};
+use fairlead_proxy::dataplane::load::{Loaded, Offers, load, mount_bpffs};
 use fairlead_proxy::dataplane::services::KernelMaps;
 use fairlead_proxy::dataplane::sizes::Sizes;
 use fairlead_proxy::interfaces;
@@ -64,6 +65,7 @@ fn cleanup(bpffs: &Path) -> anyhow::Result<cleanup::Report> {
         proc_sys: nowhere,
         dry_run: false,
         force: false,
+        hand_over: HandOver::default(),
         output: Output::Text,
     })
 }
@@ -93,7 +95,7 @@ impl Room {
     }
 
     fn load(&self) -> Loaded {
-        load(fairlead_object::OBJECT, &self.pins(), &SIZES, &BTreeMap::new()).expect("loaded")
+        load(fairlead_object::OBJECT, &self.pins(), &SIZES, &BTreeMap::new(), Offers::ALL).expect("loaded")
     }
 
     /// Links and endpoints of an agent that has just started.

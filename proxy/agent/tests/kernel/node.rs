@@ -18,7 +18,7 @@ fn uplinks_follow_the_nodes_addresses() {
         let fixed =
             Fixed { uplinks: Vec::new(), pod_interfaces: Vec::new(), ports, places: 512, host_netns: cookie };
         let clients = Arc::new(Mutex::new(maps.clients));
-        let mut uplinks = Uplinks::new(maps.config, clients, Arc::clone(&links), fixed);
+        let mut uplinks = Uplinks::new(maps.config, clients, Arc::clone(&links), fixed, Arc::default());
         let view = uplinks.view();
         let names = || view.lock().expect("not poisoned").uplinks.clone();
         let attached = || links.lock().expect("not poisoned").attached(Place::Uplink).expect("listed");

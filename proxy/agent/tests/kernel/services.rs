@@ -50,7 +50,8 @@ fn a_map_that_is_there_keeps_its_size_and_its_entries() {
     maps.write_frontend(&key(80), &Frontend { service: 7, ..Frontend::default() }).expect("written");
     drop(maps);
     let larger = Sizes { frontends: 400, ..SIZES };
-    let loaded = load(fairlead_object::OBJECT, &room.pins(), &larger, &BTreeMap::new()).expect("loaded");
+    let loaded =
+        load(fairlead_object::OBJECT, &room.pins(), &larger, &BTreeMap::new(), Offers::ALL).expect("loaded");
     let size = loaded.sizes.iter().find(|size| size.name == "FRONTENDS").expect("known");
     assert_eq!((size.capacity, size.wanted), (4, 400));
     assert_eq!(loaded.maps.services.frontends().expect("read").len(), 1);
@@ -61,8 +62,9 @@ fn a_map_that_is_there_keeps_its_size_and_its_entries() {
 fn a_load_that_fails_leaves_no_pin_behind() {
     let room = Room::new();
     let refused = Sizes { backends: u32::MAX, ..SIZES };
-    let error =
-        load(fairlead_object::OBJECT, &room.pins(), &refused, &BTreeMap::new()).err().expect("refused");
+    let error = load(fairlead_object::OBJECT, &room.pins(), &refused, &BTreeMap::new(), Offers::ALL)
+        .err()
+        .expect("refused");
     assert!(error.to_string().contains("BACKENDS"), "{error}");
     assert!(!room.pins().maps().exists(), "what was made for it is there yet");
 }

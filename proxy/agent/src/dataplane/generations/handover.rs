@@ -97,13 +97,14 @@ impl Handover {
         }
         let begun = Instant::now();
         // First of all, since it may be refused.
-        let variant = load::load_handover(means.object, means.pins, means.sizes, means.offers).inspect_err(|_| {
-            if others.is_new
-                && let Err(e) = look(means.pins.clone()).and_then(|own| own.remove())
-            {
-                tracing::warn!("{}", chain(&e));
-            }
-        })?;
+        let variant =
+            load::load_handover(means.object, means.pins, means.sizes, means.offers).inspect_err(|_| {
+                if others.is_new
+                    && let Err(e) = look(means.pins.clone()).and_then(|own| own.remove())
+                {
+                    tracing::warn!("{}", chain(&e));
+                }
+            })?;
         let mut config = config_of(means.pins)?;
         let is_in_place = means.links.attachment() == Attachment::Clsact;
         let mut handover = Self { others, begun: Some(begun), is_in_place, ..Self::default() };
