@@ -65,12 +65,11 @@ extern "C" fn fairlead_tell(event: *mut DropEvent) -> i32 {
     0
 }
 
-/// Tells of the packet that a program at an interface has just dropped. What a policy dropped it has told of itself.
+/// Counts the packet that a program at an interface has just dropped, and tells of it. What a policy dropped it has told of
+/// itself.
 #[inline(always)]
-pub(crate) fn tell_of_packet(reason: Reason) {
-    if !matches!(reason, Reason::PolicyIngress | Reason::PolicyEgress | Reason::PolicyUnknown) {
-        fairlead_dropped(core::ptr::null(), reason as u32, 0);
-    }
+pub(crate) fn dropped(reason: Reason) {
+    fairlead_dropped(core::ptr::null(), reason as u32, 0);
 }
 
 /// Tells of a packet of this tuple, or with [`event_flags::SOCKET`] of one that was never sent.
@@ -79,11 +78,18 @@ pub(crate) fn tell_of(tuple: &FlowKey, reason: Reason, flags: u32) {
     fairlead_dropped(tuple, reason as u32, flags);
 }
 
-/// Without a tuple, that of the packet that was parsed last. Out of line as a global function: the verifier walks it
+/// Without a tuple, the packet is the one that was parsed last, and is counted. Out of line as a global function: the verifier walks it
 /// once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fairlead_dropped(tuple: *const FlowKey, reason: u32, flags: u32) -> i32 {
+    if tuple.is_null() {
+        let reason = Reason::numbered(reason);
+        observe::drop(reason);
+        if matches!(reason, Reason::PolicyIngress | Reason::PolicyEgress | Reason::PolicyUnknown) {
+            return 0;
+        }
+    }
     let time = now();
     if reason >= Reason::COUNT || !is_within(PODS + reason, OF_REASON, time) {
         observe::count(Counter::EventLost);

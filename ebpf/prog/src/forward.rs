@@ -111,7 +111,7 @@ fn route(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
     let ingress = unsafe { (*ctx.skb.skb).ingress_ifindex };
     let (outcome, found) = look_up_route(ctx, packet, ingress)?;
     match outcome {
-        BPF_FIB_LKUP_RET_FRAG_NEEDED => too_big::answer(ctx, packet, mtu_of(&found), Back::Out),
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => too_big::answer(ctx, mtu_of(&found), Back::Out),
         BPF_FIB_LKUP_RET_SUCCESS => {
             nat::take_hop(ctx, packet.is_v4)?;
             address_frame(ctx, found.smac, found.dmac)?;
@@ -129,7 +129,7 @@ fn route(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
             Ok(Verdict::Done(code as i32))
         }
         // The kernel would call it martian, and nobody would hear of it.
-        _ if config::is_node_address(packet.tuple.source) => too_big::refuse(ctx, packet, Back::Out),
+        _ if config::is_node_address(packet.tuple.source) => too_big::refuse(ctx, Back::Out),
         // The node itself, or a case for the kernel: no route, or a special one. It answers with the ICMP error that
         // belongs to it.
         _ => {
@@ -183,7 +183,7 @@ fn send_out(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Reason> {
         return Ok(Verdict::Done(code as i32));
     }
     if outcome == BPF_FIB_LKUP_RET_FRAG_NEEDED {
-        return too_big::answer(ctx, packet, mtu_of(&found), Back::Up);
+        return too_big::answer(ctx, mtu_of(&found), Back::Up);
     }
     Err(Reason::NotForwarded)
 }

@@ -25,6 +25,7 @@ struct Lent {
     value: MaybeUninit<Flow>,
     asked: MaybeUninit<Asked>,
     sockets: MaybeUninit<SocketTuple>,
+    another: MaybeUninit<FlowKey>,
 }
 
 /// Whether nothing has to be copied.
@@ -57,6 +58,14 @@ pub(crate) fn sockets() -> Option<*mut SocketTuple> {
     let room = LENT.get_ptr_mut(0)?;
     // SAFETY: the element is this CPU's own.
     Some(unsafe { (&raw mut (*room).sockets).cast() })
+}
+
+/// Room for a key, until the next one is made there: on the stack it would be too much.
+#[inline(always)]
+pub(crate) fn another(key: FlowKey) -> Option<&'static FlowKey> {
+    let room = LENT.get_ptr_mut(0)?;
+    // SAFETY: the element is this CPU's own, and nobody else holds what was made there before.
+    Some(unsafe { (*room).another.write(key) })
 }
 
 #[inline(always)]

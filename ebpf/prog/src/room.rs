@@ -48,7 +48,17 @@ pub(crate) fn last_packet() -> Option<&'static Packet> {
 #[inline(always)]
 pub(crate) fn take() -> Result<&'static mut Room, Reason> {
     let room = ROOMS.get_ptr_mut(0).ok_or(Reason::Malformed)?;
-    // SAFETY: nobody else has it, see above; only an entry point takes it, and once. What is not `MaybeUninit` is
+    // SAFETY: nobody else has it, see above; only an entry point takes it, and once, but for what `sent` says. What is not `MaybeUninit` is
     // integers only.
     Ok(unsafe { &mut *room })
+}
+
+/// The last packet of this CPU, and its flow, for whoever has it sent on: nobody else asks for them any more, and the stack
+/// has no place for others.
+#[inline(always)]
+pub(crate) fn sent() -> Result<(&'static mut Packet, &'static mut Flow), Reason> {
+    let room = ROOMS.get_ptr_mut(0).ok_or(Reason::Malformed)?;
+    // SAFETY: whoever sends a packet on does nothing with it afterwards, and no other packet is under way on this CPU. A
+    // packet that is sent on has been parsed.
+    unsafe { Ok(((*room).packet.assume_init_mut(), &mut *(&raw mut (*room).findings.flow))) }
 }

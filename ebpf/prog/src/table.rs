@@ -163,14 +163,16 @@ fn gives_up(reply: &FlowKey, held: &Flow, now: u64) -> bool {
     if !life::may_take_over(held, reply.protocol, now) {
         return false;
     }
-    let forward = leaving(held, reply.protocol).reversed();
-    if let Some(flow) = look_up(&forward)
+    let Some(forward) = lent::another(leaving(held, reply.protocol).reversed()) else {
+        return false;
+    };
+    if let Some(flow) = look_up(forward)
         && leads_to(flow, reply)
     {
         if !life::may_take_over(flow, reply.protocol, now) {
             return false;
         }
-        remove(&forward);
+        remove(forward);
     }
     true
 }

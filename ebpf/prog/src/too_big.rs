@@ -7,38 +7,35 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{Counter, Flow, Reason};
+use fairlead_abi::{Counter, Reason};
 
-use crate::packet::{Fragment, Packet};
+use crate::packet::Fragment;
 use crate::refuse::Back;
 use crate::verdict::{self, Verdict};
-use crate::{config, icmp, nat, observe, refuse, table};
+use crate::{config, icmp, nat, observe, refuse, room, table};
 
 /// Answers the packet if it was translated; another one is for the kernel to fragment or answer.
 #[inline(always)]
-pub(crate) fn answer(ctx: &TcContext, packet: &Packet, mtu: u16, back: Back) -> Result<Verdict, Reason> {
-    Ok(Verdict::Done(fairlead_toobig(ctx.skb.skb, packet, u32::from(mtu), back.flags())))
+pub(crate) fn answer(ctx: &TcContext, mtu: u16, back: Back) -> Result<Verdict, Reason> {
+    Ok(Verdict::Done(fairlead_toobig(ctx.skb.skb, u32::from(mtu), back.flags())))
 }
 
 /// Refuses a masqueraded packet that no route takes.
 #[inline(always)]
-pub(crate) fn refuse(ctx: &TcContext, packet: &Packet, back: Back) -> Result<Verdict, Reason> {
-    Ok(Verdict::Done(fairlead_toobig(ctx.skb.skb, packet, 0, back.flags())))
+pub(crate) fn refuse(ctx: &TcContext, back: Back) -> Result<Verdict, Reason> {
+    Ok(Verdict::Done(fairlead_toobig(ctx.skb.skb, 0, back.flags())))
 }
 
 /// `mtu` is what fits, 0 where nothing does. Out of line as a global function: the verifier walks it once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn fairlead_toobig(skb: *mut __sk_buff, packet: *const Packet, mtu: u32, flags: u32) -> i32 {
-    // SAFETY: the caller passes a packet of its own; the verifier wants to see that it is there.
-    match unsafe { packet.as_ref() } {
-        Some(packet) => verdict::code(answer_original(&TcContext::new(skb), packet, mtu, flags)),
-        None => verdict::code(Ok(Verdict::Stack)),
-    }
+extern "C" fn fairlead_toobig(skb: *mut __sk_buff, mtu: u32, flags: u32) -> i32 {
+    verdict::code(answer_original(&TcContext::new(skb), mtu, flags))
 }
 
 #[inline(always)]
-fn answer_original(ctx: &TcContext, packet: &Packet, mtu: u32, flags: u32) -> Result<Verdict, Reason> {
+fn answer_original(ctx: &TcContext, mtu: u32, flags: u32) -> Result<Verdict, Reason> {
+    let (packet, original) = room::sent()?;
     // A later fragment has no ports to find its flow by; its first has been answered.
     if packet.fragment == Fragment::Later && config::is_node_address(packet.tuple.source) {
         return Err(Reason::TooBig);
@@ -47,19 +44,15 @@ fn answer_original(ctx: &TcContext, packet: &Packet, mtu: u32, flags: u32) -> Re
         observe::count(Counter::ToStack);
         return Ok(Verdict::Stack);
     };
-    let original = Flow {
-        source: partner.destination,
-        destination: partner.source,
-        source_port: partner.destination_port,
-        destination_port: partner.source_port,
-        ..Flow::default()
-    };
-    let mut packet = packet.copied();
-    nat::translate(ctx, &mut packet, &original)?;
+    original.source = partner.destination;
+    original.destination = partner.source;
+    original.source_port = partner.destination_port;
+    original.destination_port = partner.source_port;
+    nat::translate(ctx, packet, original)?;
     let (error, reason) = match mtu {
         0 => (icmp::Error::NO_ROUTE, Reason::NotForwarded),
         _ => (icmp::Error::too_big(mtu as u16), Reason::TooBig),
     };
-    icmp::answer(ctx, &packet, error, reason)?;
-    refuse::send_back(ctx, &packet, reason, flags)
+    icmp::answer(ctx, packet, error, reason)?;
+    refuse::send_back(ctx, packet, reason, flags)
 }

@@ -5,8 +5,8 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use fairlead_abi::Reason;
 
+use crate::events;
 use crate::handover::{self, Hook};
-use crate::{events, observe};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy)]
@@ -30,8 +30,7 @@ pub(crate) fn code(verdict: Result<Verdict, Reason>) -> i32 {
         Ok(Verdict::Stack) => handover::to_stack(),
         Ok(Verdict::Done(code)) => code,
         Err(reason) => {
-            observe::drop(reason);
-            events::tell_of_packet(reason);
+            events::dropped(reason);
             TC_ACT_SHOT
         }
     }
