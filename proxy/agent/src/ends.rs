@@ -184,7 +184,7 @@ mod tests {
             FlowFilter { service: text("shop/web"), ..any.clone() },
             FlowFilter { from: text("shop/api-1"), ..any.clone() },
             FlowFilter { port: Some(40_000), ..any.clone() },
-            FlowFilter { pod: text("shop/web"), state: text("closed"), ..any.clone() },
+            FlowFilter { pod: text("shop/web"), state: text("closed"), ..any },
         ] {
             assert!(!admits(&filter, seen), "{filter:?}");
         }

@@ -75,10 +75,8 @@ pub(super) fn remove_queue(interface: &str) -> Result<()> {
     let Ok(index) = if_nametoindex(interface) else { return Ok(()) };
     ask(async |handle| {
         let mut request = handle.qdisc().del(index.cast_signed());
-        let mut header = TcHeader::default();
-        header.index = index.cast_signed();
-        header.parent = TcHandle::CLSACT;
-        request.message_mut().header = header;
+        request.message_mut().header =
+            TcHeader { index: index.cast_signed(), parent: TcHandle::CLSACT, ..TcHeader::default() };
         request.message_mut().attributes.push(TcAttribute::Kind(CLSACT.to_owned()));
         request.execute().await?;
         Ok(())

@@ -189,7 +189,8 @@ impl Watcher {
         lock(&self.view).rules = !inventory.is_nothing();
         let has_table = rules.tables.iter().any(|(_, name)| name == DRAIN_TABLE);
         let was_following = self.events.is_some();
-        if !was_following && inventory.is_nothing() && !has_table && !(is_first && conntrack::is_at_work()) {
+        let has_traces = was_following || !inventory.is_nothing() || has_table;
+        if !(has_traces || is_first && conntrack::is_at_work()) {
             return if is_first { self.finish(&rules) } else { Ok(()) };
         }
         if self.events.is_none() {
