@@ -150,12 +150,6 @@ impl Packet {
         self.tuple.destination_port.wire() != 0
     }
 
-    /// Another of its kind, for a translation that its owner is not to see.
-    #[inline(always)]
-    pub(crate) fn copied(&self) -> Self {
-        Self { ..*self }
-    }
-
     /// Whether it does not say to which port it goes, or, behind more extension headers than are walked, by which
     /// protocol. (In IPv4 these numbers are nobody's.)
     #[inline(always)]

@@ -60,5 +60,5 @@ pub(crate) fn sent() -> Result<(&'static mut Packet, &'static mut Flow), Reason>
     let room = ROOMS.get_ptr_mut(0).ok_or(Reason::Malformed)?;
     // SAFETY: whoever sends a packet on does nothing with it afterwards, and no other packet is under way on this CPU. A
     // packet that is sent on has been parsed.
-    unsafe { Ok(((*room).packet.assume_init_mut(), &mut *(&raw mut (*room).findings.flow))) }
+    unsafe { Ok(((*room).packet.assume_init_mut(), &mut (*room).findings.flow)) }
 }
