@@ -22,6 +22,9 @@ const OURS: [&str; 4] = ["fairlead-proxy", "fairlead-cni", "fairlead-harness", "
 /// What of this machine runs in it.
 const THEIRS: [&str; 3] = ["ip", "openssl", "kubectl"];
 
+/// Certificates of authorities, where Debian has them.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 /// What is to be run.
 pub(super) struct Binaries {
     /// The directory of this workspace's binaries.
@@ -96,6 +99,11 @@ fn pack(kernel: &Kernel, binaries: &Binaries, tree: &Path, archive: &Path) -> Re
     take(Path::new(&binaries.programs), &programs, tree)?;
     run(Command::new("strip").arg("--strip-debug").arg(&programs))?;
     run(Command::new("cp").arg("-r").arg(root().join("manifests")).arg(tree.join("manifests")))?;
+
+    let authorities = tree.join("etc/ssl/certs");
+    fs::create_dir_all(&authorities).with_context(|| format!("create {}", authorities.display()))?;
+    // Without any, the API's clients do not start.
+    run(Command::new("cp").arg(AUTHORITIES).arg(&authorities))?;
 
     let mut order: Vec<PathBuf> = Vec::new();
     for module in MODULES {
