@@ -12,15 +12,13 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{
-    Address, Backend, Counter, DropEvent, Flow, FlowKey, Reason, config_flags, event_flags, flow_flags,
-    identities,
-};
+use fairlead_abi::{Address, Backend, Counter, Flow, FlowKey, Reason, config_flags, flow_flags, identities};
 use fairlead_flow::life;
 
 use crate::lb::{self, Choice, Client};
 use crate::packet::{Fragment, Packet, is_of_ports};
-use crate::policy::{self, Admission, reading};
+use crate::plain::{self, Entry};
+use crate::policy::{self, reading};
 use crate::room::Findings;
 use crate::table::{self, Claim};
 use crate::verdict::Outcome;
@@ -194,7 +192,7 @@ extern "C" fn fairlead_begin(
             Ok(_) if may & may::OUTSIDE != 0 && trial.identity & identities::OWN_NODE != 0 => {
                 return Outcome::from(Reason::SpoofedSource).0;
             }
-            Ok(admission) if is_plain && !is_another && is_late_answer(skb, packet, admission) => {
+            Ok(admission) if is_plain && !is_another && plain::is_late_answer(skb, packet, admission) => {
                 trial.tuple = packet.tuple.reversed();
                 trial.flags = 0;
                 // One to a client that is not admitted any more passes as its sender's own, and opens no way back.
@@ -203,7 +201,7 @@ extern "C" fn fairlead_begin(
                     return ANSWER.0;
                 }
             }
-            Ok(admission) if is_plain && !is_another => match entry_of(packet, admission, trial) {
+            Ok(admission) if is_plain && !is_another => match plain::entry_of(packet, admission, trial) {
                 Entry::None => {}
                 Entry::Needed => is_entered = true,
                 Entry::Wanted => {
@@ -214,7 +212,7 @@ extern "C" fn fairlead_begin(
             Ok(_) => {}
             Err(reason) => {
                 let is_late = is_plain && !is_another && !packet.tcp.opens();
-                let admitted = if is_late { answers(skb, packet, trial, reason) } else { Err(reason) };
+                let admitted = if is_late { plain::answers(skb, packet, trial, reason) } else { Err(reason) };
                 let Err(reason) = admitted else {
                     itself(&trial.tuple, choice);
                     return ANSWER.0;
@@ -231,19 +229,11 @@ extern "C" fn fairlead_begin(
         itself(&packet.tuple, choice);
         return Outcome::SOMETHING.0;
     }
-    if is_plain && !is_another && is_remembered(packet, may) {
+    if is_plain && !is_another && plain::is_remembered(packet, may) {
         itself(&packet.tuple, choice);
         return REMEMBERED.0;
     }
     chosen.0
-}
-
-/// Whether the packet, which policies leave alone, is remembered as the first of a flow for its answers' sake. Out of
-/// line for the stack's sake.
-#[inline(never)]
-fn is_remembered(packet: &Packet, may: u32) -> bool {
-    may & may::STACK != 0 && packet.may_begin()
-        || may & may::REMEMBER != 0 && packet.is_datagram() && outside::is(&packet.tuple.source)
 }
 
 /// Fills in the choice for a packet to the outside, which is its own backend, and leaves with the node's address. Out of
@@ -264,85 +254,6 @@ fn lead_back(skb: *mut __sk_buff, packet: &Packet, choice: &mut MaybeUninit<Choi
     // SAFETY: whoever has chosen has filled it in.
     let choice = unsafe { choice.assume_init_mut() };
     choice.masquerade |= forward::leads_back(&TcContext::new(skb), &packet.tuple, choice.backend.address);
-}
-
-/// Whether the packet, which policies have not admitted, for this reason, is the answer of a server in a connection that
-/// they do admit, and that is older than they, or has lost its entry. `trial`'s tuple is then the client's.
-///
-/// Out of line for the stack's sake.
-#[inline(never)]
-fn answers(
-    skb: *mut __sk_buff,
-    packet: &Packet,
-    trial: &mut DropEvent,
-    reason: Reason,
-) -> Result<(), Reason> {
-    if !connected::is_answer(skb, &packet.tuple) {
-        return Err(reason);
-    }
-    trial.tuple = packet.tuple.reversed();
-    trial.flags = event_flags::REPLY;
-    policy::judge(trial, reading::AGAIN).map(|_| ())
-}
-
-/// Whether the packet, which policies have just admitted, is more likely an answer, in a flow that has no entry since
-/// they had no say in it, than the first of another flow: a datagram of a pod whose clients came under a policy
-/// lately, unless its socket is a client's, or one to the socket of a client that came under one lately.
-///
-/// What has entries whatever policies say has had them before.
-///
-/// Out of line for the stack's sake.
-#[inline(never)]
-fn is_late_answer(skb: *mut __sk_buff, packet: &Packet, admission: Admission) -> bool {
-    let is_datagram = !life::is_of_connections(packet.tuple.protocol) && !packet.is_icmp();
-    if !is_datagram || packet.is_opaque() || admission.is_kept() {
-        return false;
-    }
-    if endpoint::find(&packet.tuple.source).is_some_and(policy::is_late_server) {
-        return connected::may_be_answer(skb, &packet.tuple);
-    }
-    endpoint::find(&packet.tuple.destination).is_some_and(policy::is_late)
-        && connected::is_answer(skb, &packet.tuple)
-}
-
-/// Whether a packet is to be entered as the first of a flow.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Entry {
-    /// No.
-    None,
-    /// Its replies pass only so.
-    Needed,
-    /// Its replies pass anyhow; but if policies stop admitting it, they must stop too, and not be taken for the first
-    /// packets of a flow of their own.
-    Wanted,
-}
-
-/// Whether the packet, which is for no frontend and which policies have just admitted by `trial`, is to be entered as
-/// the first of a flow.
-///
-/// Connections and echo requests say whether they are. A later packet of a connection might be a reply, of a flow that
-/// has no entry since policies admit its replies by themselves; taken for the first, it would open a way back for good.
-/// Of datagrams, whoever is seen first is the client.
-///
-/// Out of line for the stack's sake.
-#[inline(never)]
-fn entry_of(packet: &Packet, admission: Admission, trial: &mut DropEvent) -> Entry {
-    if packet.is_opaque() || packet.fragment == Fragment::Later || !admission.is_of_policies() {
-        return Entry::None;
-    }
-    if life::is_of_connections(packet.tuple.protocol) || packet.is_icmp() {
-        let is_first = packet.tcp.opens() || admission.is_kept() && !packet.is_icmp() && !packet.tcp.resets();
-        return if admission.is_guarded() && is_first { Entry::Needed } else { Entry::None };
-    }
-    if admission.is_kept() {
-        return Entry::Needed;
-    }
-    if !admission.is_guarded() {
-        return Entry::Wanted;
-    }
-    trial.tuple = trial.tuple.reversed();
-    trial.flags = 0;
-    if policy::judge(trial, reading::AGAIN).is_err() { Entry::Needed } else { Entry::Wanted }
 }
 
 /// Enters the flow to the choice: see [`enter`].

@@ -41,6 +41,7 @@ mod observe;
 mod outside;
 mod packet;
 mod places;
+mod plain;
 mod pod;
 mod policy;
 mod quoted;
