@@ -80,15 +80,15 @@ impl Programs {
         program.try_into().map_err(|e| DataplaneError::new("use program", name, e))
     }
 
-    /// What the kernel says of each program, in order of name.
+    /// What the kernel says of each program that is loaded, in order of name.
     pub fn facts(&self) -> BTreeMap<String, ProgramFacts> {
         let facts = |(name, program): (&str, &Program)| {
+            let fd = program.fd().ok()?;
             let verified = program.info().ok().and_then(|info| info.verified_instruction_count());
-            let runs = program.fd().ok().and_then(|fd| sys::program_runs(fd.as_fd()).ok());
-            let (runs, nanoseconds) = runs.unwrap_or_default();
-            (name.to_owned(), ProgramFacts { verified, runs, nanoseconds })
+            let (runs, nanoseconds) = sys::program_runs(fd.as_fd()).unwrap_or_default();
+            Some((name.to_owned(), ProgramFacts { verified, runs, nanoseconds }))
         };
-        self.ebpf.programs().map(facts).collect()
+        self.ebpf.programs().filter_map(facts).collect()
     }
 }
 
