@@ -10,6 +10,10 @@ use super::conntrack::Connection;
 /// No place among those of connections that the programs enter.
 const NO_PLACE: u32 = u32::MAX;
 
+/// How many seconds before connection tracking a datagram flow is forgotten: the table was read a while before `now`, and a
+/// datagram that is left to the stack too late is lost.
+const MARGIN: u64 = 1;
+
 /// A backend that the agent has given a number, and its generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Numbered {
@@ -24,7 +28,7 @@ pub struct Numbered {
 pub fn of(connection: &Connection, backend: Numbered, now: u64) -> [(FlowKey, Flow); 2] {
     let Connection { original, reply, is_closing, seconds, .. } = connection;
     let is_datagram = original.protocol == protocol::UDP && *seconds != 0;
-    let until = now / 1_000_000_000 + u64::from(*seconds);
+    let until = now / 1_000_000_000 + u64::from(*seconds).saturating_sub(MARGIN);
     let deadline = if is_datagram { u32::try_from(until).unwrap_or(u32::MAX) } else { 0 };
     let closing = if *is_closing { flow_flags::CLOSING } else { 0 };
     // No policy has a say in it, and it is neither new nor forged.
@@ -82,7 +86,7 @@ mod tests {
         };
         let backend = Numbered { id: 7, generation: 3 };
         let [(there, forward), (back, reply)] = of(&connection, backend, 5_000_000_000);
-        assert_eq!(forward.deadline, 35);
+        assert_eq!(forward.deadline, 34);
         assert_eq!((there, back), (connection.original, connection.reply));
         assert_eq!((forward.destination, reply.destination), (address(2), address(4)));
         assert_eq!((forward.backend, forward.generation, reply.backend), (7, 3, 0));
