@@ -310,7 +310,7 @@ fn the_view_of_a_service_says_what_its_clients_meet() {
             "namespace": "default", "name": "web", "port": "http", "protocol": "TCP", "pending": null,
             "frontends": [{
                 "address": "10.96.0.1:80", "kind": "cluster_ip", "id": 2,
-                "keep_source": false, "guarded": false, "affinity": 0, "without_backend": "drop",
+                "keepSource": false, "guarded": false, "affinity": 0, "withoutBackend": "drop",
                 "internal": ["10.244.0.2:8080", "10.244.0.3:8080"],
                 "external": ["10.244.0.2:8080", "10.244.0.3:8080"],
             }],
