@@ -10,6 +10,7 @@ use aya::programs::{ProgramError, ProgramType};
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported};
 use aya_obj::generated::bpf_attach_type;
 use fairlead_net::netns;
+use memchr::memmem;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::unistd::{AccessFlags, access};
@@ -238,7 +239,7 @@ pub(super) fn told_by_btf(name: &str) -> Found {
 /// Whether a section of names, each closed by a zero, holds this one (Documentation/bpf/btf.rst).
 fn has_name(types: &[u8], name: &str) -> bool {
     let wanted = [&[0], name.as_bytes(), &[0]].concat();
-    types.windows(wanted.len()).any(|window| window == wanted)
+    memmem::find(types, &wanted).is_some()
 }
 
 /// Whether there is such a file.
