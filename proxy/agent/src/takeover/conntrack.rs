@@ -8,7 +8,9 @@ use fairlead_abi::{Address, Flow, FlowKey, Port, flow_flags, protocol};
 use fairlead_flow::life;
 use nix::sys::time::TimeVal;
 
-use super::netlink::{self, CONNTRACK, CREATE, EXCLUSIVE, Message, Nest, Received, Socket, attribute};
+use super::netlink::{
+    self, Attributed, CONNTRACK, CREATE, EXCLUSIVE, Message, Nest, Received, Socket, attribute,
+};
 
 /// `IPCTNL_MSG_CT_NEW`, `_GET` and `_DELETE`.
 const NEW: u16 = 0;

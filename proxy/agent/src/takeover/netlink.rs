@@ -50,9 +50,40 @@ const PATIENCE: TimeVal = TimeVal::new(30, 0);
 /// What the kernel may hold of events until they are read, in bytes.
 const EVENT_BUFFER: usize = 8 << 20;
 
+/// What attributes can be added to.
+pub trait Attributed: Sized {
+    /// Where they stand, one behind the other.
+    fn bytes_mut(&mut self) -> &mut Vec<u8>;
+
+    /// The same with one more attribute.
+    #[must_use]
+    fn with(mut self, kind: u16, value: &[u8]) -> Self {
+        put(self.bytes_mut(), kind, value);
+        self
+    }
+
+    /// The same with a name, which ends with a zero.
+    #[must_use]
+    fn named(self, kind: u16, name: &str) -> Self {
+        self.with(kind, &[name.as_bytes(), &[0]].concat())
+    }
+
+    /// The same with attributes inside of one.
+    #[must_use]
+    fn nest(self, kind: u16, inside: &Nest) -> Self {
+        self.with(kind | NESTED, &inside.0)
+    }
+}
+
 /// A message under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message(Vec<u8>);
+
+impl Attributed for Message {
+    fn bytes_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.0
+    }
+}
 
 impl Message {
     /// A message of that number of the subsystem, about an address family (`NFPROTO_*`).
@@ -70,25 +101,6 @@ impl Message {
         Self(bytes)
     }
 
-    /// The same with one more attribute.
-    #[must_use]
-    pub fn with(mut self, kind: u16, value: &[u8]) -> Self {
-        put(&mut self.0, kind, value);
-        self
-    }
-
-    /// The same with a name, which ends with a zero.
-    #[must_use]
-    pub fn named(self, kind: u16, name: &str) -> Self {
-        self.with(kind, &[name.as_bytes(), &[0]].concat())
-    }
-
-    /// The same with attributes inside of one.
-    #[must_use]
-    pub fn nest(self, kind: u16, inside: &Nest) -> Self {
-        self.with(kind | NESTED, &inside.0)
-    }
-
     fn finished(&self, flags: u16, sequence: u32) -> Vec<u8> {
         let mut bytes = self.0.clone();
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
@@ -104,28 +116,15 @@ impl Message {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Nest(Vec<u8>);
 
+impl Attributed for Nest {
+    fn bytes_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.0
+    }
+}
+
+#[cfg(test)]
 impl Nest {
-    /// The same with one more attribute.
-    #[must_use]
-    pub fn with(mut self, kind: u16, value: &[u8]) -> Self {
-        put(&mut self.0, kind, value);
-        self
-    }
-
-    /// The same with a name.
-    #[must_use]
-    pub fn named(self, kind: u16, name: &str) -> Self {
-        self.with(kind, &[name.as_bytes(), &[0]].concat())
-    }
-
-    /// The same with attributes inside of one.
-    #[must_use]
-    pub fn nest(self, kind: u16, inside: &Self) -> Self {
-        self.with(kind | NESTED, &inside.0)
-    }
-
     /// The attributes, as they would be read.
-    #[cfg(test)]
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
     }

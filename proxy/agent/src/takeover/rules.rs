@@ -11,7 +11,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::netlink::{Message, NFTABLES};
+use super::netlink::{Attributed, Message, NFTABLES};
 
 /// The table that keeps translation going while connections of before are left.
 pub const DRAIN_TABLE: &str = "fairlead-drain";

@@ -4,7 +4,7 @@
 use std::io;
 
 use super::netlink::{
-    APPEND, CREATE, Message, NFTABLES, Nest, Received, Socket, attribute, attributes, name, word,
+    APPEND, Attributed, CREATE, Message, NFTABLES, Nest, Received, Socket, attribute, attributes, name, word,
 };
 use super::rules::{Chain, DRAIN_TABLE, Family, Inventory, Jump, Place, Ruleset};
 
