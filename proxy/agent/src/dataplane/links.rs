@@ -309,7 +309,7 @@ impl Links {
         for (name, attach_type) in SOCKET_HOOKS {
             let path = self.directory.join(socket_pin_name(name));
             let program = self.programs.fd(name)?;
-            if replaced(&path, program, LinkTarget::Cgroup(id))? {
+            if replaced(&path, program, LinkTarget::Cgroup(id), remove)? {
                 continue;
             }
             let link = sys::link_cgroup(program, directory.as_fd(), attach_type)
@@ -366,7 +366,7 @@ impl Links {
     fn attach_tcx(&self, place: Place, direction: Direction, ifindex: u32) -> Result<(), DataplaneError> {
         let path = self.path(place, direction, ifindex);
         let program = self.programs.fd(place.program(direction))?;
-        if replaced(&path, program, LinkTarget::Interface(ifindex))? {
+        if replaced(&path, program, LinkTarget::Interface(ifindex), remove)? {
             return Ok(());
         }
         let link = sys::link_interface(program, ifindex, direction.tcx()).map_err(|e| {
@@ -443,16 +443,21 @@ pub(super) fn has_tcx(program: BorrowedFd<'_>) -> bool {
     refused.is_err_and(|e| e.raw_os_error() == Some(libc::ENODEV))
 }
 
-/// Has the link pinned at `path` run `program`, if there is one and it is attached to `target`. A pin of a
-/// link to something else is removed.
-fn replaced(path: &Path, program: BorrowedFd<'_>, target: LinkTarget) -> Result<bool, DataplaneError> {
+/// Has the link pinned at `path` run `program`, if there is one and it is attached to `target`. A link to something else
+/// is discarded.
+pub(super) fn replaced(
+    path: &Path,
+    program: BorrowedFd<'_>,
+    target: LinkTarget,
+    discard: fn(&Path) -> Result<(), DataplaneError>,
+) -> Result<bool, DataplaneError> {
     let link = match sys::open_pin(path) {
         Ok(link) => link,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
         Err(e) => return Err(failed("open link", path, e)),
     };
     if sys::link_target(link.as_fd()).map_err(|e| failed("examine link", path, e))? != target {
-        remove(path)?;
+        discard(path)?;
         return Ok(false);
     }
     sys::update_link(link.as_fd(), program).map_err(|e| failed("update link", path, e))?;

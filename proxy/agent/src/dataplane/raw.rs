@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use aya::maps::MapInfo;
-use aya_obj::generated::bpf_cmd;
+use aya_obj::generated::{bpf_cmd, bpf_map_type};
 use fairlead_abi::describe::Kind;
 
 use super::DataplaneError;
@@ -29,20 +29,6 @@ struct Element {
     key: u64,
     value: u64,
     flags: u64,
-}
-
-/// The same for making a map.
-#[repr(C)]
-#[derive(Default)]
-struct Create {
-    kind: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
-    flags: u32,
-    inner: u32,
-    node: u32,
-    name: [u8; 16],
 }
 
 /// Entries, as many keys as values, one behind the other.
@@ -86,19 +72,9 @@ impl RawMap {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove", e)),
             _ => {}
         }
-        let mut attr = Create {
-            kind: aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
-            key_size: size_of::<u32>() as u32,
-            value_size,
-            max_entries: 1,
-            ..Create::default()
-        };
-        for (to, from) in attr.name.iter_mut().zip(name.bytes().take(15)) {
-            *to = from;
-        }
-        // SAFETY: the command follows no address in its attribute.
-        let made = unsafe { sys::bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr) };
-        let fd = sys::owned(made.map_err(|e| failed("make map", e))?);
+        let kind = bpf_map_type::BPF_MAP_TYPE_ARRAY;
+        let made = sys::create_map(kind, size_of::<u32>() as u32, value_size, 1, name);
+        let fd = made.map_err(|e| failed("make map", e))?;
         sys::pin(fd.as_fd(), path).map_err(|e| failed("pin map", e))?;
         Self::open(path, Kind::Array)
     }

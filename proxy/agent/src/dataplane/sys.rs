@@ -105,7 +105,9 @@ struct Create {
     value_size: u32,
     entries: u32,
     flags: u32,
-    reserved: u32,
+    inner: u32,
+    node: u32,
+    name: [u8; 16],
 }
 
 /// What a link is attached to.
@@ -357,14 +359,19 @@ pub(crate) fn link_nowhere(program: BorrowedFd<'_>, attach_type: bpf_attach_type
     create_link(program, u32::MAX, attach_type, 0).map(drop)
 }
 
-/// Makes a map of nobody's, of keys and values of these sizes.
+/// Makes a map of keys and values of these sizes, which is nobody's until it is pinned; the name may be empty.
 pub(crate) fn create_map(
     kind: bpf_map_type,
     key_size: u32,
     value_size: u32,
     entries: u32,
+    name: &str,
 ) -> io::Result<OwnedFd> {
     let mut attr = Create { kind: kind as u32, key_size, value_size, entries, ..Create::default() };
+    // The kernel keeps 15 characters.
+    for (to, from) in attr.name.iter_mut().zip(name.bytes().take(15)) {
+        *to = from;
+    }
     // SAFETY: the command follows no address in its attribute.
     unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr) }.map(owned)
 }

@@ -111,7 +111,7 @@ pub(crate) fn cgroup_hook(attach: bpf_attach_type) -> io::Result<()> {
 /// Writes and reads a hash and an array of a few entries, all in one call each.
 pub(crate) fn batches() -> io::Result<()> {
     for kind in [bpf_map_type::BPF_MAP_TYPE_HASH, bpf_map_type::BPF_MAP_TYPE_ARRAY] {
-        let map = sys::create_map(kind, size_of::<u32>() as u32, size_of::<u32>() as u32, 4)?;
+        let map = sys::create_map(kind, size_of::<u32>() as u32, size_of::<u32>() as u32, 4, "")?;
         sys::update_batch(map.as_fd(), &[0_u32, 1], &[2_u32, 3])?;
         let entries = sys::read_all::<u32, u32>(map.as_fd())?;
         if !entries.contains(&(1, 3)) {
@@ -123,8 +123,8 @@ pub(crate) fn batches() -> io::Result<()> {
 
 /// Has the kernel verify a program that looks up a key in a ring buffer's memory, which is treated like that of arguments.
 pub(crate) fn keys_in_memory() -> io::Result<()> {
-    let ring = sys::create_map(bpf_map_type::BPF_MAP_TYPE_RINGBUF, 0, 0, RING)?;
-    let map = sys::create_map(bpf_map_type::BPF_MAP_TYPE_HASH, 8, 8, 1)?;
+    let ring = sys::create_map(bpf_map_type::BPF_MAP_TYPE_RINGBUF, 0, 0, RING, "")?;
+    let map = sys::create_map(bpf_map_type::BPF_MAP_TYPE_HASH, 8, 8, 1, "")?;
     // r1 = map
     let point_to = |map: &OwnedFd| [instruction(0x18, 0x11, 0, map.as_raw_fd()), instruction(0, 0, 0, 0)];
     let set = |register: u8, value: i32| instruction(0xb7, register, 0, value);

@@ -39,7 +39,7 @@ use super::description::Description;
 use super::{Generation, Others, listed, look, plan};
 use crate::dataplane::haste::Haste;
 use crate::dataplane::links::{
-    Attachment, Direction, Links, Place, SOCKET_HOOKS, failed, parse, remove, socket_pin_name,
+    Attachment, Direction, Links, Place, SOCKET_HOOKS, failed, parse, remove, replaced, socket_pin_name,
 };
 use crate::dataplane::load::{self, Offers, Programs};
 use crate::dataplane::raw::RawMap;
@@ -293,7 +293,7 @@ impl Fronts<'_> {
         let Some((place, direction, ifindex)) = parse(name) else { return Ok(()) };
         let program = self.variant.fd(place.program(direction))?;
         let path = self.directory.join(name);
-        if replaced(&path, program, LinkTarget::Interface(ifindex))? {
+        if replaced(&path, program, LinkTarget::Interface(ifindex), detach)? {
             return Ok(());
         }
         match sys::link_interface_first(program, ifindex, direction.tcx()) {
@@ -383,21 +383,6 @@ fn succeed(theirs: &Path, program: BorrowedFd<'_>, own: &Pins) -> Result<(), Dat
         Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => detach(theirs),
         Err(e) => Err(failed("update link", theirs, e)),
     }
-}
-
-/// Has the link pinned at `path` run `program`, if there is one and it is attached to `target`.
-fn replaced(path: &Path, program: BorrowedFd<'_>, target: LinkTarget) -> Result<bool, DataplaneError> {
-    let link = match sys::open_pin(path) {
-        Ok(link) => link,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
-        Err(e) => return Err(failed("open link", path, e)),
-    };
-    if sys::link_target(link.as_fd()).map_err(|e| failed("examine link", path, e))? != target {
-        detach(path)?;
-        return Ok(false);
-    }
-    sys::update_link(link.as_fd(), program).map_err(|e| failed("update link", path, e))?;
-    Ok(true)
 }
 
 /// Detaches the link that is pinned there, and removes the pin; no error if there is none.
