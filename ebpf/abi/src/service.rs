@@ -152,10 +152,24 @@ pub struct Backend {
     pub port: Port,
     /// Zero.
     pub reserved: u16,
-    /// Changes each time the id gets a new tenant, and is 0 while it has none.
+    /// A number that no other tenant of any id has had, or 0 if the id never had one. An id whose tenant is gone has a
+    /// number of its own, and no port: so the highest number that was ever given stands in the map, and none is given twice.
     pub generation: u32,
     /// The endpoint's address.
     #[cfg(feature = "next-layout")]
     pub address: Address,
 }
 layout!(Backend, 24 { address, port, reserved, generation });
+
+impl Backend {
+    /// What stands at an id whose tenant is gone.
+    pub const fn vacated(generation: u32) -> Self {
+        Self { address: Address::UNSPECIFIED, port: Port::new(0), reserved: 0, generation }
+    }
+
+    /// Whether the id has a tenant.
+    #[inline(always)]
+    pub const fn has_tenant(&self) -> bool {
+        self.generation != 0 && self.port.wire() != 0
+    }
+}

@@ -64,7 +64,7 @@ pub(crate) fn choose(
     let backend = service::backend(id).ok_or(Reason::StaleService)?;
     let masquerade = client == Client::Outside && frontend.flags & frontend_flags::KEEP_SOURCE == 0;
     let chosen = choice.write(Choice { id, backend: *backend, masquerade });
-    if chosen.backend.generation == 0 {
+    if !chosen.backend.has_tenant() {
         return Err(Reason::StaleService);
     }
     if frontend.affinity != 0 && !kept {

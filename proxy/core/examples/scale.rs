@@ -67,8 +67,12 @@ impl ServiceMaps for FlatMaps {
     }
 
     fn backends(&self) -> Result<Vec<(u32, Backend)>, MapError> {
-        let tenants = (0..).zip(&self.backends).filter(|(_, backend)| backend.generation != 0);
+        let tenants = (0..).zip(&self.backends).filter(|(_, backend)| backend.has_tenant());
         Ok(tenants.map(|(id, backend)| (id, *backend)).collect())
+    }
+
+    fn last_generation(&self) -> Result<u32, MapError> {
+        Ok(self.backends.iter().map(|backend| backend.generation).max().unwrap_or_default())
     }
 
     fn slots(&self, region: Region) -> Result<Vec<u32>, MapError> {

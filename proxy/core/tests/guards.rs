@@ -60,6 +60,10 @@ impl ServiceMaps for FewRanges {
         self.inner.backends()
     }
 
+    fn last_generation(&self) -> Result<u32, MapError> {
+        self.inner.last_generation()
+    }
+
     fn slots(&self, region: Region) -> Result<Vec<u32>, MapError> {
         self.inner.slots(region)
     }

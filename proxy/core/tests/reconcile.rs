@@ -166,6 +166,29 @@ fn an_endpoint_that_comes_back_is_a_new_tenant() {
 }
 
 #[test]
+fn a_restarted_agent_gives_no_number_of_a_tenant_that_is_gone() {
+    let (_, mut maps) = two_services();
+    let mut given: Vec<u32> = Vec::new();
+    for run in 0..5 {
+        let mut restarted = synced(CAPACITY);
+        restarted.adopt(&maps).expect("readable maps");
+        restarted.index_mut().apply_service(&service("web", "10.96.0.1"));
+        restarted.index_mut().apply_service(&service("api", "10.96.0.2"));
+        restarted.index_mut().apply_slice(&slice("api", &["10.244.1.2", "10.244.1.3"]));
+        // One endpoint comes, and is gone before the agent restarts.
+        for addresses in [&["10.244.0.2", "10.244.0.9"][..], &["10.244.0.2"]] {
+            restarted.index_mut().apply_slice(&slice("web", addresses));
+            restarted.reconcile(Instant::now() + Duration::from_secs(10 * run), &mut maps);
+            given.extend(backends(&maps, "10.96.0.1").get(1).map(|backend| backend.generation));
+        }
+    }
+    let mut numbers = given.clone();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!((given.len(), numbers.len()), (5, 5), "{given:?}");
+}
+
+#[test]
 fn services_over_the_same_pods_have_backends_of_their_own() {
     let (mut reconciler, mut maps) = two_services();
     reconciler.index_mut().apply_slice(&slice("api", &["10.244.0.2", "10.244.0.3"]));

@@ -154,7 +154,7 @@ impl ServiceMaps {
         let backend = |slot| {
             let id = self.slots.get(&slot, 0).with_context(|| format!("read slot {slot}"))?;
             let backend = self.backends.get(&id, 0).with_context(|| format!("read backend {id}"))?;
-            ensure!(backend.generation != 0, "slot {slot} leads to backend {id}, which is nobody");
+            ensure!(backend.has_tenant(), "slot {slot} leads to backend {id}, which is nobody");
             Ok(SocketAddr::new(backend.address.into(), backend.port.number()))
         };
         (region.base..region.base + region.len).map(backend).collect()

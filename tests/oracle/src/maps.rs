@@ -12,6 +12,14 @@ use crate::kernel::{array, failed, gone, hash, trie, typed, unread};
 /// The node's maps.
 pub struct NodeMaps<'a>(pub &'a mut Node);
 
+impl NodeMaps<'_> {
+    fn all_backends(&self) -> Result<Vec<(u32, Backend)>, MapError> {
+        let map: Array<&MapData, Backend> = typed(self.0, maps::BACKENDS);
+        let all = (0..map.len()).map(|id| Ok((id, map.get(&id, 0)?)));
+        all.collect::<Result<_, KernelError>>().map_err(|error| unread("backends", &error))
+    }
+}
+
 impl ServiceMaps for NodeMaps<'_> {
     fn write_backend(&mut self, id: u32, backend: &Backend) -> Result<(), MapError> {
         let written = array::<Backend>(self.0, maps::BACKENDS).set(id, backend, 0);
@@ -62,10 +70,11 @@ impl ServiceMaps for NodeMaps<'_> {
     }
 
     fn backends(&self) -> Result<Vec<(u32, Backend)>, MapError> {
-        let map: Array<&MapData, Backend> = typed(self.0, maps::BACKENDS);
-        let all = (0..map.len()).map(|id| Ok((id, map.get(&id, 0)?)));
-        let all = all.collect::<Result<Vec<_>, KernelError>>().map_err(|error| unread("backends", &error))?;
-        Ok(all.into_iter().filter(|(_, backend)| backend.generation != 0).collect())
+        Ok(self.all_backends()?.into_iter().filter(|(_, backend)| backend.has_tenant()).collect())
+    }
+
+    fn last_generation(&self) -> Result<u32, MapError> {
+        Ok(self.all_backends()?.iter().map(|(_, backend)| backend.generation).max().unwrap_or_default())
     }
 
     fn slots(&self, region: Region) -> Result<Vec<u32>, MapError> {

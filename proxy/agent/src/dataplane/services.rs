@@ -51,9 +51,15 @@ pub struct KernelMaps {
     pub capacity: CapacityOf,
 }
 
+impl KernelMaps {
+    fn all_backends(&self) -> Result<Vec<(u32, Backend)>, MapError> {
+        sys::read_all(self.backends.fd.as_fd()).map_err(|e| unread("backends", e))
+    }
+}
+
 impl ServiceMaps for KernelMaps {
     fn write_backend(&mut self, id: u32, backend: &Backend) -> Result<(), MapError> {
-        let action = if backend.generation == 0 { MapAction::Remove } else { MapAction::Program };
+        let action = if backend.has_tenant() { MapAction::Program } else { MapAction::Remove };
         self.backends.map.set(id, backend, 0).map_err(|e| {
             let cause = match e {
                 KernelError::OutOfBounds { max_entries, .. } => MapCause::Full(max_entries),
@@ -111,9 +117,11 @@ impl ServiceMaps for KernelMaps {
     }
 
     fn backends(&self) -> Result<Vec<(u32, Backend)>, MapError> {
-        let all: Vec<(u32, Backend)> =
-            sys::read_all(self.backends.fd.as_fd()).map_err(|e| unread("backends", e))?;
-        Ok(all.into_iter().filter(|(_, backend)| backend.generation != 0).collect())
+        Ok(self.all_backends()?.into_iter().filter(|(_, backend)| backend.has_tenant()).collect())
+    }
+
+    fn last_generation(&self) -> Result<u32, MapError> {
+        Ok(self.all_backends()?.iter().map(|(_, backend)| backend.generation).max().unwrap_or_default())
     }
 
     fn slots(&self, region: Region) -> Result<Vec<u32>, MapError> {
@@ -206,7 +214,7 @@ pub fn remembered(
     Ok((backend.generation == affinity.generation).then_some((backend, ago)))
 }
 
-/// The generations of the backends in the pinned map, by id; 0 of an id that has no tenant.
+/// The generations of the backends in the pinned map, by id.
 ///
 /// # Errors
 /// When the pin is missing or the kernel refuses to read.

@@ -299,7 +299,7 @@ impl Watcher {
             })
         })?;
         let is_it = |(_, backend): &&(u32, fairlead_abi::Backend)| {
-            (backend.address, backend.port) == (reply.source, reply.source_port) && backend.generation != 0
+            (backend.address, backend.port) == (reply.source, reply.source_port) && backend.has_tenant()
         };
         let (id, backend) = backends.iter().find(is_it)?;
         Some(Numbered { id: *id, generation: backend.generation })

@@ -66,10 +66,8 @@ impl MemoryMaps {
 
     /// Backends that are in no frontend's region, in order: established flows may still go to them.
     pub fn lingering(&self) -> Vec<String> {
-        let alone = self
-            .backends
-            .iter()
-            .filter(|(id, backend)| backend.generation != 0 && !self.is_referred_to(**id));
+        let alone =
+            self.backends.iter().filter(|(id, backend)| backend.has_tenant() && !self.is_referred_to(**id));
         let mut labels: Vec<String> = alone.map(|(_, backend)| backend_label(backend)).collect();
         labels.sort();
         labels
@@ -108,7 +106,7 @@ impl MemoryMaps {
 
     fn targets(&self, region: Region) -> impl Iterator<Item = Option<Target>> + '_ {
         self.ids_in(region).map(|id| {
-            let backend = self.backends.get(&id?).filter(|backend| backend.generation != 0)?;
+            let backend = self.backends.get(&id?).filter(|backend| backend.has_tenant())?;
             Some((backend.address.into(), backend.port.number()))
         })
     }

@@ -93,6 +93,10 @@ impl<M: ServiceMaps> ServiceMaps for FaultyMaps<M> {
         self.inner.backends()
     }
 
+    fn last_generation(&self) -> Result<u32, MapError> {
+        self.inner.last_generation()
+    }
+
     fn slots(&self, region: Region) -> Result<Vec<u32>, MapError> {
         self.inner.slots(region)
     }

@@ -108,8 +108,12 @@ impl ServiceMaps for MemoryMaps {
     }
 
     fn backends(&self) -> Result<Vec<(u32, Backend)>, MapError> {
-        let tenants = self.backends.iter().filter(|(_, backend)| backend.generation != 0);
+        let tenants = self.backends.iter().filter(|(_, backend)| backend.has_tenant());
         Ok(tenants.map(|(id, backend)| (*id, *backend)).collect())
+    }
+
+    fn last_generation(&self) -> Result<u32, MapError> {
+        Ok(self.backends.values().map(|backend| backend.generation).max().unwrap_or_default())
     }
 
     fn slots(&self, region: Region) -> Result<Vec<u32>, MapError> {
@@ -185,7 +189,7 @@ impl MemoryMaps {
         for region in regions_of(frontend) {
             for id in self.ids_in(region) {
                 let backend = id.and_then(|id| self.backends.get(&id));
-                let live = backend.is_some_and(|backend| backend.generation != 0);
+                let live = backend.is_some_and(Backend::has_tenant);
                 assert!(live, "frontend {label} refers to a slot of {region:?} that has no backend");
             }
         }

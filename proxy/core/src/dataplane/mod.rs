@@ -26,7 +26,7 @@ pub use policy_memory::{FlowSide, MemoryPolicyMaps};
 /// [`fairlead_abi::maps::BACKENDS`], [`fairlead_abi::maps::SOURCE_RANGES`] and
 /// [`fairlead_abi::maps::SERVICE_CIDRS`].
 pub trait ServiceMaps {
-    /// Writes the backend `id`; one with generation 0 vacates it.
+    /// Writes the backend `id`; one without tenant vacates it.
     fn write_backend(&mut self, id: u32, backend: &Backend) -> Result<(), MapError>;
 
     /// Writes `ids` into the slots from `base` on.
@@ -47,8 +47,11 @@ pub trait ServiceMaps {
     /// Removes a range of ClusterIPs; one that is not there is no error.
     fn remove_service_cidr(&mut self, cidr: &RangeKey) -> Result<(), MapError>;
 
-    /// Every backend that has a tenant (a generation other than 0), with its id.
+    /// Every backend that has a tenant, with its id.
     fn backends(&self) -> Result<Vec<(u32, Backend)>, MapError>;
+
+    /// The highest generation that any backend has, with a tenant or without; 0 if no id ever had one.
+    fn last_generation(&self) -> Result<u32, MapError>;
 
     /// The backend ids in the slots of `region`.
     fn slots(&self, region: Region) -> Result<Vec<u32>, MapError>;
@@ -85,9 +88,10 @@ impl MapError {
 
     /// The failure of `action` on `backend` at `id`.
     pub fn backend(action: MapAction, id: u32, backend: &Backend, cause: MapCause) -> Self {
-        let object = match backend.generation {
-            0 => format!("backend {id}"),
-            _ => format!("backend {}", socket_label(backend.address.into(), backend.port.number())),
+        let object = if backend.has_tenant() {
+            format!("backend {}", socket_label(backend.address.into(), backend.port.number()))
+        } else {
+            format!("backend {id}")
         };
         Self { action, object, cause }
     }

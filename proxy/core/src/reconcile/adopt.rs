@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
-use fairlead_abi::{Backend, FrontendKey, Region};
+use fairlead_abi::{FrontendKey, Region};
 
 use super::ledger::{Contents, Holding, Ledger, Programmed, hashed, regions_of};
 use super::pass::Pass;
@@ -12,11 +12,6 @@ use crate::dataplane::{MapError, ServiceMaps, SourceRangeKey};
 use crate::endpoints::BackendAddress;
 use crate::frontends::{Desired, DesiredFrontend, FrontendKind};
 use crate::model::{ObjectName, Protocol};
-
-/// How far generations jump at adoption: those of backends that were vacated can't be read back, and
-/// must not come again while a flow may carry them. An earlier run would have had to vacate all of its
-/// last so many tenants for that.
-const GENERATION_JUMP: u32 = 1 << 16;
 
 /// Entries that no Service has taken over yet.
 #[derive(Debug, Default)]
@@ -66,16 +61,13 @@ impl Leftovers {
     /// Reads the maps, and notes in `ledger` what is taken.
     pub(super) fn read(maps: &impl ServiceMaps, ledger: &mut Ledger) -> Result<Self, MapError> {
         let mut left = Self::default();
-        let mut generation = 0;
+        // The numbers of tenants that are gone are below, too: no flow that still carries one finds it again.
+        ledger.next_generation = maps.last_generation()?.checked_add(1).unwrap_or(1);
         for (id, backend) in maps.backends()? {
-            generation = generation.max(backend.generation);
             if ledger.backend_ids.reserve(id) {
                 let address = BackendAddress { ip: backend.address.into(), port: backend.port.number() };
                 left.backends.insert(id, address);
             }
-        }
-        if generation != 0 {
-            ledger.next_generation = generation.checked_add(GENERATION_JUMP).unwrap_or(1);
         }
         for (key, frontend) in maps.frontends()? {
             for region in regions_of(&frontend) {
@@ -272,10 +264,9 @@ impl Reconciler {
             if ledger.is_referred_to(*id) {
                 return true;
             }
-            match pass.maps.write_backend(*id, &Backend::default()) {
+            match ledger.vacate(*id, pass.now, pass.maps) {
                 Ok(()) => {
                     report.applied.vacated += 1;
-                    ledger.backend_ids.release(*id, pass.now);
                     false
                 }
                 Err(error) => {

@@ -236,6 +236,19 @@ impl Ledger {
         Ok(true)
     }
 
+    /// Takes the tenant of this id from the map, and gives the id back.
+    pub(super) fn vacate(
+        &mut self,
+        id: u32,
+        now: Instant,
+        maps: &mut impl ServiceMaps,
+    ) -> Result<(), MapError> {
+        maps.write_backend(id, &Backend::vacated(self.next_generation))?;
+        self.next_generation = self.next_generation.checked_add(1).unwrap_or(1);
+        self.backend_ids.release(id, now);
+        Ok(())
+    }
+
     /// The region of `service` that holds these backends; none if there is none yet.
     pub(super) fn region(&self, service: &ObjectName, selection: Selection<'_>) -> Option<Region> {
         if selection.backends.is_empty() {

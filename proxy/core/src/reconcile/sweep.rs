@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use fairlead_abi::{Backend, Region};
+use fairlead_abi::Region;
 
 use super::ledger::{Contents, Ledger, selections};
 use crate::dataplane::{MapError, ServiceMaps, SourceRangeKey};
@@ -130,10 +130,9 @@ impl Ledger {
             if self.is_referred_to(*id) || is_asked() || desired.lingers(backend.0, backend.1) {
                 return true;
             }
-            match maps.write_backend(*id, &Backend::default()) {
+            match self.vacate(*id, now, maps) {
                 Ok(()) => {
                     vacated += 1;
-                    self.backend_ids.release(*id, now);
                     false
                 }
                 Err(error) => {
