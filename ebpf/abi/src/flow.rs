@@ -86,6 +86,30 @@ layout!(Flow, 80 {
     added,
 });
 
+impl Flow {
+    /// The tuple that its packets, of this protocol, leave with.
+    #[inline(always)]
+    pub const fn leaving(&self, ip_protocol: u8) -> FlowKey {
+        FlowKey {
+            source: self.source,
+            destination: self.destination,
+            source_port: self.source_port,
+            destination_port: self.destination_port,
+            protocol: ip_protocol,
+            reserved: [0; 3],
+        }
+    }
+
+    /// Whether what answers its packets arrives with the tuple `key`.
+    #[inline(always)]
+    pub fn leads_to(&self, key: &FlowKey) -> bool {
+        self.destination == key.source
+            && self.destination_port == key.source_port
+            && self.source == key.destination
+            && self.source_port == key.destination_port
+    }
+}
+
 /// Bits of [`Flow::flags`].
 pub mod flow_flags {
     /// The entry is for packets from the backend.

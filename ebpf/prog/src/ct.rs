@@ -405,7 +405,7 @@ fn progress(packet: &Packet, before: u32, is_due: bool) -> u32 {
 
 /// Whether the flow must choose a backend anew. A datagram never goes to a backend that is gone; a connection stays
 /// with the backend that knows it, to the end, and only a new one may take its place. Nor does a datagram go on to a
-/// plain address that has become a Service's, but for half a second.
+/// plain address that has become a Service's, but for half a second. Nor does a flow go on whose answers would not find it.
 #[inline(always)]
 fn is_stale(packet: &Packet, flow: &Flow, is_due: bool, now: u64) -> bool {
     let opens = packet.tcp.opens();
@@ -421,16 +421,20 @@ fn is_stale(packet: &Packet, flow: &Flow, is_due: bool, now: u64) -> bool {
     }
     if flow.backend == service::NO_BACKEND {
         let is_plain = flow.flags & flow_flags::TRACKED == 0;
-        return is_plain && (is_due || opens) && service::is_dialled(&packet.tuple);
+        if is_plain && (is_due || opens) && service::is_dialled(&packet.tuple) {
+            return true;
+        }
+    } else if service::generation(flow.backend) != flow.generation {
+        return true;
     }
-    service::generation(flow.backend) != flow.generation
+    (is_due || opens) && table::is_one_way(&packet.tuple, flow)
 }
 
 /// Tells the entry of the other direction that the connection was answered, was confirmed, or ends, or that an RST was
 /// not believed.
 #[inline(always)]
 fn tell_partner(packet: &Packet, flow: &Flow, told: u32, seen: u64) {
-    let partner = table::leaving(flow, packet.tuple.protocol).reversed();
+    let partner = flow.leaving(packet.tuple.protocol).reversed();
     if let Some(entry) = table::entry(&partner) {
         // SAFETY: as in `find`.
         unsafe {

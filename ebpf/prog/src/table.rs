@@ -47,19 +47,6 @@ pub(crate) fn remove(key: &FlowKey) {
     }
 }
 
-/// The tuple that a flow's packets leave with.
-#[inline(always)]
-pub(crate) fn leaving(flow: &Flow, ip_protocol: u8) -> FlowKey {
-    FlowKey {
-        source: flow.source,
-        destination: flow.destination,
-        source_port: flow.source_port,
-        destination_port: flow.destination_port,
-        protocol: ip_protocol,
-        reserved: [0; 3],
-    }
-}
-
 /// Whether the flow's packets, which arrive with the tuple `key`, leave as they came.
 #[inline(always)]
 pub(crate) fn is_plain(key: &FlowKey, flow: &Flow) -> bool {
@@ -76,15 +63,6 @@ pub(crate) fn is_plain(key: &FlowKey, flow: &Flow) -> bool {
 pub(crate) fn translation_of_answer(leaving: &FlowKey) -> Option<&'static Flow> {
     let answer = leaving.reversed();
     look_up(&answer).filter(|flow| !is_plain(&answer, flow))
-}
-
-/// Whether packets that answer the flow's arrive with the tuple `key`.
-#[inline(always)]
-fn leads_to(flow: &Flow, key: &FlowKey) -> bool {
-    flow.destination == key.source
-        && flow.destination_port == key.source_port
-        && flow.source == key.destination
-        && flow.source_port == key.destination_port
 }
 
 /// Enters the first reply key that is free, trying one port of the range after the other, or else the first whose
@@ -163,11 +141,11 @@ fn gives_up(reply: &FlowKey, held: &Flow, now: u64) -> bool {
     if !life::may_take_over(held, reply.protocol, now) {
         return false;
     }
-    let Some(forward) = lent::another(leaving(held, reply.protocol).reversed()) else {
+    let Some(forward) = lent::another(held.leaving(reply.protocol).reversed()) else {
         return false;
     };
     if let Some(flow) = look_up(forward)
-        && leads_to(flow, reply)
+        && flow.leads_to(reply)
     {
         if !life::may_take_over(flow, reply.protocol, now) {
             return false;
@@ -177,14 +155,26 @@ fn gives_up(reply: &FlowKey, held: &Flow, now: u64) -> bool {
     true
 }
 
+/// Whether what answers the flow, which is at `forward`, would not find it: the reply entry is gone, or another flow's. Of
+/// what connection tracking has, that has the answers.
+///
+/// An agent that is killed while it removes a flow, or carries one over, may leave one half of it.
+///
+/// Out of line for the stack's sake.
+#[inline(never)]
+pub(crate) fn is_one_way(forward: &FlowKey, flow: &Flow) -> bool {
+    let reply = flow.leaving(forward.protocol).reversed();
+    !life::is_tracked(flow) && !look_up(&reply).is_some_and(|back| back.leads_to(forward))
+}
+
 /// Removes the flow `held`, which is at `forward`, in both directions; of each entry only what still is of this flow.
 #[inline(never)]
 pub(crate) fn forget(forward: &FlowKey, held: &Flow) {
-    let reply = leaving(held, forward.protocol).reversed();
-    if look_up(&reply).is_some_and(|back| leads_to(back, forward)) {
+    let reply = held.leaving(forward.protocol).reversed();
+    if look_up(&reply).is_some_and(|back| back.leads_to(forward)) {
         remove(&reply);
     }
-    if look_up(forward).is_some_and(|flow| leads_to(flow, &reply)) {
+    if look_up(forward).is_some_and(|flow| flow.leads_to(&reply)) {
         remove(forward);
     }
 }
@@ -209,9 +199,9 @@ pub(crate) fn is_left(occupant: &FlowKey, place: u32, now: u64, scarce: bool) ->
     if !is_over(flow) {
         return false;
     }
-    let reply = leaving(flow, occupant.protocol).reversed();
+    let reply = flow.leaving(occupant.protocol).reversed();
     if let Some(back) = look_up(&reply)
-        && leads_to(back, occupant)
+        && back.leads_to(occupant)
     {
         if !is_over(back) {
             return false;

@@ -534,6 +534,16 @@ impl Node {
         }
     }
 
+    /// Removes flow entries, as an agent that is killed while it removes more.
+    ///
+    /// # Panics
+    /// When the map refuses.
+    pub fn remove_flows(&mut self, which: impl Fn(&Flow) -> bool) {
+        for (key, _) in self.flows().into_iter().filter(|(_, flow)| which(flow)) {
+            hash::<FlowKey, Flow>(&mut self.ebpf, maps::FLOWS).remove(&key).expect("remove a flow");
+        }
+    }
+
     /// How often each counter has counted, in order of number.
     #[must_use]
     pub fn counters(&self) -> Vec<u64> {

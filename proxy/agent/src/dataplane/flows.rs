@@ -12,7 +12,7 @@ use fairlead_abi::{Flow, FlowKey, flow_flags, maps, protocol};
 use fairlead_flow::life;
 
 use super::services::Batched;
-use super::{DataplaneError, Pins, removed, sys};
+use super::{DataplaneError, Pins, sys};
 
 /// How many entries are read in one call. The kernel locks one bucket at a time, however many it is asked for.
 const CHUNK: usize = 1024;
@@ -65,7 +65,7 @@ impl FlowTable {
         sys::read_chunks(self.flows.fd.as_fd(), CHUNK, |keys: &[FlowKey], flows: &[Flow]| {
             for (key, flow) in keys.iter().zip(flows) {
                 if life::is_over(flow, key.protocol, now) && is_over(map, key, flow, now) {
-                    census.removed += u64::from(remove(map, key, now));
+                    census.removed += remove(map, key, flow, now);
                     continue;
                 }
                 census.entries += 1;
@@ -137,12 +137,22 @@ fn is_over(map: &HashMap<MapData, FlowKey, Flow>, key: &FlowKey, flow: &Flow, no
     }
 }
 
-/// Removes an entry unless a packet has just woken it.
-fn remove(map: &mut HashMap<MapData, FlowKey, Flow>, key: &FlowKey, now: u64) -> bool {
-    match map.get(key, 0) {
-        Ok(flow) if life::is_over(&flow, key.protocol, now) => removed(map.remove(key)).is_ok(),
-        _ => false,
+/// Removes the connection of this entry, unless a packet has just woken it; returns how many entries. The forward one first:
+/// no packet may find that whose answers find nothing any more.
+fn remove(map: &mut HashMap<MapData, FlowKey, Flow>, key: &FlowKey, flow: &Flow, now: u64) -> u64 {
+    let partner = partner_key(key, flow);
+    let is_reply = flow.flags & flow_flags::REPLY != 0;
+    let [forward, reply] = if is_reply { [partner, *key] } else { [*key, partner] };
+    let mut count = 0;
+    for (at, other) in [(forward, reply), (reply, forward)] {
+        match map.get(&at, 0) {
+            Ok(held) if partner_key(&at, &held) != other => {}
+            Ok(held) if !life::is_over(&held, at.protocol, now) => break,
+            Ok(_) => count += u64::from(map.remove(&at).is_ok()),
+            Err(_) => {}
+        }
     }
+    count
 }
 
 /// The key of the entry for packets that answer those of this one.

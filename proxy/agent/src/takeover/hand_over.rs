@@ -75,7 +75,7 @@ impl HandOver {
                 self.done.refused += 1;
                 continue;
             }
-            let back = leaving(&key, &flow).reversed();
+            let back = flow.leaving(key.protocol).reversed();
             if let Some(reply) = self.flows.get(&back) {
                 self.flows.replace(&back, &stacks(reply))?;
             }
@@ -161,24 +161,13 @@ fn is_due(key: &FlowKey, flow: &Flow, now: u64) -> bool {
     is_spoken
         && is_forward
         && !has_ended
-        && leaving(key, flow) != *key
+        && flow.leaving(key.protocol) != *key
         && !life::is_over(flow, key.protocol, now)
 }
 
 fn stacks(flow: Flow) -> Flow {
     let flags = flow.flags | flow_flags::STACK | flow_flags::TRACKED | flow_flags::NODE;
     Flow { flags, ..flow }
-}
-
-/// The tuple that the flow's packets leave with.
-fn leaving(key: &FlowKey, flow: &Flow) -> FlowKey {
-    FlowKey {
-        source: flow.source,
-        destination: flow.destination,
-        source_port: flow.source_port,
-        destination_port: flow.destination_port,
-        ..*key
-    }
 }
 
 #[cfg(test)]

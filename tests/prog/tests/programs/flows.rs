@@ -9,7 +9,9 @@ use fairlead_prog_tests::packet::sctp::INIT;
 use fairlead_prog_tests::packet::tcp::{ACK, FIN_ACK, RST, SYN, SYN_ACK};
 use fairlead_prog_tests::{Case, FAMILIES, Family, Hook, Node, Packet, Pod, Then, Transport};
 
-use crate::{CLIENT_PORT, NODE_PORT, OPENERS, SERVICE_PORT, TARGET_PORT, age, at, code, number, serve};
+use crate::{
+    CLIENT_PORT, NODE_PORT, OPENERS, SERVICE_PORT, TARGET_PORT, age, at, code, every, later, number, serve,
+};
 
 const A: Hook = Hook::FromPod(Pod::A);
 const B: Hook = Hook::FromPod(Pod::B);
@@ -99,6 +101,24 @@ fn a_datagram_never_reaches_the_next_tenant_of_its_backends_id() {
         let request = Packet::udp(parties.client, parties.service);
         let translated = request.clone().to(parties.successor);
         Case::rebalances("next", A, request, Then::ToNode2(translated)).check(&node);
+    }
+}
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn a_flow_whose_answers_would_not_find_it_begins_anew() {
+    let mut node = Node::start();
+    for (family, opener) in every() {
+        let parties = Parties::new(family);
+        parties.begin(&mut node, opener);
+        age(&mut node, 10);
+        node.remove_flows(|flow| flow.flags & flow_flags::REPLY != 0);
+        let request = Packet::new(opener, parties.client, parties.service);
+        assert_eq!(code(&node, A, &request), REDIRECT);
+        assert_eq!(node.flows().len(), 2, "both ways again");
+        let reply = Packet::new(later(opener)[1], parties.backend, parties.client);
+        let translated = reply.clone().from(parties.service);
+        Case::new("answer", B, reply, Then::ToPod(Pod::A, translated)).check(&node);
     }
 }
 
