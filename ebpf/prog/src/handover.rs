@@ -8,12 +8,15 @@
 //! |---|---|---|
 //! | none | nothing | all |
 //! | connections | flows that our table knows; what begins a connection or asks for an echo | all else; datagrams are noted |
-//! | services | also datagrams that begin a flow to a frontend or to the outside, unless they were noted | all else; datagrams are noted |
+//! | services | also datagrams that begin a flow to a frontend, unless they were noted | all else; datagrams are noted |
 //! | all | all datagrams, unless they were noted | those, and what goes on in no flow that is known |
 //!
 //! A packet that begins a connection says so. A datagram does not: one that our table does not know may belong to a flow
 //! that the others have entered since their table was read. So it is first left to them, and what was left is noted, until
-//! all of their flows but those noted must have been carried over; only then may the next begin one here.
+//! all of their flows but those noted must have been carried over; only then may the next begin one here. What a
+//! backend answers to a datagram that was left is not noted, since only the others know its tuple. It looks like one that begins a
+//! flow of the backend's own to the outside, and what the outside answers like one to the node: therefore those begin here
+//! only when the last flow to a frontend has been carried over, and these never.
 //!
 //! What is ours is not shown to the others any more: they would take it for a packet that nobody has seen yet.
 //!
@@ -24,12 +27,12 @@ use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC, TC_ACT_OK, TC_ACT_UNSPEC}
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
 use aya_ebpf::programs::TcContext;
-use fairlead_abi::{FlowKey, FrontendKey, SocketPeer, config_flags};
+use fairlead_abi::{Flow, FlowKey, FrontendKey, SocketPeer, config_flags};
 use fairlead_flow::life;
 
 use crate::packet::{self, Fragment, Packet};
 use crate::room::{self, Room};
-use crate::{about, config, forward, fragment, outside, service, table};
+use crate::{about, clock, config, forward, fragment, outside, service, table};
 
 /// Whether this is the variant that hands over: overridden as the programs are loaded.
 #[unsafe(no_mangle)]
@@ -106,7 +109,10 @@ extern "C" fn fairlead_leaves(skb: *mut __sk_buff, hook: u32) -> u32 {
     } else if hook == Hook::FromWire as u32 {
         outside::name_reply(packet);
     }
-    if table::look_up(&packet.tuple).is_some() || packet.tcp.opens() {
+    let now = clock::now();
+    // One that is over the others may have removed, and its port be another's there.
+    let is_known = |flow: &Flow| !life::is_over(flow, packet.tuple.protocol, now);
+    if table::look_up(&packet.tuple).is_some_and(is_known) || packet.tcp.opens() {
         return 0;
     }
     if packet.is_icmp() {
@@ -121,14 +127,15 @@ extern "C" fn fairlead_leaves(skb: *mut __sk_buff, hook: u32) -> u32 {
 /// Out of line for the stack's sake.
 #[inline(never)]
 fn leaves_datagram(packet: &Packet, hook: u32, step: u32) -> bool {
+    let is_dialled = service::is_dialled(&packet.tuple);
+    if hook == Hook::FromWire as u32 && !is_dialled && config::is_node_address(packet.tuple.destination) {
+        return true;
+    }
     // SAFETY: it is only asked whether the key is there.
     let was_left = unsafe { LEFT.get(&packet.tuple) }.is_some();
     let is_ours = match step {
         config_flags::HANDOVER_ALL => true,
-        config_flags::HANDOVER_SERVICES => {
-            service::is_dialled(&packet.tuple)
-                || hook == Hook::FromPod as u32 && outside::is(&packet.tuple.destination)
-        }
+        config_flags::HANDOVER_SERVICES => is_dialled,
         _ => false,
     };
     if is_ours || was_left {

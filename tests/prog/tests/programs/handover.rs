@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use fairlead_abi::config_flags::{HANDOVER_ALL, HANDOVER_CONNECTIONS, HANDOVER_SERVICES};
+use fairlead_abi::egress;
 use fairlead_prog_tests::case::REDIRECT;
+use fairlead_prog_tests::node::SNAT_FIRST;
 use fairlead_prog_tests::packet::tcp::SYN;
 use fairlead_prog_tests::{FAMILIES, Family, Hook, Node, Packet, Pod, Transport};
 
@@ -92,6 +94,45 @@ fn a_datagram_that_was_left_once_is_left_until_its_flow_is_known() {
         assert_eq!(code(&node, B, &Packet::udp(plain[1], plain[0])), LEFT, "its answer was noted with it");
         let other = at(early.ip(), 41_004);
         assert_eq!(code(&node, A, &Packet::udp(other, plain[1])), REDIRECT, "one that nobody was left");
+    }
+}
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn what_may_answer_a_datagram_that_was_left_begins_nothing() {
+    let mut node = Node::start_handover();
+    for family in FAMILIES {
+        node.reset();
+        node.leave(family.client(), 0, egress::NODE);
+        let [_, service, backend] = scene(&mut node, family, Transport::Udp, CLIENT_PORT);
+        let outside = at(family.client(), 42_000);
+        node.set_step(HANDOVER_CONNECTIONS);
+        assert_eq!(code(&node, Hook::FromWire, &Packet::udp(outside, service)), LEFT);
+        node.set_step(HANDOVER_SERVICES);
+        assert_eq!(code(&node, B, &Packet::udp(backend, outside)), LEFT, "from a port of a backend's");
+        node.set_step(HANDOVER_ALL);
+        let masked = at(family.node(), SNAT_FIRST);
+        assert_eq!(
+            code(&node, Hook::FromWire, &Packet::udp(outside, masked)),
+            LEFT,
+            "to a port of the node's"
+        );
+        assert!(node.flows().is_empty());
+        let own = at(backend.ip(), 42_001);
+        assert_eq!(code(&node, B, &Packet::udp(own, outside)), REDIRECT, "what begins now begins here");
+    }
+}
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn a_flow_that_is_over_is_not_taken_for_known() {
+    let mut node = Node::start_handover();
+    node.set_step(HANDOVER_SERVICES);
+    for family in FAMILIES {
+        let [client, service, backend] = scene(&mut node, family, Transport::Udp, 43_000);
+        assert_eq!(code(&node, A, &Packet::udp(client, service)), REDIRECT);
+        node.edit_flows(|flow| flow.last_seen = 1);
+        assert_eq!(code(&node, B, &Packet::udp(backend, client)), LEFT);
     }
 }
 
