@@ -61,6 +61,15 @@ impl Mixed {
     /// # Errors
     /// When it does not.
     pub fn set(cluster: &mut Cluster) -> Result<Self> {
+        Self::with_crowd(cluster, 0)
+    }
+
+    /// The same with so many more clients of each NodePort that ask by datagrams, each over a new flow: nobody sends such a
+    /// request again if it is lost, and their ports come again while flows of before are known.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub fn with_crowd(cluster: &mut Cluster, crowd: usize) -> Result<Self> {
         cluster.serve_outside("outside", OUTSIDE_PORT)?;
         let scene = Scene::set(cluster, &objects())?;
         let stranger = cluster.pod("stranger")?.place;
@@ -68,7 +77,7 @@ impl Mixed {
         cluster.pod("guest")?;
         let mut mixed = Self { clients: Vec::new() };
         mixed.of_services(cluster, &scene)?;
-        mixed.of_node_ports(cluster, &scene)?;
+        mixed.of_node_ports(cluster, &scene, crowd)?;
         mixed.of_policies(&scene, &stranger, &guarded);
         let outside = [outside_address(cluster, IPV4)?, outside_address(cluster, IPV6)?];
         mixed.anew_and_lasting(("a pod", &scene.client.place), outside, |_| OUTSIDE_PORT, "outside");
@@ -111,7 +120,7 @@ impl Mixed {
         Ok(())
     }
 
-    fn of_node_ports(&mut self, cluster: &Cluster, scene: &Scene) -> Result<()> {
+    fn of_node_ports(&mut self, cluster: &Cluster, scene: &Scene, crowd: usize) -> Result<()> {
         let outside = ("outside", &scene.outside);
         let addresses = [node_addresses(cluster, "node1")?, node_addresses(cluster, "node2")?];
         let [[a, _], [_, b]] = addresses;
@@ -125,6 +134,9 @@ impl Mixed {
                 Protocol::Sctp => sctp,
             };
             self.anew_and_lasting(outside, [a, b], port, what);
+            for _ in 0..crowd {
+                self.add(outside, Load::new(Protocol::Udp, (b, udp).into()), Wanted::Answers, what);
+            }
         }
         let load = |protocol| Load::new(protocol, (addresses[0][0], HOST_PORT).into());
         self.add(outside, load(Protocol::Tcp), Wanted::OnePod, "a hostPort");
@@ -200,9 +212,11 @@ impl Under {
                 Ok(()) if wanted == Wanted::Silence => sum.denied += report.outcomes.len(),
                 Ok(()) => sum.answered += report.outcomes.len(),
                 Err(error) => {
-                    let after = |failure: &&Failure| failure.at.duration_since(begun).unwrap_or_default();
-                    let times: Vec<_> = report.failures().iter().map(after).collect();
-                    wrong.push(format!("{who}: {error}; after {times:.1?}"));
+                    let after = |failure: &Failure| failure.at.duration_since(begun).unwrap_or_default();
+                    let failures = report.failures();
+                    let all: Vec<_> =
+                        failures.iter().map(|failure| format!("{:.1?}: {failure}", after(failure))).collect();
+                    wrong.push(format!("{who}: {error}; after {}", all.join("; ")));
                 }
             }
         }

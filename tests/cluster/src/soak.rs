@@ -99,15 +99,16 @@ const EVENTS: [Event; 12] = [
     Event::PodGoes,
 ];
 
-/// Does it for so long, in a cluster of nodes that run the usual agent, and returns what happened.
+/// Does it for so long, in a cluster of nodes that run the usual agent, with [so many more clients](Mixed::with_crowd), and
+/// returns what happened.
 ///
 /// # Errors
 /// When a request was lost, one that is denied was let through, an agent does not come back, or something is left behind.
-pub fn run(cluster: &mut Cluster, seed: u64, lasting: Duration) -> Result<Account> {
+pub fn run(cluster: &mut Cluster, seed: u64, lasting: Duration, crowd: usize) -> Result<Account> {
     let usual = binary("fairlead-proxy")?;
     let next = binary("fairlead-proxy-next")?;
     let another = cluster.another_build()?;
-    let mixed = Mixed::set(cluster)?;
+    let mixed = Mixed::with_crowd(cluster, crowd)?;
     until_kept_out(cluster)?;
     let names: Vec<String> = cluster.nodes().iter().map(|node| node.name().to_owned()).collect();
     let mut soak = Soak {

@@ -73,7 +73,9 @@ impl Iterator for Client<'_> {
             Ok((answer, local)) => Ok(Reply { answer, local, at, latency: begin.elapsed() }),
             Err(error) => {
                 let kind = FailureKind::of(&error);
-                Err(Failure { kind, at, after: begin.elapsed(), text: error.to_string() })
+                let from = self.flow.as_ref().and_then(|flow| flow.local().ok());
+                let from = from.map(|from| format!(", from {from}")).unwrap_or_default();
+                Err(Failure { kind, at, after: begin.elapsed(), text: format!("{error}{from}") })
             }
         };
         self.number += 1;
