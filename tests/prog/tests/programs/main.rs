@@ -7,6 +7,7 @@ mod beside;
 mod drops;
 mod errors;
 mod flows;
+mod frames;
 mod fuzz;
 mod handover;
 mod host;
