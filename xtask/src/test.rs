@@ -1,50 +1,130 @@
 //! The whole test run, and its count.
+//!
+//! Tests run one at a time, since one of a cluster has the machine's two cores for its nodes; but it mostly waits. So the
+//! suites that make no clusters run beside, at a low priority: in the time that the others leave.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::thread;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use crate::build;
-use crate::command::{cargo, say};
+use crate::command::{cargo, output, say};
+
+/// The packages whose tests want the machine for themselves.
+const FIRST: [&str; 2] = ["tests/cluster", "tests/bench"];
+/// The priority of all others, as of nice(1).
+const BESIDE: &str = "10";
+/// One thread. What tests print is for people: seeds, how much was compared, how many flows a Maglev table moves.
+const ARGUMENTS: [&str; 3] = ["--include-ignored", "--test-threads=1", "--show-output"];
 
 /// What the runner has counted so far.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Count {
     passed: u64,
     failed: u64,
+    /// The suites that failed.
+    suites: Vec<String>,
+}
+
+/// The tests of one executable.
+#[derive(Debug, PartialEq, Eq)]
+struct Suite {
+    name: String,
+    executable: PathBuf,
+    /// The package's directory, where cargo would run it.
+    directory: PathBuf,
+}
+
+impl Suite {
+    /// What a line of cargo's says, if it is of an executable.
+    fn parse(line: &str) -> Option<Self> {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let executable = message["executable"].as_str().filter(|_| message["profile"]["test"] == true)?;
+        let source = message["target"]["src_path"].as_str()?;
+        let directory = Path::new(message["manifest_path"].as_str()?).parent()?;
+        let source = Path::new(source).strip_prefix(directory).unwrap_or(Path::new(source));
+        let package = directory.strip_prefix(crate::command::root()).unwrap_or(directory);
+        let name = format!("{}: {}", package.display(), source.display());
+        Some(Self { name, executable: executable.into(), directory: directory.to_owned() })
+    }
+
+    fn is_first(&self) -> bool {
+        FIRST.iter().any(|package| self.directory.ends_with(package))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = if self.is_first() {
+            Command::new(&self.executable)
+        } else {
+            let mut command = Command::new("nice");
+            command.args(["-n", BESIDE]).arg(&self.executable);
+            command
+        };
+        command.args(ARGUMENTS).current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory);
+        command
+    }
 }
 
 /// Runs the unit, golden-script, program and cluster tests, those that need root included.
 pub(crate) fn run() -> Result<()> {
     build::all(false)?;
-    let mut count = Count::default();
-    say("running unit tests, golden scripts, program tests and cluster tests");
-    // One thread: a cluster test has the machine's two cores for its nodes. What tests print is for people: seeds, how
-    // much was compared, how many flows a Maglev table moves.
-    let arguments =
-        ["test", "--no-fail-fast", "--", "--include-ignored", "--test-threads=1", "--show-output"];
-    let succeeded = stream(&mut cargo(arguments), &mut count)?;
-    println!("{} passed, {} failed", count.passed, count.failed);
-    if !succeeded || count.failed > 0 {
-        bail!("tests failed");
+    say("building the tests");
+    let built = output(&mut cargo(["test", "--no-run", "--message-format=json-render-diagnostics"]))?;
+    let (first, beside): (Vec<Suite>, Vec<Suite>) =
+        built.lines().filter_map(Suite::parse).partition(Suite::is_first);
+    say(
+        "running cluster tests, and beside them unit tests, golden scripts, program tests and those of the CNI",
+    );
+    let counts = thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            let mut count = run_all(&beside)?;
+            count.add("documentation", &cargo(["test", "--doc", "--no-fail-fast"]).output()?);
+            Ok(count)
+        });
+        [run_all(&first), others.join().unwrap_or_else(|_| bail!("the runner panicked"))]
+    });
+    let mut all = Count::default();
+    for count in counts {
+        let Count { passed, failed, suites } = count?;
+        all.passed += passed;
+        all.failed += failed;
+        all.suites.extend(suites);
+    }
+    println!("{} passed, {} failed", all.passed, all.failed);
+    if !all.suites.is_empty() {
+        bail!("tests failed: {}", all.suites.join(", "));
     }
     Ok(())
 }
 
-/// Runs the command, shows its output as it comes and adds up the results that it reports.
-fn stream(command: &mut Command, count: &mut Count) -> Result<bool> {
-    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("run {command:?}"))?;
-    let stdout = child.stdout.take().context("the output is piped")?;
-    for line in BufReader::new(stdout).lines() {
-        let line = line.context("read the tests' output")?;
-        println!("{line}");
-        if let Some(result) = line.strip_prefix("test result: ") {
-            count.passed += number_before(result, " passed");
-            count.failed += number_before(result, " failed");
+fn run_all(suites: &[Suite]) -> Result<Count> {
+    let mut count = Count::default();
+    for suite in suites {
+        println!("     Running {}", suite.name);
+        let output =
+            suite.command().output().with_context(|| format!("run {}", suite.executable.display()))?;
+        count.add(&suite.name, &output);
+    }
+    Ok(count)
+}
+
+impl Count {
+    /// Shows what the suite said, in one piece, and adds up the results that it reports.
+    fn add(&mut self, suite: &str, output: &Output) {
+        let text = [&output.stdout[..], &output.stderr[..]].map(String::from_utf8_lossy).concat();
+        println!("     {suite}:\n{text}");
+        let before = self.failed;
+        for result in text.lines().filter_map(|line| line.strip_prefix("test result: ")) {
+            self.passed += number_before(result, " passed");
+            self.failed += number_before(result, " failed");
+        }
+        if !output.status.success() || self.failed > before {
+            self.suites.push(suite.to_owned());
         }
     }
-    Ok(child.wait().context("wait for the tests")?.success())
 }
 
 /// The number that stands before `word`.
@@ -55,11 +135,42 @@ fn number_before(line: &str, word: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
     use super::*;
 
     #[test]
-    fn a_result_line_is_read() {
-        let line = "ok. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s";
-        assert_eq!((number_before(line, " passed"), number_before(line, " failed")), (12, 3));
+    fn results_are_added_up_and_suites_that_fail_are_named() {
+        let mut count = Count::default();
+        let output = |code: i32, line: &str| Output {
+            status: ExitStatus::from_raw(code << 8),
+            stdout: format!("running tests\n{line}\n").into_bytes(),
+            stderr: Vec::new(),
+        };
+        let line =
+            "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s";
+        count.add("one", &output(0, line));
+        count.add("two", &output(101, "test result: FAILED. 2 passed; 3 failed; 0 ignored"));
+        count.add("three", &output(101, "it never came to its tests"));
+        let suites = ["two", "three"].map(str::to_owned).to_vec();
+        assert_eq!(count, Count { passed: 14, failed: 3, suites });
+    }
+
+    #[test]
+    fn an_executable_of_tests_is_found_among_what_cargo_says() {
+        let line = |test: bool| {
+            serde_json::json!({
+                "reason": "compiler-artifact", "manifest_path": "/w/tests/cluster/Cargo.toml",
+                "target": { "kind": ["test"], "src_path": "/w/tests/cluster/tests/agent.rs" },
+                "profile": { "test": test }, "executable": "/w/target/debug/deps/agent-1",
+            })
+            .to_string()
+        };
+        let suite = Suite::parse(&line(true)).expect("an executable of tests");
+        assert_eq!(suite.name, "/w/tests/cluster: tests/agent.rs");
+        assert!(suite.is_first());
+        assert_eq!(Suite::parse(&line(false)), None, "another executable");
+        assert_eq!(Suite::parse("Compiling"), None);
     }
 }

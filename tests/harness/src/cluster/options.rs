@@ -128,6 +128,12 @@ impl Options {
     }
 }
 
+/// The process that made a cluster with a directory of this name, which [`unique_place`] gave it.
+pub(super) fn owner_of(name: &str) -> Option<u32> {
+    let (process, _) = name.strip_prefix("fl")?.split_once('-')?;
+    u32::from_str_radix(process, 16).ok()
+}
+
 /// A directory and a prefix that no other live cluster has.
 pub(super) fn unique_place() -> (PathBuf, String) {
     static COUNT: AtomicU32 = AtomicU32::new(0);

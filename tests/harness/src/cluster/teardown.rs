@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use nix::mount::{MntFlags, umount2};
 
-use super::TEST_DIR;
+use super::{TEST_DIR, options};
 use crate::layout::Layout;
 use crate::process::tail;
 use crate::{cgroup, netns};
@@ -34,7 +34,9 @@ pub fn down(dir: &Path) -> Result<bool> {
 pub fn sweep() -> Result<usize> {
     let mut swept = 0;
     for entry in fs::read_dir(TEST_DIR).into_iter().flatten().flatten() {
-        let owner = Layout::read(&entry.path())?.and_then(|layout| layout.owner);
+        let named = entry.file_name().to_str().and_then(options::owner_of);
+        // One that is being made has no layout yet.
+        let owner = Layout::read(&entry.path())?.and_then(|layout| layout.owner).or(named);
         let alive = owner.is_some_and(|pid| Path::new("/proc").join(pid.to_string()).exists());
         if !alive && down(&entry.path())? {
             swept += 1;
