@@ -14,7 +14,7 @@ use crate::kube_proxy_nft::{self, ServicePort};
 use crate::{POD_PORT, SERVICE_PORT};
 
 /// All pods, IPv4 and IPv6, as `--cluster-cidr` names them.
-const CLUSTER_CIDRS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
+pub const CLUSTER_CIDRS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
 /// The protocols that rules are written for.
 pub const PROTOCOLS: [Protocol; 2] = Protocol::SOCKETS;
 

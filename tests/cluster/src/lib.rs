@@ -26,6 +26,7 @@ pub mod objects;
 pub mod paths;
 pub mod policy;
 pub mod promtool;
+pub mod real_kube_proxy;
 pub mod scene;
 pub mod soak;
 pub mod takeover;

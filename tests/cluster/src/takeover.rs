@@ -29,6 +29,17 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// # Panics
 /// As [`crate::with_cluster`].
 pub fn with_kube_proxy(mode: Mode, test: impl FnOnce(&mut Cluster, &Scene) -> Result<()>) {
+    with_rules_to_come(mode, |cluster, scene| {
+        write_rules(mode, cluster, scene)?;
+        test(cluster, scene)
+    });
+}
+
+/// The same before there are rules.
+///
+/// # Panics
+/// As [`crate::with_cluster`].
+pub fn with_rules_to_come(mode: Mode, test: impl FnOnce(&mut Cluster, &Scene) -> Result<()>) {
     if let Some(why) = mode.missing() {
         println!("left out: {why}");
         return;
@@ -44,7 +55,6 @@ pub fn with_kube_proxy(mode: Mode, test: impl FnOnce(&mut Cluster, &Scene) -> Re
             run(cluster, node, &["cleanup"])?;
         }
         let scene = Scene::set(cluster, &service("echo", "echo", "NodePort"))?;
-        write_rules(mode, cluster, &scene)?;
         for place in [&scene.node1, &scene.node2] {
             for (setting, seconds) in FORGETS {
                 place.set_setting(setting, seconds)?;

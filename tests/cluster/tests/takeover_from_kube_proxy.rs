@@ -8,12 +8,13 @@ use fairlead_cluster_tests::ask::{answered_by, of, within};
 use fairlead_cluster_tests::crowd::{Crowd, everywhere};
 use fairlead_cluster_tests::kube_proxy::Mode;
 use fairlead_cluster_tests::objects::at;
+use fairlead_cluster_tests::real_kube_proxy;
 use fairlead_cluster_tests::scene::Scene;
 use fairlead_cluster_tests::takeover::{
     NODES, PROTOCOLS, begin_hand_over, drain, end_hand_over, rules, start_agents, takeover, traces, tracked,
-    went_on, with_kube_proxy, write_rules,
+    went_on, with_rules_to_come, write_rules,
 };
-use fairlead_harness::Cluster;
+use fairlead_harness::{Cluster, Process};
 use nix::sys::signal::Signal;
 
 const BOTH: &[&str] = &["near", "far"];
@@ -25,16 +26,52 @@ const DRAINED: Duration = Duration::from_secs(30);
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
 fn connections_of_iptables_rules_go_on_to_fairlead_and_back() {
-    with_kube_proxy(Mode::Iptables, |cluster, scene| there_and_back(Mode::Iptables, cluster, scene));
+    of_written_rules(Mode::Iptables);
 }
 
 #[test]
 #[ignore = "needs root and the eBPF programs: run make test"]
 fn connections_of_nftables_rules_go_on_to_fairlead_and_back() {
-    with_kube_proxy(Mode::Nftables, |cluster, scene| there_and_back(Mode::Nftables, cluster, scene));
+    of_written_rules(Mode::Nftables);
 }
 
-fn there_and_back(mode: Mode, cluster: &mut Cluster, scene: &Scene) -> Result<()> {
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn connections_of_the_real_kube_proxy_in_iptables_mode_go_on_to_fairlead_and_back() {
+    of_the_real_one(Mode::Iptables);
+}
+
+#[test]
+#[ignore = "needs root and the eBPF programs: run make test"]
+fn connections_of_the_real_kube_proxy_in_nftables_mode_go_on_to_fairlead_and_back() {
+    of_the_real_one(Mode::Nftables);
+}
+
+/// Whoever writes kube-proxy's rules, and the processes that go on with it.
+type Writer<'a> = &'a dyn Fn(&Cluster, &Scene) -> Result<Vec<Process>>;
+
+fn of_written_rules(mode: Mode) {
+    with_rules_to_come(mode, |cluster, scene| {
+        there_and_back(
+            &|cluster, scene| write_rules(mode, cluster, scene).map(|()| Vec::new()),
+            cluster,
+            scene,
+        )
+    });
+}
+
+fn of_the_real_one(mode: Mode) {
+    if real_kube_proxy::executable().is_none() {
+        println!("left out: there is no kube-proxy on the PATH");
+        return;
+    }
+    with_rules_to_come(mode, |cluster, scene| {
+        there_and_back(&|cluster, scene| real_kube_proxy::start(mode, cluster, scene), cluster, scene)
+    });
+}
+
+fn there_and_back(write: Writer<'_>, cluster: &mut Cluster, scene: &Scene) -> Result<()> {
+    real_kube_proxy::end(write(cluster, scene)?)?;
     let crowd = Crowd::gather(everywhere(cluster, scene, "echo")?)?;
     thread::sleep(WHILE);
     start_agents(cluster)?;
@@ -74,7 +111,7 @@ fn there_and_back(mode: Mode, cluster: &mut Cluster, scene: &Scene) -> Result<()
         after.iter().all(|line| before.iter().any(|old| is_same(old, line))),
         "{after:?} since {before:?}"
     );
-    back(mode, cluster, scene)
+    back(write, cluster, scene)
 }
 
 /// Whether two lines are about one connection, whatever time it has left.
@@ -85,13 +122,13 @@ fn is_same(one: &str, other: &str) -> bool {
     tuple(one) == tuple(other)
 }
 
-fn back(mode: Mode, cluster: &mut Cluster, scene: &Scene) -> Result<()> {
+fn back(write: Writer<'_>, cluster: &mut Cluster, scene: &Scene) -> Result<()> {
     let crowd = Crowd::gather(everywhere(cluster, scene, "echo")?)?;
     thread::sleep(WHILE);
     NODES.iter().try_for_each(|node| cluster.node_mut(node)?.stop_proxy(Signal::SIGTERM))?;
     let processes = NODES.map(|node| begin_hand_over(cluster, node));
     thread::sleep(WHILE);
-    write_rules(mode, cluster, scene)?;
+    let kube_proxies = write(cluster, scene)?;
     for process in processes {
         end_hand_over(process?)?;
     }
@@ -103,5 +140,6 @@ fn back(mode: Mode, cluster: &mut Cluster, scene: &Scene) -> Result<()> {
     let rules = rules(&scene.node1)?;
     ensure!(!rules.contains("fairlead"), "{rules}");
     went_on(&crowd.disperse()?)?;
-    answered_by(("a pod", &scene.client.place), &of(&PROTOCOLS, &at(&cluster.cluster_ips("echo")?)), BOTH)
+    answered_by(("a pod", &scene.client.place), &of(&PROTOCOLS, &at(&cluster.cluster_ips("echo")?)), BOTH)?;
+    real_kube_proxy::end(kube_proxies)
 }
