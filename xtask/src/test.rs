@@ -4,7 +4,7 @@
 //! suites that make no clusters run beside, at a low priority: in the time that the others leave.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
@@ -72,16 +72,17 @@ impl Suite {
 pub(crate) fn run() -> Result<()> {
     build::all(false)?;
     say("building the tests");
-    let built = output(&mut cargo(["test", "--no-run", "--message-format=json-render-diagnostics"]))?;
-    let (first, beside): (Vec<Suite>, Vec<Suite>) =
-        built.lines().filter_map(Suite::parse).partition(Suite::is_first);
-    say(
-        "running cluster tests, and beside them unit tests, golden scripts, program tests and those of the CNI",
-    );
+    let mut command = cargo(["test", "--no-run", "--message-format=json-render-diagnostics"]);
+    let built = output(command.stderr(Stdio::inherit()))?;
+    let mut suites: Vec<Suite> = built.lines().filter_map(Suite::parse).collect();
+    suites.sort_by(|a, b| a.name.cmp(&b.name));
+    let (first, beside): (Vec<Suite>, Vec<Suite>) = suites.into_iter().partition(Suite::is_first);
+    say("running cluster tests, and beside them unit, golden-script, program and CNI tests");
     let counts = thread::scope(|scope| {
         let others = scope.spawn(|| {
             let mut count = run_all(&beside)?;
-            count.add("documentation", &cargo(["test", "--doc", "--no-fail-fast"]).output()?);
+            let output = cargo(["test", "--doc", "--no-fail-fast"]).output()?;
+            count.add("documentation", &show("documentation", &output), output.status.success());
             Ok(count)
         });
         [run_all(&first), others.join().unwrap_or_else(|_| bail!("the runner panicked"))]
@@ -106,22 +107,27 @@ fn run_all(suites: &[Suite]) -> Result<Count> {
         println!("     Running {}", suite.name);
         let output =
             suite.command().output().with_context(|| format!("run {}", suite.executable.display()))?;
-        count.add(&suite.name, &output);
+        count.add(&suite.name, &show(&suite.name, &output), output.status.success());
     }
     Ok(count)
 }
 
+/// Shows what the suite said, in one piece, and returns it.
+fn show(suite: &str, output: &Output) -> String {
+    let text = [&output.stdout[..], &output.stderr[..]].map(String::from_utf8_lossy).concat();
+    println!("     {suite}:\n{text}");
+    text
+}
+
 impl Count {
-    /// Shows what the suite said, in one piece, and adds up the results that it reports.
-    fn add(&mut self, suite: &str, output: &Output) {
-        let text = [&output.stdout[..], &output.stderr[..]].map(String::from_utf8_lossy).concat();
-        println!("     {suite}:\n{text}");
+    /// Adds up the results that the suite reports.
+    fn add(&mut self, suite: &str, text: &str, succeeded: bool) {
         let before = self.failed;
         for result in text.lines().filter_map(|line| line.strip_prefix("test result: ")) {
             self.passed += number_before(result, " passed");
             self.failed += number_before(result, " failed");
         }
-        if !output.status.success() || self.failed > before {
+        if !succeeded || self.failed > before {
             self.suites.push(suite.to_owned());
         }
     }
@@ -135,24 +141,15 @@ fn number_before(line: &str, word: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::ExitStatus;
-
     use super::*;
 
     #[test]
     fn results_are_added_up_and_suites_that_fail_are_named() {
         let mut count = Count::default();
-        let output = |code: i32, line: &str| Output {
-            status: ExitStatus::from_raw(code << 8),
-            stdout: format!("running tests\n{line}\n").into_bytes(),
-            stderr: Vec::new(),
-        };
-        let line =
-            "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s";
-        count.add("one", &output(0, line));
-        count.add("two", &output(101, "test result: FAILED. 2 passed; 3 failed; 0 ignored"));
-        count.add("three", &output(101, "it never came to its tests"));
+        let line = "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
+        count.add("one", &format!("running 12 tests\n{line}\n"), true);
+        count.add("two", "test result: FAILED. 2 passed; 3 failed; 0 ignored", false);
+        count.add("three", "it never came to its tests", false);
         let suites = ["two", "three"].map(str::to_owned).to_vec();
         assert_eq!(count, Count { passed: 14, failed: 3, suites });
     }
