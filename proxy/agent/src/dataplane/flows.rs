@@ -128,11 +128,8 @@ pub fn lower_priority() {
 
 /// Whether the connection of an entry that is over is so too: its other entry is over, or belongs to another.
 fn is_over(map: &HashMap<MapData, FlowKey, Flow>, key: &FlowKey, flow: &Flow, now: u64) -> bool {
-    match map.get(&partner_key(key, flow), 0) {
-        Ok(partner) => {
-            partner_key(&partner_key(key, flow), &partner) != *key
-                || life::is_over(&partner, key.protocol, now)
-        }
+    match map.get(&flow.leaving(key.protocol).reversed(), 0) {
+        Ok(partner) => !partner.leads_to(key) || life::is_over(&partner, key.protocol, now),
         Err(_) => true,
     }
 }
@@ -140,31 +137,19 @@ fn is_over(map: &HashMap<MapData, FlowKey, Flow>, key: &FlowKey, flow: &Flow, no
 /// Removes the connection of this entry, unless a packet has just woken it; returns how many entries. The forward one first:
 /// no packet may find that whose answers find nothing any more.
 fn remove(map: &mut HashMap<MapData, FlowKey, Flow>, key: &FlowKey, flow: &Flow, now: u64) -> u64 {
-    let partner = partner_key(key, flow);
+    let partner = flow.leaving(key.protocol).reversed();
     let is_reply = flow.flags & flow_flags::REPLY != 0;
     let [forward, reply] = if is_reply { [partner, *key] } else { [*key, partner] };
     let mut count = 0;
     for (at, other) in [(forward, reply), (reply, forward)] {
         match map.get(&at, 0) {
-            Ok(held) if partner_key(&at, &held) != other => {}
+            Ok(held) if !held.leads_to(&other) => {}
             Ok(held) if !life::is_over(&held, at.protocol, now) => break,
             Ok(_) => count += u64::from(map.remove(&at).is_ok()),
             Err(_) => {}
         }
     }
     count
-}
-
-/// The key of the entry for packets that answer those of this one.
-fn partner_key(key: &FlowKey, flow: &Flow) -> FlowKey {
-    FlowKey {
-        source: flow.destination,
-        destination: flow.source,
-        source_port: flow.destination_port,
-        destination_port: flow.source_port,
-        protocol: key.protocol,
-        reserved: [0; 3],
-    }
 }
 
 /// The state of a connection that has ended.
@@ -219,7 +204,7 @@ mod tests {
             destination_port: Port::new(8080),
             ..Flow::default()
         };
-        let reply = partner_key(&forward, &there);
+        let reply = there.leaving(protocol::TCP).reversed();
         assert_eq!((reply.source, reply.source_port), (backend, Port::new(8080)));
         let back = Flow {
             source: frontend,
@@ -228,7 +213,8 @@ mod tests {
             destination_port: Port::new(40000),
             ..Flow::default()
         };
-        assert_eq!(partner_key(&reply, &back), forward);
+        assert_eq!(back.leaving(protocol::TCP).reversed(), forward);
+        assert!(there.leads_to(&reply) && back.leads_to(&forward) && !back.leads_to(&reply));
     }
 
     #[test]
