@@ -36,7 +36,7 @@ pub mod config_flags {
     pub const HANDOVER: u32 = 3 << 30;
     /// Theirs are flows that their table knows, and connections that begin. Datagrams of others are left, and noted.
     pub const HANDOVER_CONNECTIONS: u32 = 1 << 30;
-    /// And datagrams that begin a flow to a frontend or to the outside, but those that were noted.
+    /// And datagrams that begin a flow to a frontend, but those that were noted.
     pub const HANDOVER_SERVICES: u32 = 2 << 30;
     /// And all other datagrams, but those that were noted.
     pub const HANDOVER_ALL: u32 = 3 << 30;

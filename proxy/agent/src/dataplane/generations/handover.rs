@@ -9,7 +9,7 @@
 //! 1. Everything is carried over into maps that are new.
 //! 2. The variant is attached before their programs, and does nothing yet.
 //! 3. Flows are carried over again, and from the next packet on what begins a connection begins it in our table.
-//! 4. The same twice more, for datagrams that begin a flow of a Service or to the outside, and for all others: after each
+//! 4. The same twice more, for datagrams that begin a flow of a Service, and for all others: after each
 //!    step their programs begin fewer flows, and all that they have begun are carried over before the next.
 //! 5. Socket hooks: ours that name peers are attached beside theirs; ours that choose backends take the place of theirs;
 //!    sockets are carried over; ours that name peers take the place of theirs.
