@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::build;
-use crate::command::{cargo, output, say};
+use crate::command::{cargo, output, root, say};
 
 /// The packages whose tests want the machine for themselves.
 const FIRST: [&str; 2] = ["tests/cluster", "tests/bench"];
@@ -46,7 +46,7 @@ impl Suite {
         let source = message["target"]["src_path"].as_str()?;
         let directory = Path::new(message["manifest_path"].as_str()?).parent()?;
         let source = Path::new(source).strip_prefix(directory).unwrap_or(Path::new(source));
-        let package = directory.strip_prefix(crate::command::root()).unwrap_or(directory);
+        let package = directory.strip_prefix(root()).unwrap_or(directory);
         let name = format!("{}: {}", package.display(), source.display());
         Some(Self { name, executable: executable.into(), directory: directory.to_owned() })
     }
@@ -77,6 +77,9 @@ pub(crate) fn run() -> Result<()> {
     let mut suites: Vec<Suite> = built.lines().filter_map(Suite::parse).collect();
     suites.sort_by(|a, b| a.name.cmp(&b.name));
     let (first, beside): (Vec<Suite>, Vec<Suite>) = suites.into_iter().partition(Suite::is_first);
+    if first.is_empty() || beside.is_empty() {
+        bail!("cargo told of {} suites with clusters and {} others", first.len(), beside.len());
+    }
     say("running cluster tests, and beside them unit, golden-script, program and CNI tests");
     let counts = thread::scope(|scope| {
         let others = scope.spawn(|| {
